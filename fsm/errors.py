@@ -1,0 +1,181 @@
+"""Every error that the library raises, each with what went wrong and what to do next.
+
+All of them are `FsmError`, so one `except` catches the library and nothing else. A refusal is data first
+(`Refusal`) and an exception second (`Refused`): the caller decides whether it is exceptional.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NamedTuple
+
+
+class FsmError(Exception):
+    """The base of every error of this library."""
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong with a machine's declaration.
+
+    Attributes:
+        code: A stable, short name of the rule that was broken, such as ``unreachable_state``.
+        row: The row or state at fault, as it is written in the table.
+        message: What is wrong.
+        fix: What to do about it.
+    """
+
+    code: str
+    row: str
+    message: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.row}: {self.message}. {self.fix}."
+
+
+class InvalidMachine(FsmError):
+    """A machine's declaration does not hold together; `findings` lists everything that is wrong with it."""
+
+    def __init__(self, machine: str, findings: Sequence[Finding]) -> None:
+        self.machine = machine
+        self.findings = tuple(findings)
+        lines = "\n".join(f"  - {finding}" for finding in self.findings)
+        super().__init__(f"machine {machine!r} has {len(self.findings)} finding(s):\n{lines}")
+
+
+class Refusal(NamedTuple):
+    """The reason why an event was not carried out; nothing was changed.
+
+    Attributes:
+        execution_id: The execution that the event was meant for.
+        state: The state that it was in.
+        event: The event that was refused.
+        reason: One of ``not_allowed``, ``unknown_event``, ``guard``, ``terminal``, ``fenced``, ``duplicate``,
+            ``limit``.
+        allowed: The events that the execution would accept now.
+        version: The version of the execution that the answer is about.
+        detail: One sentence for the person who reads it.
+    """
+
+    execution_id: str
+    state: str
+    event: str
+    reason: str
+    allowed: tuple[str, ...]
+    version: int
+    detail: str
+
+
+class Refused(FsmError):
+    """An event that the table, a guard, a fence or a key refused. The `refusal` holds it as data."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        allowed = ", ".join(refusal.allowed) or "nothing"
+        super().__init__(
+            f"{refusal.event!r} refused for {refusal.execution_id} in state {refusal.state!r} "
+            f"(version {refusal.version}): {refusal.reason}: {refusal.detail}. Allowed now: {allowed}."
+        )
+
+    @property
+    def reason(self) -> str:
+        """The machine-readable reason, as in `Refusal`."""
+        return self.refusal.reason
+
+    @property
+    def execution_id(self) -> str:
+        """The execution that the event was meant for."""
+        return self.refusal.execution_id
+
+    @property
+    def state(self) -> str:
+        """The state that the execution was in, and still is."""
+        return self.refusal.state
+
+    @property
+    def event(self) -> str:
+        """The event that was refused."""
+        return self.refusal.event
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The events that the execution would accept now."""
+        return self.refusal.allowed
+
+    @property
+    def version(self) -> int:
+        """The version of the execution that the answer is about."""
+        return self.refusal.version
+
+    def __reduce__(self) -> tuple[type[Refused], tuple[Refusal]]:
+        return type(self), (self.refusal,)
+
+
+class UnknownExecution(FsmError):
+    """No execution of that id exists for the one who asks. Another user's execution is as unknown as none."""
+
+    def __init__(self, execution_id: object, why: str = "") -> None:
+        self.execution_id = execution_id
+        hint = f" ({why})" if why else ""
+        super().__init__(
+            f"unknown execution {execution_id!r}{hint}: take the id from tracker.create() or tracker.find()"
+        )
+
+
+class UnknownMachine(FsmError):
+    """The store names a machine that neither this process nor the store's own table knows."""
+
+    def __init__(self, name: str, known: Sequence[str] = ()) -> None:
+        self.name = name
+        near = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"unknown machine {name!r}{hint} Known: {', '.join(known) or 'none'}")
+
+
+class BadPayload(FsmError, ValueError):
+    """An argument or an event's payload has a wrong name, type or value. Nothing was changed."""
+
+
+class MalformedId(FsmError, ValueError):
+    """A text that is no id of the kind that was asked for; `reason` says why."""
+
+    def __init__(self, text: object, reason: str) -> None:
+        self.text = text
+        self.reason = reason
+        super().__init__(f"malformed id {text!r}: {reason}")
+
+    def __reduce__(self) -> tuple[type[MalformedId], tuple[object, str]]:
+        return type(self), (self.text, self.reason)
+
+
+class ConfigurationError(FsmError):
+    """The registry was configured twice, too late, with bad options, or built by hand."""
+
+
+class StoreUnavailable(FsmError):
+    """The store did not answer, is full, locked or closed.
+
+    `committed` says what is known of the write: ``False`` when nothing was written, ``None`` when nobody can tell
+    (repeat the call with the same ``key=``; the first receipt comes back if it was written after all).
+    """
+
+    def __init__(self, message: str, *, committed: bool | None = False) -> None:
+        self.committed = committed
+        super().__init__(message)
+
+
+class NotAStore(FsmError):
+    """The file or URL is no store of this library: another program's database, a text file, a damaged file."""
+
+
+class StoreTooNew(FsmError):
+    """The store was written by a newer version of the library, which may know states that this one does not."""
+
+    def __init__(self, where: str, found: int, known: int) -> None:
+        self.found = found
+        self.known = known
+        super().__init__(
+            f"{where} has schema version {found}, this library knows {known} at most: "
+            "upgrade agent-fsm; nothing was changed in the store"
+        )

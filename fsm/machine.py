@@ -1,0 +1,394 @@
+"""The grammar of a machine: states, and ONE table of transitions.
+
+A `Machine` is an immutable declaration; an execution is an instance of it (the idea is Automat's: the machine is
+not the instance). It is data through and through: it can be compared, hashed, written as JSON and read back. It is
+proved when it is built (`fsm.proof`): a declaration that does not hold together never becomes a `Machine`.
+
+A row reads: in `source`, on `event`, if `guard` holds, go to `target`, noting `assign`, then doing `effects`.
+
+- ``source`` names states, or categories with an @: ``"created queued"``, ``"@running @waiting"``.
+- ``target`` is empty for an internal transition: something is recorded, the state stays.
+- ``guard`` joins facts with ``and``, each perhaps with ``not``: ``"retryable and attempts_left"``. The rows of one
+  (source, event) are tried from top to bottom; the last has no guard, or says in ``otherwise`` why it refuses.
+- ``assign`` names the record's changes, which commit together with the state; ``effects`` are orders as data,
+  carried out after the commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from fsm.errors import InvalidMachine
+from fsm.timeouts import Limits, Timeouts
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+DeadlineKind = Literal["queue", "phase", "input", "grace", "cooldown"]
+CREATE = "create"
+"""The event of every journal's first row: nothing -> the initial state. No table declares it."""
+
+
+class Category(StrEnum):
+    """What a state means to whoever watches: every state declares one (after SCXML and Temporal)."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    WAITING = "waiting"
+    STOPPING = "stopping"
+    TERMINAL = "terminal"
+
+
+def _words(value: Any) -> Any:
+    """Let a table say ``"created queued"`` where a tuple is meant."""
+    return tuple(value.split()) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[Name, ...], BeforeValidator(_words)]
+Selector = Annotated[str, StringConstraints(pattern=r"^@?[a-z][a-z0-9_]*$", max_length=65)]
+Guard = Annotated[
+    str, StringConstraints(pattern=r"^(not )?[a-z][a-z0-9_]*( and (not )?[a-z][a-z0-9_]*)*$", max_length=300)
+]
+Literals = tuple[tuple[str, bool], ...]
+
+
+class _Declaration(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class State(_Declaration):
+    """One of a machine's closed set of states.
+
+    Attributes:
+        name: Lower case, words joined with underscores.
+        category: pending, running, waiting, stopping or terminal.
+        deadline: The kind of limit that bounds a stay here; see `Timeouts`.
+        doc: One line for the reader of the table and the drawing.
+    """
+
+    name: Name
+    category: Category
+    deadline: DeadlineKind | None = None
+    doc: str = ""
+
+
+class Fact(_Declaration):
+    """A yes-or-no question that guards may ask.
+
+    Attributes:
+        name: How guards call it.
+        default: The answer when neither the record nor the event's payload knows one.
+        doc: One line for the reader.
+    """
+
+    name: Name
+    default: bool = False
+    doc: str = ""
+
+
+class Transition(_Declaration):
+    """One row of the table; see the module's text for how it reads.
+
+    Attributes:
+        source: State names, or categories with an @.
+        event: An imperative verb.
+        target: The state that it leads to; ``None`` for an internal transition.
+        guard: Facts that must hold, or ``None``.
+        assign: Names of the record's changes that commit with the state.
+        effects: Names of the orders that are carried out after the commit.
+        otherwise: The declared refusal: one sentence for the caller when no row's guard holds.
+    """
+
+    source: Annotated[tuple[Selector, ...], BeforeValidator(_words), Field(min_length=1)]
+    event: Name
+    target: Name | None = None
+    guard: Guard | None = None
+    assign: Names = ()
+    effects: Names = ()
+    otherwise: str | None = None
+
+    @property
+    def literals(self) -> Literals:
+        """The guard as pairs of fact and wanted answer, all of which must hold."""
+        if self.guard is None:
+            return ()
+        parts = self.guard.split(" and ")
+        return tuple((part.removeprefix("not "), not part.startswith("not ")) for part in parts)
+
+    def __str__(self) -> str:
+        guard = f" [{self.guard}]" if self.guard else ""
+        target = self.target or "(stays)"
+        return f"{' '.join(self.source)} --{self.event}{guard}--> {target}"
+
+
+def state(name: str, category: str, deadline: DeadlineKind | None = None, doc: str = "") -> State:
+    """Write a `State` on one line of a table; the arguments are its fields."""
+    return State(name=name, category=Category(category), deadline=deadline, doc=doc)
+
+
+def row(
+    source: str,
+    event: str,
+    target: str | None = None,
+    guard: str | None = None,
+    *,
+    assign: str = "",
+    effects: str = "",
+    otherwise: str | None = None,
+) -> Transition:
+    """Write a `Transition` on one line of a table; the arguments are its fields, lists as words."""
+    return Transition(
+        source=tuple(source.split()),
+        event=event,
+        target=target,
+        guard=guard,
+        assign=tuple(assign.split()),
+        effects=tuple(effects.split()),
+        otherwise=otherwise,
+    )
+
+
+class Arrow(NamedTuple):
+    """A row of the table for one single source state, with its selectors resolved.
+
+    Attributes:
+        source: The state that it leaves.
+        event: The event that takes it.
+        target: The state that it leads to; the source itself for an internal transition.
+        literals: The guard as pairs of fact and wanted answer.
+        assign: The record's changes that commit with the state.
+        effects: The orders that are carried out after the commit.
+        otherwise: The declared refusal.
+        internal: Whether the state stays by declaration.
+        row: The index of the row in the machine's table.
+    """
+
+    source: str
+    event: str
+    target: str
+    literals: Literals
+    assign: tuple[str, ...]
+    effects: tuple[str, ...]
+    otherwise: str | None
+    internal: bool
+    row: int
+
+    @property
+    def guard(self) -> str:
+        """The guard as text, empty for none."""
+        return " and ".join(name if wanted else f"not {name}" for name, wanted in self.literals)
+
+    def __str__(self) -> str:
+        guard = f" [{self.guard}]" if self.literals else ""
+        return f"{self.source} --{self.event}{guard}--> {self.target}"
+
+
+class Machine(_Declaration):
+    """The immutable, proved declaration that executions are instances of.
+
+    Attributes:
+        name: Lower case, words joined with underscores.
+        initial: The state in which every execution begins.
+        states: The closed set of states.
+        transitions: The one table.
+        facts: The questions that guards may ask.
+        payloads: For each event with a payload, the name of its model (see `fsm.records.PAYLOADS`).
+        timeouts: The time limits of an execution that brings none of its own.
+        perpetual: Whether the machine never ends (a breaker); it then has no terminal state.
+        doc: What the machine is for.
+
+    Raises:
+        InvalidMachine: The declaration does not hold together; every finding is listed.
+        pydantic.ValidationError: A name, a category or a type is not of the grammar.
+    """
+
+    name: Name
+    initial: Name
+    states: Annotated[tuple[State, ...], Field(min_length=1)]
+    transitions: tuple[Transition, ...]
+    facts: tuple[Fact, ...] = ()
+    payloads: tuple[tuple[Name, str], ...] = ()
+    timeouts: Timeouts = Timeouts()
+    perpetual: bool = False
+    doc: str = ""
+
+    @model_validator(mode="after")
+    def _prove(self) -> Self:
+        from fsm.proof import prove  # noqa: PLC0415 - the proof reads the grammar, the grammar calls the proof
+
+        if findings := prove(self):
+            raise InvalidMachine(self.name, findings)
+        return self
+
+    def __hash__(self) -> int:
+        return hash(self.content_hash)
+
+    # --- what the table says, resolved once -----------------------------------------------------------------
+
+    @cached_property
+    def by_name(self) -> dict[str, State]:
+        """Every state by its name."""
+        return {state.name: state for state in self.states}
+
+    @cached_property
+    def events(self) -> tuple[str, ...]:
+        """Every event of the table, in the order of its first row."""
+        return tuple(dict.fromkeys(row.event for row in self.transitions))
+
+    @cached_property
+    def arrows(self) -> tuple[Arrow, ...]:
+        """Every row for every single source state, in the table's order."""
+        return tuple(
+            Arrow(
+                source,
+                row.event,
+                row.target or source,
+                row.literals,
+                row.assign,
+                row.effects,
+                row.otherwise,
+                row.target is None,
+                index,
+            )
+            for index, row in enumerate(self.transitions)
+            for source in self.sources_of(row)
+        )
+
+    @cached_property
+    def by_source(self) -> dict[str, dict[str, tuple[Arrow, ...]]]:
+        """The arrows of each state and event, in the order in which their guards are tried."""
+        table: dict[str, dict[str, tuple[Arrow, ...]]] = {state.name: {} for state in self.states}
+        for arrow in self.arrows:
+            events = table.setdefault(arrow.source, {})
+            events[arrow.event] = (*events.get(arrow.event, ()), arrow)
+        return table
+
+    @cached_property
+    def terminal(self) -> frozenset[str]:
+        """The states that nothing leaves."""
+        return self.of(Category.TERMINAL)
+
+    @cached_property
+    def fact_defaults(self) -> dict[str, bool]:
+        """The answer to each fact when nobody knows better."""
+        return {fact.name: fact.default for fact in self.facts}
+
+    @cached_property
+    def payload_names(self) -> dict[str, str]:
+        """The name of the payload model of each event that has one."""
+        return dict(self.payloads)
+
+    def of(self, *categories: str) -> frozenset[str]:
+        """Return the names of the states of these categories.
+
+        Args:
+            categories: Category names, such as ``"running"``.
+        """
+        return frozenset(state.name for state in self.states if state.category in categories)
+
+    def sources_of(self, row: Transition) -> tuple[str, ...]:
+        """Return the states that a row leaves, its @selectors resolved, in the order of declaration."""
+        out: dict[str, None] = {}
+        for selector in row.source:
+            if selector.startswith("@"):
+                out.update((state.name, None) for state in self.states if state.category == selector[1:])
+            else:
+                out[selector] = None
+        return tuple(out)
+
+    def limits(self, timeouts: Timeouts | None = None) -> Limits:
+        """Resolve time limits into one look-up per state.
+
+        Args:
+            timeouts: The limits of one execution; ``None`` for the machine's own.
+
+        Returns:
+            The limits, in seconds.
+        """
+        merged = timeouts.over(self.timeouts) if timeouts is not None else self.timeouts
+        single = dict(merged.phases)
+        by_state: dict[str, tuple[str, float] | None] = {}
+        for state in self.states:
+            seconds = single.get(state.name)
+            if seconds is None and state.deadline is not None:
+                seconds = merged.by_kind.get(state.deadline)
+            bounded = seconds is not None and state.category != Category.TERMINAL
+            by_state[state.name] = (state.deadline or "phase", seconds) if bounded and seconds else None
+        return Limits(by_state, merged.total_s, merged.idle_s, self.of("running"))
+
+    # --- derive, write, read ----------------------------------------------------------------------------------
+
+    def extend(
+        self,
+        *,
+        name: str,
+        states: Iterable[State] = (),
+        transitions: Iterable[Transition] = (),
+        facts: Iterable[Fact] = (),
+        payloads: Mapping[str, str] | None = None,
+        timeouts: Timeouts | None = None,
+        doc: str | None = None,
+    ) -> Machine:
+        """Derive a machine with more states and rows, proved again.
+
+        New rows are tried before the inherited ones of the same (source, event), so that a guarded row can
+        refine an inherited one; rows with a category as their source reach the new states by themselves.
+
+        Args:
+            name: The name of the new machine.
+            states: States to add.
+            transitions: Rows to add.
+            facts: Facts to add.
+            payloads: Payload models to add, by event.
+            timeouts: Limits that take the place of the inherited ones.
+            doc: What the new machine is for.
+
+        Returns:
+            The new machine; this one is unchanged.
+
+        Raises:
+            InvalidMachine: The result does not hold together.
+        """
+        return Machine(
+            name=name,
+            initial=self.initial,
+            states=(*self.states, *states),
+            transitions=(*transitions, *self.transitions),
+            facts=(*self.facts, *facts),
+            payloads=tuple((dict(self.payloads) | dict(payloads or {})).items()),
+            timeouts=timeouts.over(self.timeouts) if timeouts is not None else self.timeouts,
+            perpetual=self.perpetual,
+            doc=self.doc if doc is None else doc,
+        )
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return the declaration as JSON text, from which `from_json` makes an equal machine."""
+        return self.model_dump_json(exclude_defaults=True, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Machine:
+        """Read a declaration and prove it.
+
+        Args:
+            text: What `to_json` wrote, or an equal document by hand.
+
+        Raises:
+            InvalidMachine: The declaration does not hold together.
+            pydantic.ValidationError: The text is no JSON or not of the grammar.
+        """
+        return cls.model_validate_json(text)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Thirty-two hex digits over all that decides behaviour; texts for the reader do not count."""
+        data = self.model_dump(mode="json", exclude={"doc": True, "states": {"__all__": {"doc"}}})
+        data["facts"] = [[fact.name, fact.default] for fact in self.facts]
+        for row in data["transitions"]:
+            row["otherwise"] = row["otherwise"] is not None
+        canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:32]

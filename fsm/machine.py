@@ -21,12 +21,15 @@ import json
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from fsm.errors import InvalidMachine
 from fsm.timeouts import Limits, Timeouts
+
+if TYPE_CHECKING:
+    from fsm.executor import Executor
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 DeadlineKind = Literal["queue", "phase", "input", "grace", "cooldown"]
@@ -282,6 +285,13 @@ class Machine(_Declaration):
     def payload_names(self) -> dict[str, str]:
         """The name of the payload model of each event that has one."""
         return dict(self.payloads)
+
+    @cached_property
+    def executor(self) -> Executor:
+        """The table, ready to run; built at the first use and then kept."""
+        from fsm.executor import Executor  # noqa: PLC0415 - a declaration that nobody runs needs no executor
+
+        return Executor(self)
 
     def of(self, *categories: str) -> frozenset[str]:
         """Return the names of the states of these categories.

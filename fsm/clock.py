@@ -1,0 +1,82 @@
+"""Time comes in from outside: the wall clock for records, the monotonic clock for waits.
+
+The two are never mixed. A wall clock may jump by an hour; nothing that waits looks at it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the library asks of time. Inject another one in tests and replays."""
+
+    def wall(self) -> float:
+        """Return the instant as seconds since the epoch; it goes into records."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back; only differences mean anything."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait.
+
+        Args:
+            seconds: How long, in seconds.
+        """
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def wall(self) -> float:
+        """Return the system's time in seconds since the epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return the system's monotonic time in seconds."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for real, for `seconds`."""
+        time.sleep(seconds)
+
+
+class ManualClock:
+    """A clock that goes on only when it is told to; a sleep moves it instead of waiting."""
+
+    def __init__(self, start_at: float = 1_700_000_000.0) -> None:
+        """Start at an instant.
+
+        Args:
+            start_at: Seconds since the epoch.
+        """
+        self._wall = start_at
+        self._monotonic = 0.0
+        self._lock = threading.Lock()
+
+    def wall(self) -> float:
+        """Return the set instant in seconds since the epoch."""
+        return self._wall
+
+    def monotonic(self) -> float:
+        """Return the seconds by which the clock was advanced."""
+        return self._monotonic
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass on both clocks, by `seconds` (not negative)."""
+        if seconds < 0:
+            raise ValueError("time does not go back; use jump() to set the wall clock alone")
+        with self._lock:
+            self._wall += seconds
+            self._monotonic += seconds
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock alone forth or back by `seconds`, as an administrator or NTP would."""
+        with self._lock:
+            self._wall += seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Advance by `seconds`, at once."""
+        self.advance(max(0.0, seconds))

@@ -1,0 +1,356 @@
+"""The one decision: given a record, an event and facts, what follows from the table?
+
+`decide` is pure. It knows no clock, no store and no randomness; time is a fact. It returns a `Step` (what shall be
+committed, as data) or a `Refusal` (why nothing is), and changes nothing (after xstate's pure transition function).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from fsm.errors import Refusal
+from fsm.machine import CREATE, Arrow, Machine
+from fsm.records import Identity, Snapshot, Step
+from fsm.timeouts import Limits
+
+MAX_OPEN_TOOLS = 1000
+"""More tool calls than this cannot be open at once; the next one is refused with the reason ``limit``."""
+
+
+class Facts(NamedTuple):
+    """What a decision is made on, beside the record.
+
+    Attributes:
+        at: The instant, in seconds since the epoch.
+        payload: The event's payload with its defaults.
+        payload_json: The given part of it as text.
+        fence: The caller's fence, or ``None`` for a caller that owns nothing.
+        key: The idempotency key, which goes into the journal.
+    """
+
+    at: float
+    payload: Mapping[str, Any]
+    payload_json: str | None = None
+    fence: int | None = None
+    key: str | None = None
+
+
+# --- facts that the record itself answers -----------------------------------------------------------------
+
+
+def _find_tool(snapshot: Snapshot, payload: Mapping[str, Any]) -> int | None:
+    """Return the index of the open call that a close means: by call id, by name, else the oldest."""
+    name, call_id = payload.get("name"), payload.get("call_id")
+    for index, (open_name, open_id) in enumerate(snapshot.tools):
+        if (call_id is None or open_id == call_id) and (name is None or open_name == name):
+            return index
+    return None
+
+
+DERIVED: dict[str, Callable[[Snapshot, Mapping[str, Any]], bool]] = {
+    "owned": lambda snapshot, _: snapshot.owner is not None,
+    "attempts_left": lambda snapshot, _: snapshot.attempt < snapshot.identity.attempts_max,
+    "model_attempts_left": lambda snapshot, _: snapshot.model_attempt < snapshot.identity.model_attempts_max,
+    "tools_open": lambda snapshot, _: bool(snapshot.tools),
+    "tool_known": lambda snapshot, payload: _find_tool(snapshot, payload) is not None,
+}
+"""The facts that need no payload field of their own; any machine may ask them."""
+
+
+class _Question:
+    """What the executor is asked; it stands in for a model and is thrown away afterwards."""
+
+    __slots__ = ("arrow", "defaults", "payload", "snapshot", "state")
+
+    def __init__(self, snapshot: Snapshot, payload: Mapping[str, Any], defaults: Mapping[str, bool]) -> None:
+        self.state = snapshot.state
+        self.snapshot = snapshot
+        self.payload = payload
+        self.defaults = defaults
+        self.arrow: Arrow | None = None
+
+    def ask(self, fact: str) -> bool:
+        derive = DERIVED.get(fact)
+        if derive is not None:
+            return derive(self.snapshot, self.payload)
+        answer = self.payload.get(fact)
+        return self.defaults[fact] if answer is None else answer is True
+
+
+# --- changes of the record that commit with the state ---------------------------------------------------------
+
+Change = Callable[[Snapshot, Facts, dict[str, Any]], None]
+
+
+def _claim(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    change.update(
+        owner=facts.payload.get("owner"), attempt=snapshot.attempt + 1, fence=snapshot.fence + 1, tools=()
+    )
+
+
+def _release(snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    # The fence grows here too: between release and the next claim the old worker must already be a stranger.
+    change.update(owner=None, fence=snapshot.fence + 1, tools=(), model_attempt=0)
+
+
+def _wait(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    delay_s = facts.payload.get("retry_in_s")
+    change.update(
+        not_before=None if delay_s is None else facts.at + delay_s, breaker=facts.payload.get("breaker")
+    )
+
+
+def _first_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    change["model_attempt"] = 1
+
+
+def _next_call(snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    change["model_attempt"] = snapshot.model_attempt + 1
+
+
+def _open_tool(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    change["tools"] = (*snapshot.tools, (facts.payload.get("name") or "", facts.payload.get("call_id")))
+
+
+def _close_tool(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    index = _find_tool(snapshot, facts.payload)
+    if index is not None:
+        change["tools"] = snapshot.tools[:index] + snapshot.tools[index + 1 :]
+
+
+def _ask(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    change["limit_s"] = facts.payload.get("expires_s")
+
+
+def _end(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    change.update(tools=(), end_json=facts.payload_json)
+
+
+CHANGES: dict[str, Change] = {
+    "claim": _claim,
+    "release": _release,
+    "wait": _wait,
+    "first_call": _first_call,
+    "next_call": _next_call,
+    "open_tool": _open_tool,
+    "close_tool": _close_tool,
+    "ask": _ask,
+    "end": _end,
+}
+"""What a row's `assign` can name in a machine whose instances are executions."""
+
+
+# --- deadlines ------------------------------------------------------------------------------------------------
+
+
+def deadline(
+    limits: Limits,
+    state: str,
+    created_at: float,
+    entered_at: float,
+    updated_at: float,
+    not_before: float | None = None,
+    limit_s: float | None = None,
+) -> tuple[float | None, str | None]:
+    """Return the nearest deadline of an open execution, and its kind.
+
+    Args:
+        limits: The resolved limits.
+        state: The state that it is in.
+        created_at: When it was created; `total` counts from here.
+        entered_at: When it entered the state; the state's own limit counts from here.
+        updated_at: When it last did something; `idle` counts from here.
+        not_before: A wait that does not count against the queue's limit.
+        limit_s: A limit of its own for this stay, in seconds.
+
+    Returns:
+        The instant and the kind, or ``(None, None)`` if nothing limits it.
+    """
+    due_at: float | None = None
+    kind: str | None = None
+    entry = limits.by_state[state]
+    if entry is not None:
+        kind, seconds = entry
+        since = (
+            not_before
+            if kind == "queue" and not_before is not None and not_before > entered_at
+            else entered_at
+        )
+        due_at = since + (seconds if limit_s is None else limit_s)
+    elif limit_s is not None:
+        due_at, kind = entered_at + limit_s, "input"
+    if limits.total_s is not None and (due_at is None or created_at + limits.total_s < due_at):
+        due_at, kind = created_at + limits.total_s, "total"
+    if (
+        limits.idle_s is not None
+        and state in limits.idle_states
+        and (due_at is None or updated_at + limits.idle_s < due_at)
+    ):
+        due_at, kind = updated_at + limits.idle_s, "idle"
+    return due_at, kind
+
+
+# --- the decision ---------------------------------------------------------------------------------------------
+
+
+def create(machine: Machine, identity: Identity) -> Step:
+    """Return the step that brings an execution into being, in the machine's initial state, at version 0."""
+    at = identity.created_at
+    due_at, kind = deadline(identity.limits, machine.initial, at, at, at)
+    after = Snapshot(
+        identity, machine.initial, 0, at, at, due_at, kind, 0, None, 0, (), 0, None, None, None, None
+    )
+    return Step(after, None, CREATE, None, None, ())
+
+
+def decide(machine: Machine, snapshot: Snapshot, event: str, facts: Facts) -> Step | Refusal:
+    """Say what follows from an event.
+
+    Args:
+        machine: The machine that the execution is an instance of.
+        snapshot: The execution's record.
+        event: The event.
+        facts: What else the decision is made on.
+
+    Returns:
+        A `Step` to commit, or a `Refusal`. Nothing is changed either way.
+    """
+    if facts.fence is not None and facts.fence != snapshot.fence:
+        return refuse(machine, snapshot, event, "fenced")
+    question = _Question(snapshot, facts.payload, machine.fact_defaults)
+    trigger = machine.executor.triggers.get(event)
+    if trigger is None or not trigger(question):
+        return refuse(machine, snapshot, event, _why_not(machine, snapshot, event))
+    arrow = question.arrow
+    assert arrow is not None  # noqa: S101 - the executor sets it whenever it returns True
+    if arrow.assign and "open_tool" in arrow.assign and len(snapshot.tools) >= MAX_OPEN_TOOLS:
+        return refuse(machine, snapshot, event, "limit")
+    return _take(machine, snapshot, arrow, facts)
+
+
+def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> Step:
+    identity = snapshot.identity
+    state = arrow.target
+    # A wall clock that jumped back must not make a journal run backwards.
+    at = facts.at if facts.at > snapshot.updated_at else snapshot.updated_at  # noqa: FURB136 - max() costs more
+    tools, attempt, owner, fence = snapshot.tools, snapshot.attempt, snapshot.owner, snapshot.fence
+    model_attempt, end_json = snapshot.model_attempt, snapshot.end_json
+    if arrow.internal:
+        entered_at, not_before = snapshot.entered_at, snapshot.not_before
+        breaker, limit_s = snapshot.breaker, snapshot.limit_s
+    else:
+        entered_at, not_before, breaker, limit_s = at, None, None, None
+    if arrow.assign:
+        change: dict[str, Any] = {}
+        for name in arrow.assign:
+            CHANGES[name](snapshot, facts, change)
+        tools = change.get("tools", tools)
+        attempt = change.get("attempt", attempt)
+        owner = change.get("owner", owner)
+        fence = change.get("fence", fence)
+        model_attempt = change.get("model_attempt", model_attempt)
+        end_json = change.get("end_json", end_json)
+        not_before = change.get("not_before", not_before)
+        breaker = change.get("breaker", breaker)
+        limit_s = change.get("limit_s", limit_s)
+    if state in machine.terminal:
+        due_at, kind = None, None
+    else:
+        due_at, kind = deadline(
+            identity.limits, state, identity.created_at, entered_at, at, not_before, limit_s
+        )
+    after = Snapshot(
+        identity, state, snapshot.version + 1, entered_at, at, due_at, kind, attempt, owner, fence, tools,
+        model_attempt, not_before, breaker, limit_s, end_json,
+    )  # fmt: skip
+    return Step(after, snapshot.state, arrow.event, facts.key, facts.payload_json, arrow.effects)
+
+
+# --- refusals -------------------------------------------------------------------------------------------------
+
+
+def _why_not(machine: Machine, snapshot: Snapshot, event: str) -> str:
+    if event not in machine.executor.triggers:
+        return "unknown_event"
+    if snapshot.state in machine.terminal:
+        return "terminal"
+    return "guard" if event in machine.by_source[snapshot.state] else "not_allowed"
+
+
+def refuse(machine: Machine, snapshot: Snapshot, event: str, reason: str, detail: str = "") -> Refusal:
+    """Return the refusal of an event, with the events that are allowed instead.
+
+    Args:
+        machine: The machine.
+        snapshot: The record, which stays as it is.
+        event: The event.
+        reason: Why, in one word; see `Refusal`.
+        detail: One sentence; made from the table if it is not given.
+    """
+    if not detail:
+        detail = _DETAILS[reason](machine, snapshot, event)
+    return Refusal(
+        snapshot.identity.id,
+        snapshot.state,
+        event,
+        reason,
+        allowed(machine, snapshot),
+        snapshot.version,
+        detail,
+    )
+
+
+def _unknown_event(machine: Machine, _snapshot: Snapshot, event: str) -> str:
+    near = get_close_matches(str(event), machine.events, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"machine {machine.name!r} has no such event{hint}"
+
+
+def _guard(machine: Machine, snapshot: Snapshot, event: str) -> str:
+    arrows = machine.by_source[snapshot.state][event]
+    said = [arrow.otherwise for arrow in arrows if arrow.otherwise]
+    return said[-1] if said else f"none of its guards holds: {', '.join(arrow.guard for arrow in arrows)}"
+
+
+_DETAILS: dict[str, Callable[[Machine, Snapshot, str], str]] = {
+    "unknown_event": _unknown_event,
+    "guard": _guard,
+    "terminal": lambda _, snapshot, __: (
+        f"it has already ended {snapshot.state}, and an end is final; "
+        f"for a rerun create an execution with retry_of={snapshot.identity.id!r}"
+    ),
+    "not_allowed": lambda _, snapshot, event: (
+        f"the table has no row for {event!r} in state {snapshot.state!r}"
+    ),
+    "fenced": lambda _, snapshot, __: (
+        f"the fence is {snapshot.fence} by now: this attempt was taken away, stop working on it"
+    ),
+    "limit": lambda _, __, ___: f"{MAX_OPEN_TOOLS} tool calls are open, which is the most",
+}
+
+
+def allowed(machine: Machine, snapshot: Snapshot) -> tuple[str, ...]:
+    """Return the events that an execution would accept now.
+
+    Facts that only a payload answers may come out either way; facts of the record are asked.
+
+    Args:
+        machine: Its machine.
+        snapshot: Its record.
+
+    Returns:
+        Event names in the order of the table.
+    """
+    return tuple(
+        event
+        for event, arrows in machine.by_source[snapshot.state].items()
+        if any(
+            all(
+                fact not in DERIVED or DERIVED[fact](snapshot, {}) is wanted
+                for fact, wanted in arrow.literals
+            )
+            for arrow in arrows
+        )
+    )

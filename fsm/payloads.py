@@ -1,0 +1,293 @@
+"""What comes with an event: one pydantic model per event that has a payload, checked before anything is decided.
+
+A payload is JSON. It is checked strictly (no text becomes a number, nothing unknown is taken), written as JSON text
+at once, and read back from that text whenever somebody looks: so it can be neither shared nor changed afterwards,
+and every store gives back the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    ValidationError,
+    create_model,
+)
+from pydantic_core import PydanticSerializationError
+
+from fsm.errors import BadPayload
+
+if TYPE_CHECKING:
+    from fsm.machine import Machine
+
+MAX_BYTES = 1_048_576
+"""A payload or metadata larger than this, as JSON text in bytes, is refused: keep documents elsewhere."""
+
+Text = Annotated[str, Field(max_length=10_000)]
+Duration = Annotated[float, Field(ge=0), AllowInfNan(False)]
+
+
+class Payload(BaseModel):
+    """What every event may carry: a `note` for people and `data` of any JSON shape."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
+
+    note: Text | None = None
+    data: JsonValue = None
+
+
+class Claim(Payload):
+    """A worker takes the execution; `owner` is its id."""
+
+    owner: Text | None = None
+
+
+class CallModel(Payload):
+    """A language model is called: its `name`; whether the `breaker` of that key gave a `permit`."""
+
+    name: Text | None = None
+    permit: StrictBool = True
+    breaker: Text | None = None
+    retry_in_s: Duration | None = None
+
+
+class BackOff(Payload):
+    """A model call failed and is tried again after `retry_in_s` seconds."""
+
+    retry_in_s: Duration | None = None
+    error: Text | None = None
+
+
+class Trip(Payload):
+    """The `breaker` of that key opened during the call; it may let calls through again in `retry_in_s` seconds."""
+
+    breaker: Text | None = None
+    retry_in_s: Duration | None = None
+    error: Text | None = None
+
+
+class AwaitInput(Payload):
+    """A person is asked a `question`, for `expires_s` seconds at most."""
+
+    question: Text | None = None
+    expires_s: Annotated[float, Field(gt=0), AllowInfNan(False)] | None = None
+
+
+class ReceiveInput(Payload):
+    """A person answered: a `verdict`, a `text`, and `by` whom."""
+
+    verdict: Literal["approved", "refused", "text"] | None = None
+    text: Text | None = None
+    by: Text | None = None
+
+
+class OpenTool(Payload):
+    """A tool call began: the tool's `name`, its `call_id` where calls of one name are told apart."""
+
+    name: Text = ""
+    call_id: Text | None = None
+    arguments: JsonValue = None
+
+
+class CloseTool(Payload):
+    """A tool call ended. Without `call_id` the oldest of that `name` is meant, without a name the oldest of all."""
+
+    name: Text | None = None
+    call_id: Text | None = None
+    ok: StrictBool = True
+    result: JsonValue = None
+    error: Text | None = None
+
+
+class Progress(Payload):
+    """A sign of life; `ok` is false for something that went wrong without ending anything."""
+
+    ok: StrictBool = True
+
+
+class Fail(Payload):
+    """An error ended the attempt. A `retryable` one is tried again after `retry_in_s` if an attempt is left."""
+
+    error: Text = ""
+    error_type: Text | None = None
+    traceback: Annotated[str, Field(max_length=100_000)] | None = None
+    retryable: StrictBool = False
+    retry_in_s: Duration | None = None
+    outcome: Text | None = None
+    result: JsonValue = None
+
+
+class TimeOut(Payload):
+    """A limit was reached: its `kind`, and by how many seconds (`late_s`) this was noticed late."""
+
+    kind: Literal["queue", "phase", "idle", "input", "total", "grace", "limit"] = "phase"
+    late_s: Duration | None = None
+    outcome: Text | None = None
+    result: JsonValue = None
+
+
+class Lapse(Payload):
+    """The lease of the `worker` ran out; the next attempt may begin in `retry_in_s` seconds."""
+
+    worker: Text | None = None
+    retry_in_s: Duration | None = None
+
+
+class Cancel(Payload):
+    """Somebody (`by`) called the execution off, for a `reason`."""
+
+    reason: Text | None = None
+    by: Text | None = None
+    outcome: Text | None = None
+
+
+class End(Payload):
+    """The end: a `result` of any JSON value (0, False, "" and [] are results), and an `outcome` in one word."""
+
+    result: JsonValue = None
+    outcome: Text | None = None
+
+
+PAYLOADS: dict[str, type[Payload]] = {
+    "connect": Claim,
+    "validate": Claim,
+    "start": Claim,
+    "call_model": CallModel,
+    "back_off": BackOff,
+    "trip": Trip,
+    "await_input": AwaitInput,
+    "receive_input": ReceiveInput,
+    "open_tool": OpenTool,
+    "close_tool": CloseTool,
+    "progress": Progress,
+    "fail": Fail,
+    "time_out": TimeOut,
+    "lapse": Lapse,
+    "cancel": Cancel,
+    "stopped": End,
+    "complete": End,
+}
+"""The payload models by the name under which a machine's `payloads` refers to them."""
+
+
+def register_payload(name: str, model: type[Payload]) -> None:
+    """Make a payload model known, so that a machine's `payloads` can name it.
+
+    Args:
+        name: The name that the machine uses.
+        model: A subclass of `Payload`.
+
+    Raises:
+        BadPayload: The name is taken by another model, or `model` is no subclass of `Payload`.
+    """
+    if not (isinstance(model, type) and issubclass(model, Payload)):
+        raise BadPayload(f"a payload model is a subclass of fsm.payloads.Payload, not {model!r}")
+    if PAYLOADS.setdefault(name, model) is not model:
+        raise BadPayload(f"the payload name {name!r} is taken by {PAYLOADS[name].__name__}: choose another")
+
+
+class Codec:
+    """Checks and writes the payloads of one machine's events."""
+
+    def __init__(self, machine: Machine, derived: frozenset[str]) -> None:
+        """Build one model per event, once.
+
+        Args:
+            machine: The machine.
+            derived: The facts that the record itself answers; the others may come with the payload.
+
+        Raises:
+            BadPayload: The machine names a payload model that is not registered.
+        """
+        self._models: dict[str, type[Payload]] = {}
+        self._empty: dict[str, dict[str, Any] | None] = {}
+        for event in machine.events:
+            model = self._model_of(machine, event, derived)
+            self._models[event] = model
+            try:
+                self._empty[event] = dict(model().__dict__)
+            except ValidationError:
+                self._empty[event] = None  # a field is required: every payload is checked
+
+    @staticmethod
+    def _model_of(machine: Machine, event: str, derived: frozenset[str]) -> type[Payload]:
+        name = machine.payload_names.get(event)
+        if name is not None and name not in PAYLOADS:
+            raise BadPayload(
+                f"machine {machine.name!r} gives event {event!r} the payload {name!r}, which nobody registered: "
+                f"call register_payload({name!r}, YourModel) first. Known: {', '.join(sorted(PAYLOADS))}"
+            )
+        base = PAYLOADS[name] if name is not None else Payload
+        asked = {
+            fact
+            for arrow in machine.arrows
+            if arrow.event == event
+            for fact, _ in arrow.literals
+            if fact not in derived and fact not in base.model_fields
+        }
+        if not asked:
+            return base
+        fields: dict[str, Any] = {
+            fact: (StrictBool, machine.fact_defaults.get(fact, False)) for fact in sorted(asked)
+        }
+        return create_model(f"{machine.name}_{event}", __base__=base, **fields)
+
+    def encode(self, event: str, payload: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+        """Check a payload.
+
+        Args:
+            event: The event that it comes with.
+            payload: The fields, by name.
+
+        Returns:
+            The fields with their defaults, and the given ones as JSON text (``None`` when none was given).
+
+        Raises:
+            BadPayload: A field is unknown, missing, of a wrong type, or the text is too large.
+        """
+        if not payload:
+            empty = self._empty.get(event)
+            if empty is not None:
+                return empty, None
+        model = self._models.get(event, Payload)
+        try:
+            checked = model.__pydantic_validator__.validate_python(payload)
+            text = checked.__pydantic_serializer__.to_json(checked, exclude_unset=True)
+        except ValidationError as error:
+            raise BadPayload(_explain(event, model, error)) from None
+        except (PydanticSerializationError, RecursionError) as error:
+            raise BadPayload(f"the payload of {event!r} cannot be written as JSON: {error}") from None
+        if b"NaN" in text or b"Infinity" in text:
+            _refuse_constants(event, text)
+        if len(text) > MAX_BYTES:
+            raise BadPayload(
+                f"the payload of {event!r} is {len(text)} bytes, {MAX_BYTES} at most: store a reference instead"
+            )
+        return checked.__dict__, text.decode()
+
+
+def _refuse_constants(event: str, text: bytes) -> None:
+    """Refuse numbers that JSON has no word for; the bytes may also stand inside a string, which is fine."""
+
+    def refuse(constant: str) -> None:
+        raise BadPayload(
+            f"the payload of {event!r} holds {constant}, which JSON cannot say: send null or text"
+        )
+
+    json.loads(text, parse_constant=refuse)
+
+
+def _explain(event: str, model: type[Payload], error: ValidationError) -> str:
+    problems = "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'payload'}: {problem['msg']}"
+        for problem in error.errors(include_url=False, include_context=False)[:5]
+    )
+    return f"the payload of {event!r} does not fit: {problems}. It takes: {', '.join(model.model_fields)}"

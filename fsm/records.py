@@ -1,0 +1,363 @@
+"""The records: what is kept of an execution, and what is shown of it.
+
+Inside, a record is a tuple with names: immutable, so that it can be handed between threads without a copy, and
+small. At the edge stands `Execution`, a frozen pydantic model. JSON (metadata, payloads, results) is kept as text
+and decoded at each look: whoever gets one has a copy of his own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fsm.machine import CREATE
+from fsm.timeouts import Limits, Timeouts
+
+if TYPE_CHECKING:
+    from fsm.machine import Machine
+
+
+class Retry(BaseModel):
+    """How often an execution and its model calls may be tried.
+
+    Attributes:
+        attempts_max: Attempts of the whole execution; the first is 1.
+        model_attempts_max: Attempts of one model call before it counts as failed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attempts_max: int = Field(default=1, ge=1, le=1000, strict=True)
+    model_attempts_max: int = Field(default=5, ge=1, le=1000, strict=True)
+
+
+class Identity(NamedTuple):
+    """What an execution is born with and keeps for ever."""
+
+    id: str
+    machine: str
+    agent: str
+    user_id: str
+    thread_id: str
+    parent_id: str | None
+    retry_of: str | None
+    created_at: float
+    attempts_max: int
+    model_attempts_max: int
+    metadata_json: str | None
+    timeouts_json: str | None
+    limits: Limits
+    terminal: frozenset[str]
+
+
+class Snapshot(NamedTuple):
+    """What an execution is at one version.
+
+    Attributes:
+        identity: What it was born with.
+        state: Its state; the category and the phase follow from it.
+        version: How many transitions it has made.
+        entered_at: Since when it is in its state, in seconds since the epoch.
+        updated_at: When the last transition was made.
+        due_at: When its nearest deadline passes, or ``None``.
+        due_kind: The kind of that deadline.
+        attempt: Which try this is, the first is 1; 0 before anybody claimed it.
+        owner: The worker that drives this attempt.
+        fence: The token that a stale worker fails on; it grows with every claim and release.
+        tools: The open tool calls, oldest first, each as (name, call id).
+        model_attempt: Which try of the current model call this is.
+        not_before: When a wait is over, or ``None``.
+        breaker: The key of the breaker that it waits behind.
+        limit_s: A limit of its own for the stay in the current state, in seconds.
+        end_json: The payload of the event that ended it.
+    """
+
+    identity: Identity
+    state: str
+    version: int
+    entered_at: float
+    updated_at: float
+    due_at: float | None
+    due_kind: str | None
+    attempt: int
+    owner: str | None
+    fence: int
+    tools: tuple[tuple[str, str | None], ...]
+    model_attempt: int
+    not_before: float | None
+    breaker: str | None
+    limit_s: float | None
+    end_json: str | None
+
+
+class Step(NamedTuple):
+    """What a decision comes to: the record after it, and the journal's row. Nothing has happened yet."""
+
+    after: Snapshot
+    source: str | None
+    event: str
+    key: str | None
+    payload_json: str | None
+    effects: tuple[str, ...]
+
+
+class Receipt(NamedTuple):
+    """The committed record of one transition: a row of the journal.
+
+    Attributes:
+        position: Its place in the journal of the whole registry; the cursor of every subscription.
+        execution_id: Whose transition it is.
+        version: The version that it made; creation is 0, and there is no gap.
+        event: The event.
+        source: The state before; ``None`` for the creation.
+        target: The state after.
+        at: When it happened, in seconds since the epoch.
+        attempt: The attempt after it.
+        fence: The fence after it: what a claimer passes with every later write.
+        owner: The owner after it.
+        key: The idempotency key that came with it.
+        payload_json: What came with it, as JSON text.
+    """
+
+    position: int
+    execution_id: str
+    version: int
+    event: str
+    source: str | None
+    target: str
+    at: float
+    attempt: int
+    fence: int
+    owner: str | None
+    key: str | None
+    payload_json: str | None
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """What came with the event: a fresh dict at every look."""
+        return json.loads(self.payload_json) if self.payload_json else {}
+
+    @property
+    def state(self) -> str:
+        """The state after the transition; the same as `target`."""
+        return self.target
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the receipt as JSON-ready data, with the payload decoded."""
+        data = self._asdict()
+        del data["payload_json"]
+        data["payload"] = self.payload
+        return data
+
+
+def receipt_of(step: Step, position: int) -> Receipt:
+    """Return the receipt of a step that was committed at `position`."""
+    after = step.after
+    return Receipt(
+        position,
+        after.identity.id,
+        after.version,
+        step.event,
+        step.source,
+        after.state,
+        after.updated_at,
+        after.attempt,
+        after.fence,
+        after.owner,
+        step.key,
+        step.payload_json,
+    )
+
+
+class Execution(BaseModel):
+    """An execution as it was when somebody looked. Instants are seconds since the epoch.
+
+    Attributes:
+        id: Its id.
+        machine: The name of its machine.
+        machine_hash: The content hash of exactly the machine that it is an instance of.
+        agent: The agent's name.
+        user_id: Whose it is.
+        thread_id: The conversation that it belongs to.
+        parent_id: The execution that started it.
+        retry_of: The execution that it is a rerun of.
+        state: Its state.
+        category: What the state means: pending, running, waiting, stopping or terminal.
+        version: How many transitions it has made.
+        attempt: Which try this is; 0 before anybody claimed it.
+        attempts_max: How many tries it may have.
+        owner: The worker that drives it.
+        fence: The token of the current attempt.
+        created_at: When it was created.
+        entered_at: Since when it is in its state.
+        updated_at: When it last changed.
+        ended_at: When it ended.
+        due_at: When its nearest deadline passes.
+        due_kind: Which deadline that is.
+        not_before: When a wait is over.
+        open_tools: The names of the tools that are open, oldest first.
+        model_attempt: Which try of the current model call this is.
+        breaker: The key of the breaker that it waits behind.
+        timeouts: The limits that it brought.
+        metadata: What its creator noted; a copy of its own.
+        outcome: Why it ended, in one word, kept apart from the state.
+        result: What it returned.
+        error: What went wrong.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    machine: str
+    machine_hash: str
+    agent: str
+    user_id: str
+    thread_id: str
+    parent_id: str | None
+    retry_of: str | None
+    state: str
+    category: str
+    version: int
+    attempt: int
+    attempts_max: int
+    owner: str | None
+    fence: int
+    created_at: float
+    entered_at: float
+    updated_at: float
+    ended_at: float | None
+    due_at: float | None
+    due_kind: str | None
+    not_before: float | None
+    open_tools: tuple[str, ...]
+    model_attempt: int
+    breaker: str | None
+    timeouts: Timeouts | None
+    metadata: dict[str, Any]
+    outcome: str | None
+    result: Any
+    error: str | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it reached a terminal state."""
+        return self.ended_at is not None
+
+
+def view(snapshot: Snapshot, machine: Machine) -> Execution:
+    """Show a snapshot.
+
+    Args:
+        snapshot: What is kept.
+        machine: The machine that it is an instance of.
+
+    Returns:
+        A frozen model that shares nothing with the registry.
+    """
+    identity = snapshot.identity
+    ended = snapshot.state in identity.terminal
+    end: dict[str, Any] = json.loads(snapshot.end_json) if snapshot.end_json else {}
+    return Execution.model_construct(
+        id=identity.id,
+        machine=machine.name,
+        machine_hash=identity.machine,
+        agent=identity.agent,
+        user_id=identity.user_id,
+        thread_id=identity.thread_id,
+        parent_id=identity.parent_id,
+        retry_of=identity.retry_of,
+        state=snapshot.state,
+        category=machine.by_name[snapshot.state].category.value,
+        version=snapshot.version,
+        attempt=snapshot.attempt,
+        attempts_max=identity.attempts_max,
+        owner=snapshot.owner,
+        fence=snapshot.fence,
+        created_at=identity.created_at,
+        entered_at=snapshot.entered_at,
+        updated_at=snapshot.updated_at,
+        ended_at=snapshot.updated_at if ended else None,
+        due_at=snapshot.due_at,
+        due_kind=snapshot.due_kind,
+        not_before=snapshot.not_before,
+        open_tools=tuple(name for name, _ in snapshot.tools),
+        model_attempt=snapshot.model_attempt,
+        breaker=snapshot.breaker,
+        timeouts=Timeouts.model_validate_json(identity.timeouts_json) if identity.timeouts_json else None,
+        metadata=json.loads(identity.metadata_json) if identity.metadata_json else {},
+        outcome=(end.get("outcome") or end.get("kind") or snapshot.state) if ended else None,
+        result=end.get("result"),
+        error=end.get("error"),
+    )
+
+
+@lru_cache(maxsize=1024)
+def limits_of(machine: Machine, timeouts_json: str | None) -> Limits:
+    """Resolve the limits of an execution; the same text on the same machine gives the same object."""
+    timeouts = Timeouts.model_validate_json(timeouts_json) if timeouts_json else None
+    return machine.limits(timeouts)
+
+
+def durations(receipts: Iterable[Receipt], terminal: frozenset[str], now: float) -> dict[str, float]:
+    """Book the time of an execution to the states in which it was spent.
+
+    Args:
+        receipts: Its journal from the beginning, in order.
+        terminal: The terminal states of its machine; they take no time.
+        now: The instant up to which an open stay counts, in seconds since the epoch.
+
+    Returns:
+        Seconds by state, in the order of the first visit; several visits are summed.
+    """
+    spent: dict[str, float] = {}
+    state: str | None = None
+    since = now
+    for receipt in receipts:
+        if state is not None:
+            spent[state] = spent.get(state, 0.0) + max(0.0, receipt.at - since)
+        state, since = receipt.target, receipt.at
+    if state is not None and state not in terminal:
+        spent[state] = spent.get(state, 0.0) + max(0.0, now - since)
+    return spent
+
+
+def fold(receipts: Iterable[Receipt], machine: Machine) -> str | None:
+    """Replay a journal on its table and return the state that it leads to; ``None`` for an empty journal.
+
+    Args:
+        receipts: The journal of one execution from the beginning, in order.
+        machine: Its machine.
+
+    Raises:
+        ValueError: A row is not of the table, a version is missing, or a row begins where the last did not end.
+    """
+    state: str | None = None
+    for version, receipt in enumerate(receipts):
+        if receipt.version != version:
+            raise ValueError(f"version {version} is missing: found {receipt.version}")
+        if receipt.source != state:
+            raise ValueError(f"version {version} begins in {receipt.source!r}, the last ended in {state!r}")
+        if (receipt.source, receipt.event, receipt.target) not in legal_rows(machine):
+            raise ValueError(
+                f"{receipt.source!r} --{receipt.event}--> {receipt.target!r} is no row of the table"
+            )
+        state = receipt.target
+    return state
+
+
+@lru_cache(maxsize=256)
+def legal_rows(machine: Machine) -> frozenset[tuple[str | None, str, str]]:
+    """Return every (source, event, target) that a journal of this machine may hold, the creation included."""
+    rows: set[tuple[str | None, str, str]] = {
+        (arrow.source, arrow.event, arrow.target) for arrow in machine.arrows
+    }
+    return frozenset(rows | {(None, CREATE, machine.initial)})
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Write JSON in the one form that the stores keep."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -28,6 +28,7 @@ class Facts(NamedTuple):
         payload_json: The given part of it as text.
         fence: The caller's fence, or ``None`` for a caller that owns nothing.
         key: The idempotency key, which goes into the journal.
+        worker: Who becomes the owner if the event claims the execution and the payload names nobody.
     """
 
     at: float
@@ -35,6 +36,7 @@ class Facts(NamedTuple):
     payload_json: str | None = None
     fence: int | None = None
     key: str | None = None
+    worker: str | None = None
 
 
 # --- facts that the record itself answers -----------------------------------------------------------------
@@ -86,7 +88,10 @@ Change = Callable[[Snapshot, Facts, dict[str, Any]], None]
 
 def _claim(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
     change.update(
-        owner=facts.payload.get("owner"), attempt=snapshot.attempt + 1, fence=snapshot.fence + 1, tools=()
+        owner=facts.payload.get("owner") or facts.worker,
+        attempt=snapshot.attempt + 1,
+        fence=snapshot.fence + 1,
+        tools=(),
     )
 
 
@@ -198,7 +203,7 @@ def deadline(
 def create(machine: Machine, identity: Identity) -> Step:
     """Return the step that brings an execution into being, in the machine's initial state, at version 0."""
     at = identity.created_at
-    due_at, kind = deadline(identity.limits, machine.initial, at, at, at)
+    due_at, kind = deadline(machine.limits_for(identity.timeouts_json), machine.initial, at, at, at)
     after = Snapshot(
         identity, machine.initial, 0, at, at, due_at, kind, 0, None, 0, (), 0, None, None, None, None
     )
@@ -258,9 +263,8 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
     if state in machine.terminal:
         due_at, kind = None, None
     else:
-        due_at, kind = deadline(
-            identity.limits, state, identity.created_at, entered_at, at, not_before, limit_s
-        )
+        limits = machine.limits_for(identity.timeouts_json)
+        due_at, kind = deadline(limits, state, identity.created_at, entered_at, at, not_before, limit_s)
     after = Snapshot(
         identity, state, snapshot.version + 1, entered_at, at, due_at, kind, attempt, owner, fence, tools,
         model_attempt, not_before, breaker, limit_s, end_json,

@@ -36,6 +36,9 @@ DeadlineKind = Literal["queue", "phase", "input", "grace", "cooldown"]
 CREATE = "create"
 """The event of every journal's first row: nothing -> the initial state. No table declares it."""
 
+MAX_LIMITS = 1024
+"""So many different time limits are kept resolved per machine; then the cache starts anew."""
+
 
 class Category(StrEnum):
     """What a state means to whoever watches: every state declares one (after SCXML and Temporal)."""
@@ -330,6 +333,24 @@ class Machine(_Declaration):
             bounded = seconds is not None and state.category != Category.TERMINAL
             by_state[state.name] = (state.deadline or "phase", seconds) if bounded and seconds else None
         return Limits(by_state, merged.total_s, merged.idle_s, self.of("running"))
+
+    def limits_for(self, timeouts_json: str | None) -> Limits:
+        """Return the resolved limits of an execution; the same text gives the same object.
+
+        Args:
+            timeouts_json: What `Timeouts.model_dump_json` wrote, or ``None`` for the machine's own limits.
+        """
+        limits = self._limits.get(timeouts_json)
+        if limits is None:
+            if len(self._limits) >= MAX_LIMITS:
+                self._limits.clear()
+            timeouts = Timeouts.model_validate_json(timeouts_json) if timeouts_json else None
+            limits = self._limits[timeouts_json] = self.limits(timeouts)
+        return limits
+
+    @cached_property
+    def _limits(self) -> dict[str | None, Limits]:
+        return {}
 
     # --- derive, write, read ----------------------------------------------------------------------------------
 

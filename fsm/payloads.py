@@ -254,10 +254,12 @@ class Codec:
             BadPayload: A field is unknown, missing, of a wrong type, or the text is too large.
         """
         if not payload:
-            empty = self._empty.get(event)
+            empty = self._empty.get(event, {})
             if empty is not None:
                 return empty, None
-        model = self._models.get(event, Payload)
+        model = self._models.get(event)
+        if model is None:
+            return {}, None  # no such event: the table refuses it, whatever it carries
         try:
             checked = model.__pydantic_validator__.validate_python(payload)
             text = checked.__pydantic_serializer__.to_json(checked, exclude_unset=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from fsm.machine import CREATE
-from fsm.timeouts import Limits, Timeouts
+from fsm.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from fsm.machine import Machine
@@ -50,8 +50,6 @@ class Identity(NamedTuple):
     model_attempts_max: int
     metadata_json: str | None
     timeouts_json: str | None
-    limits: Limits
-    terminal: frozenset[str]
 
 
 class Snapshot(NamedTuple):
@@ -259,7 +257,7 @@ def view(snapshot: Snapshot, machine: Machine) -> Execution:
         A frozen model that shares nothing with the registry.
     """
     identity = snapshot.identity
-    ended = snapshot.state in identity.terminal
+    ended = snapshot.state in machine.terminal
     end: dict[str, Any] = json.loads(snapshot.end_json) if snapshot.end_json else {}
     return Execution.model_construct(
         id=identity.id,
@@ -293,13 +291,6 @@ def view(snapshot: Snapshot, machine: Machine) -> Execution:
         result=end.get("result"),
         error=end.get("error"),
     )
-
-
-@lru_cache(maxsize=1024)
-def limits_of(machine: Machine, timeouts_json: str | None) -> Limits:
-    """Resolve the limits of an execution; the same text on the same machine gives the same object."""
-    timeouts = Timeouts.model_validate_json(timeouts_json) if timeouts_json else None
-    return machine.limits(timeouts)
 
 
 def durations(receipts: Iterable[Receipt], terminal: frozenset[str], now: float) -> dict[str, float]:

@@ -1,0 +1,159 @@
+"""The tracker for asyncio: the same names, over the same committer; nothing here blocks the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from fsm import stream
+from fsm.machine import Machine
+from fsm.records import Execution, Receipt, Retry
+from fsm.timeouts import Timeouts
+
+if TYPE_CHECKING:
+    from fsm.tracker import Tracker
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AsyncTracker:
+    """The tracker's face for asyncio; get it from ``tracker.aio``. Each method is that of `Tracker`, awaited."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        """Wrap a tracker, narrowed or not."""
+        self._tracker = tracker
+        self._registry = tracker._registry
+
+    async def _read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call at once what never waits; let a thread wait for a disk."""
+        if self._registry.store.instant:
+            return function(*args, **kwargs)
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    async def create(  # noqa: PLR0913 - as Tracker.create
+        self,
+        agent: str,
+        /,
+        *,
+        user_id: str | None = None,
+        thread_id: str,
+        timeouts: Timeouts | Mapping[str, Any] | None = None,
+        retry: Retry | Mapping[str, Any] | None = None,
+        parent_id: str | None = None,
+        retry_of: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        machine: Machine | str | None = None,
+    ) -> Execution:
+        """Register an execution; see `Tracker.create`."""
+        command = await self._read(
+            self._registry.birth,
+            agent,
+            user_id=self._tracker._own(user_id),
+            thread_id=thread_id,
+            timeouts=timeouts,
+            retry=retry,
+            parent_id=parent_id,
+            retry_of=retry_of,
+            metadata=metadata,
+            machine=machine,
+        )
+        await self._registry.committer.commit_async(command)
+        return self._registry.created(command)
+
+    async def fire(
+        self,
+        execution_id: str,
+        event: str,
+        /,
+        *,
+        fence: int | None = None,
+        key: str | None = None,
+        **payload: Any,
+    ) -> Receipt:
+        """Hand an event to an execution; see `Tracker.fire`.
+
+        A caller that is cancelled while it waits does not undo the transition; it may be committed all the same.
+        """
+        registry = self._registry
+        command = registry.event(
+            execution_id, event, payload, fence=fence, key=key, user_id=self._tracker._user_id
+        )
+        await registry.committer.commit_async(command)
+        receipt = registry.receipt(command)
+        if command.effects:
+            await self._read(registry.carry_out, command)
+        return receipt
+
+    async def get(self, execution_id: str) -> Execution:
+        """Return an execution as it is now; see `Tracker.get`."""
+        return await self._read(self._tracker.get, execution_id)
+
+    async def history(self, execution_id: str) -> list[Receipt]:
+        """Return the journal of an execution; see `Tracker.history`."""
+        return await self._read(self._tracker.history, execution_id)
+
+    async def durations(self, execution_id: str) -> dict[str, float]:
+        """Return the seconds spent in each state; see `Tracker.durations`."""
+        return await self._read(self._tracker.durations, execution_id)
+
+    async def allowed(self, execution_id: str) -> tuple[str, ...]:
+        """Return the events that are accepted now; see `Tracker.allowed`."""
+        return await self._read(self._tracker.allowed, execution_id)
+
+    async def machine_of(self, execution_id: str) -> Machine:
+        """Return an execution's machine; see `Tracker.machine_of`."""
+        return await self._read(self._tracker.machine_of, execution_id)
+
+    async def find(
+        self,
+        *,
+        state: str | Iterable[str] | None = None,
+        category: str | None = None,
+        agent: str | None = None,
+        user_id: str | None = None,
+        thread_id: str | None = None,
+        parent_id: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[Execution]:
+        """Return a page of executions; see `Tracker.find`."""
+        return await self._read(
+            self._tracker.find,
+            state=state,
+            category=category,
+            agent=agent,
+            user_id=user_id,
+            thread_id=thread_id,
+            parent_id=parent_id,
+            limit=limit,
+            after=after,
+        )
+
+    async def counts(self) -> dict[str, int]:
+        """Return how many executions there are by state; see `Tracker.counts`."""
+        return await self._read(self._tracker.counts)
+
+    def subscribe(
+        self,
+        *,
+        after: int | None = None,
+        execution_id: str | None = None,
+        user_id: str | None = None,
+        follow: bool = True,
+    ) -> AsyncIterator[Receipt]:
+        """Yield receipts as they are committed; see `Tracker.subscribe`."""
+        own = self._tracker._user_id
+        if own is not None and user_id not in {None, own}:
+            return _nothing()
+        return stream.follow_async(self._registry, after, execution_id, own or user_id, wait=follow)
+
+    def for_user(self, user_id: str) -> AsyncTracker:
+        """Return the same narrowed to one user; see `Tracker.for_user`."""
+        return AsyncTracker(self._tracker.for_user(user_id))
+
+
+async def _nothing() -> AsyncIterator[Receipt]:
+    return
+    yield  # an async generator that yields nothing

@@ -1,0 +1,389 @@
+"""The one way into a store: every change of every execution is decided and committed here, in order.
+
+Group commit. A caller that finds nobody else here commits on its own thread: no hop, no queue. Callers that come
+while a commit is under way queue up, and the committer's thread takes all of them into the next transaction, so a
+disk's flush is shared. Decisions are made inside, one after another, on the record as it will be when the step before
+is committed; so callers of one process never conflict, and another process's write shows as a conflict of versions,
+upon which the step is decided anew on what is there now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fsm.decide import Facts, decide, refuse
+from fsm.errors import FsmError, Refusal, StoreUnavailable, UnknownExecution
+from fsm.machine import Machine
+from fsm.payloads import Codec
+from fsm.records import Receipt, Snapshot, Step
+from fsm.stores.base import Conflict, Store
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH = 512
+"""So many steps at the most share a transaction."""
+MAX_ROUNDS = 100
+"""So often a step is decided anew because another process was faster; each time somebody got on."""
+MAX_KNOWN = 20_000
+"""So many open executions are remembered, to save the read before each write of a store on disk."""
+
+
+class Law(NamedTuple):
+    """A machine and the codec of its events' payloads."""
+
+    machine: Machine
+    codec: Codec
+
+
+class Command:
+    """One change that somebody wants, and what became of it. Exactly one of outcome and error is set at the end."""
+
+    __slots__ = (
+        "at", "born", "effects", "error", "event", "execution_id", "fence", "gate", "key", "later", "outcome",
+        "payload", "user_id", "worker",
+    )  # fmt: skip
+
+    def __init__(  # noqa: PLR0913 - a caller's whole wish
+        self,
+        execution_id: str,
+        event: str,
+        *,
+        at: float,
+        payload: Mapping[str, Any] | None = None,
+        fence: int | None = None,
+        key: str | None = None,
+        worker: str | None = None,
+        user_id: str | None = None,
+        born: Step | None = None,
+    ) -> None:
+        """Note what is wanted.
+
+        Args:
+            execution_id: The execution.
+            event: The event.
+            at: The instant at which the caller asked, in seconds since the epoch.
+            payload: What comes with the event, not checked yet.
+            fence: The caller's fence, ``None`` for one who owns nothing.
+            key: The idempotency key.
+            worker: Who becomes the owner if the event claims the execution and its payload names nobody.
+            user_id: Whoever asks; another user's execution is unknown to them. ``None`` for the platform itself.
+            born: The step that creates the execution, in place of an event.
+        """
+        self.execution_id = execution_id
+        self.event = event
+        self.at = at
+        self.payload = payload or {}
+        self.fence = fence
+        self.key = key
+        self.worker = worker
+        self.user_id = user_id
+        self.born = born
+        self.outcome: Receipt | Refusal | None = None
+        self.effects: tuple[str, ...] = ()
+        self.error: BaseException | None = None
+        self.gate: threading.Lock | None = None
+        self.later: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+
+
+class _Round:
+    """One pass over a batch: what was decided, and what has to be decided again."""
+
+    __slots__ = ("again", "ahead", "commands", "keys", "leaning", "steps")
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.commands: list[Command] = []
+        self.ahead: dict[str, Snapshot] = {}  # records as they will be once the steps are committed
+        self.keys: set[tuple[str, str]] = set()
+        self.leaning: list[Command] = []  # refusals that lean on a step of this round
+        self.again: list[Command] = []
+
+
+class Committer:
+    """Decides and commits, for one store."""
+
+    def __init__(self, store: Store, law_of: Callable[[str], Law]) -> None:
+        """Stand in front of a store.
+
+        Args:
+            store: The store.
+            law_of: Returns the machine of a content hash, with the codec of its payloads.
+        """
+        self._store = store
+        self._law_of = law_of
+        self._laws: dict[str, Law] = {}
+        self._instant = store.instant
+        # Records of open executions as last seen. They may be stale when other processes write too: a stale one
+        # cannot be committed on (the version conflicts), and a refusal is only given on a fresh one.
+        self._known: dict[str, Snapshot] = {}
+        self._reset()
+        _committers.add(self)
+
+    def _reset(self) -> None:
+        self._leading = threading.Lock()
+        self._queue: deque[Command] = deque()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._busy = False
+        self._closed = False
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: the parent's thread and its callers are not here."""
+        self._reset()
+        self._known.clear()
+
+    # --- in ---------------------------------------------------------------------------------------------------
+
+    def commit(self, command: Command) -> None:
+        """Carry a command out and return when it is done; blocks for the disk.
+
+        Args:
+            command: Its outcome or error is set on return.
+        """
+        if not self._busy and self._leading.acquire(blocking=False):
+            try:
+                self._run((command,))
+            finally:
+                self._leading.release()
+            return
+        gate = command.gate = threading.Lock()
+        gate.acquire()  # noqa: SIM115, RUF100 - a gate: the committer's thread opens it
+        self._enqueue(command)
+        gate.acquire()
+
+    async def commit_async(self, command: Command) -> None:
+        """Carry a command out without blocking the event loop.
+
+        A caller that is cancelled meanwhile does not call the command back: it may be committed all the same.
+
+        Args:
+            command: Its outcome or error is set on return.
+        """
+        if self._instant:
+            self.commit(command)
+            return
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        command.later = (loop, future)
+        self._enqueue(command)
+        await future
+
+    def _enqueue(self, command: Command) -> None:
+        if self._closed:
+            command.error = StoreUnavailable("the tracker is closed: configure() a new one")
+            _tell([command])
+            return
+        self._queue.append(command)
+        if self._thread is None:
+            self._start()
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                thread = threading.Thread(target=self._serve, name="fsm-committer", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def _serve(self) -> None:
+        """Commit what queues up, for ever. While there is more than one caller, nobody else commits."""
+        while True:
+            if not self._queue:
+                self._busy = False
+                self._wake.clear()
+                if not self._queue:  # looked at again after clear(): an append in between would be missed
+                    if self._closed:
+                        return
+                    self._wake.wait()
+            self._busy = True
+            with self._leading:
+                batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+                self._run(batch)
+            _tell(batch)
+            # The callers that were just served come back at once if there is load; letting them in first makes
+            # the next batch a full one instead of a batch of the first who was awake.
+            if len(batch) > 1:
+                time.sleep(0)
+
+    def close(self) -> None:
+        """Commit what is queued, then stop the thread."""
+        self._closed = True
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=30.0)
+        _committers.discard(self)
+
+    # --- one batch --------------------------------------------------------------------------------------------
+
+    def _run(self, batch: Sequence[Command]) -> None:
+        """Decide and commit a batch. Every command has an outcome or an error afterwards, whatever happens."""
+        todo = batch
+        try:
+            for _ in range(MAX_ROUNDS):
+                todo = self._round(todo)
+                if not todo:
+                    return
+            for command in todo:
+                command.error = StoreUnavailable(
+                    f"{command.execution_id}: other processes were faster {MAX_ROUNDS} times in a row; try again"
+                )
+        except BaseException as error:
+            for command in batch:
+                if command.outcome is None and command.error is None:
+                    command.error = error
+                self._known.pop(command.execution_id, None)
+            if not isinstance(error, Exception):
+                raise
+
+    def _round(self, todo: Sequence[Command]) -> list[Command]:
+        this = _Round()
+        for command in todo:
+            try:
+                self._decide(command, this)
+            except FsmError as error:
+                command.error = error
+        if this.steps:
+            try:
+                outcomes = self._store.append(this.steps)
+            except Exception:
+                # Perhaps it was committed, perhaps not: what leans on it and what is remembered may be wrong.
+                for command in this.leaning:
+                    command.outcome = None
+                for step in this.steps:
+                    self._known.pop(step.after.identity.id, None)
+                raise
+            self._settle(this, outcomes)
+        return this.again
+
+    def _settle(self, this: _Round, outcomes: Sequence[Receipt | Conflict]) -> None:
+        lost: set[str] = set()
+        for command, step, outcome in zip(this.commands, this.steps, outcomes, strict=True):
+            if isinstance(outcome, Conflict):
+                lost.add(outcome.execution_id)
+                this.again.append(command)
+                continue
+            command.outcome = outcome
+            command.effects = step.effects
+            if not self._instant:
+                self._remember(step.after)
+        for execution_id in lost:
+            self._known.pop(execution_id, None)
+        for command in this.leaning:
+            if command.execution_id in lost:
+                command.outcome = None
+                this.again.append(command)
+
+    def _remember(self, snapshot: Snapshot) -> None:
+        execution_id = snapshot.identity.id
+        if snapshot.state in self._law(snapshot).machine.terminal:
+            self._known.pop(execution_id, None)
+            return
+        if len(self._known) >= MAX_KNOWN:
+            self._known.pop(next(iter(self._known)), None)
+        self._known[execution_id] = snapshot
+
+    def _law(self, snapshot: Snapshot) -> Law:
+        content_hash = snapshot.identity.machine
+        law = self._laws.get(content_hash)
+        if law is None:
+            law = self._laws[content_hash] = self._law_of(content_hash)
+        return law
+
+    def _decide(self, command: Command, this: _Round) -> None:
+        """Decide one command: note its step in the round, or set its outcome, or put it off to the next round."""
+        if command.born is not None:
+            this.steps.append(command.born)
+            this.commands.append(command)
+            return
+        execution_id, event = command.execution_id, command.event
+        ahead = this.ahead.get(execution_id)
+        snapshot = ahead or self._known.get(execution_id)
+        fresh = snapshot is None
+        if snapshot is None:
+            snapshot = self._load(command)
+        if command.user_id is not None and snapshot.identity.user_id != command.user_id:
+            raise UnknownExecution(execution_id)
+        machine, codec = self._law(snapshot)
+        if command.key is not None and self._seen(command, machine, snapshot, this):
+            return
+        payload, text = codec.encode(event, command.payload)
+        facts = Facts(command.at, payload, text, command.fence, command.key, command.worker)
+        decided = decide(machine, snapshot, event, facts)
+        if isinstance(decided, Refusal) and not fresh and ahead is None:
+            decided = decide(machine, self._load(command), event, facts)
+        if isinstance(decided, Refusal):
+            command.outcome = decided
+            if ahead is not None:
+                this.leaning.append(command)
+            return
+        this.steps.append(decided)
+        this.commands.append(command)
+        this.ahead[execution_id] = decided.after
+
+    def _seen(self, command: Command, machine: Machine, snapshot: Snapshot, this: _Round) -> bool:
+        """Return whether the command's key was used before, and if so answer it or put it off."""
+        key = command.key or ""
+        if (command.execution_id, key) in this.keys:
+            this.again.append(command)  # its twin is being committed: next time there is a receipt to return
+            return True
+        first = self._store.keyed(command.execution_id, key)
+        if first is None:
+            this.keys.add((command.execution_id, key))
+            return False
+        if first.event == command.event:
+            command.outcome = first
+        else:
+            detail = (
+                f"the key {key!r} was used for {first.event!r} at version {first.version}: take a new key"
+            )
+            command.outcome = refuse(machine, snapshot, command.event, "duplicate", detail)
+        return True
+
+    def _load(self, command: Command) -> Snapshot:
+        snapshot = self._store.load(command.execution_id)
+        if snapshot is None:
+            raise UnknownExecution(command.execution_id)
+        return snapshot
+
+
+def _tell(batch: Sequence[Command]) -> None:
+    """Let the callers of a batch go on: one wake-up per thread, and one per event loop."""
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for command in batch:
+        if command.gate is not None:
+            command.gate.release()
+        elif command.later is not None:
+            loop, future = command.later
+            loops.setdefault(loop, []).append(future)
+    for loop, futures in loops.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, futures)
+        except RuntimeError:
+            logger.warning("an event loop was closed while %d commits were under way", len(futures))
+
+
+def _resolve(futures: Sequence[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+_committers: weakref.WeakSet[Committer] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for committer in list(_committers):
+        committer.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

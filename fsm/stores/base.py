@@ -1,0 +1,154 @@
+"""What a store must do. It keeps records and journals, and knows nothing of any machine.
+
+A store takes batches of steps. Each step is a compare-and-set on the execution's version together with one row of
+the journal: both or neither. One thread at a time appends (the committer sees to that); any number may read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from fsm.errors import NotAStore
+from fsm.records import Receipt, Snapshot, Step
+
+
+class Conflict(NamedTuple):
+    """A step that was not committed: somebody else moved the execution first.
+
+    Attributes:
+        execution_id: The execution.
+        version: Its version now, or ``None`` if it does not exist.
+    """
+
+    execution_id: str
+    version: int | None
+
+
+class MachineRecord(NamedTuple):
+    """A machine as data, for the store's own law.
+
+    Attributes:
+        content_hash: Its identity.
+        name: Its name.
+        document: The declaration as JSON text.
+        states: Each state and whether it is terminal.
+        rows: Every (source, event, target) that a journal may hold; the creation has no source.
+    """
+
+    content_hash: str
+    name: str
+    document: str
+    states: tuple[tuple[str, bool], ...]
+    rows: tuple[tuple[str | None, str, str], ...]
+
+
+class Query(NamedTuple):
+    """Which executions to find; ``None`` means any.
+
+    Attributes:
+        states: The states that they are in.
+        agent: The agent's name.
+        user_id: Whose they are.
+        thread_id: The conversation.
+        parent_id: The execution that started them.
+        limit: How many at the most.
+        after: The id after which to go on.
+    """
+
+    states: frozenset[str] | None = None
+    agent: str | None = None
+    user_id: str | None = None
+    thread_id: str | None = None
+    parent_id: str | None = None
+    limit: int = 100
+    after: str | None = None
+
+
+class Store(Protocol):
+    """The protocol of every store; `tests/test_stores.py` holds each of them to it.
+
+    Every method may raise `StoreUnavailable`. Executions are found in the order of their ids, which is the order of
+    their creation.
+    """
+
+    @property
+    def url(self) -> str:
+        """Where it is, as `configure` takes it."""
+
+    @property
+    def instant(self) -> bool:
+        """Whether nothing ever waits for a disk or a network, so that asyncio code may call it inline."""
+
+    def register(self, record: MachineRecord) -> None:
+        """Make a machine known, so that its executions can be kept; again and again if you like."""
+
+    def machines(self) -> dict[str, str]:
+        """Return every registered machine: its declaration as JSON text, by content hash."""
+
+    def load(self, execution_id: str) -> Snapshot | None:
+        """Return an execution's record as it is now, or ``None`` if there is none."""
+
+    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict]:
+        """Commit a batch, each step all or nothing.
+
+        Args:
+            steps: In the order in which they shall happen; several may be of one execution.
+
+        Returns:
+            For each step its receipt, or the conflict that kept it out.
+
+        Raises:
+            StoreUnavailable: Nothing was committed, or (``committed`` is ``None``) nobody can tell.
+        """
+
+    def keyed(self, execution_id: str, key: str) -> Receipt | None:
+        """Return the receipt that was committed with this idempotency key, if any."""
+
+    def history(self, execution_id: str) -> list[Receipt]:
+        """Return an execution's journal from the beginning; empty if there is no such execution."""
+
+    def journal(
+        self, after: int, limit: int, execution_id: str | None = None, user_id: str | None = None
+    ) -> list[Receipt]:
+        """Return the registry's journal after a position, `limit` rows at the most, oldest first."""
+
+    def position(self) -> int:
+        """Return the position of the journal's last row; 0 if it is empty."""
+
+    def find(self, query: Query) -> list[Snapshot]:
+        """Return the executions that fit, ascending by id."""
+
+    def counts(self, user_id: str | None = None) -> dict[str, int]:
+        """Return how many executions there are by state; states without any are left out."""
+
+    def close(self) -> None:
+        """Let go of everything; every later call raises `StoreUnavailable`."""
+
+
+def open_store(url: str) -> Store:
+    """Open the store behind a URL.
+
+    Args:
+        url: ``memory://`` or ``sqlite:///FILE`` (four slashes for an absolute path; ``?synchronous=NORMAL`` trades
+            safety against power loss for speed).
+
+    Returns:
+        The open store.
+
+    Raises:
+        NotAStore: The URL is of no known kind, or what it names is no store.
+        StoreTooNew: A newer version of the library wrote it.
+        StoreUnavailable: It cannot be opened.
+    """
+    from fsm.stores.memory import MemoryStore  # noqa: PLC0415 - each store only when it is asked for
+
+    if url in {"memory://", "memory:"}:
+        return MemoryStore()
+    if url.startswith("sqlite:"):
+        from fsm.stores.sqlite import SqliteStore  # noqa: PLC0415
+
+        return SqliteStore(url)
+    raise NotAStore(
+        f"no store is known for {url!r}: use memory://, sqlite:///file.db or sqlite:////absolute/file.db"
+    )

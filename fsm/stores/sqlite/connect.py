@@ -1,0 +1,205 @@
+"""Opening a file, bringing its schema up to date, and waiting for other processes with jitter.
+
+SQLite's own busy handler sleeps in fixed steps, so that writers meet again and again; here every wait is drawn at
+random and the whole wait has a limit.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import parse_qs, unquote
+
+from fsm.errors import NotAStore, StoreTooNew, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+APPLICATION_ID = 0x66736D31
+"""What SQLite's header says whose file this is: the letters fsm1."""
+BUSY_LIMIT_S = 30.0
+"""So long, in seconds, a call waits for other processes before it gives up."""
+_FIRST_WAIT_S = 0.0005
+_LONGEST_WAIT_S = 0.05
+SYNCHRONOUS = ("FULL", "NORMAL", "EXTRA")
+
+T = TypeVar("T")
+
+
+def parse_url(url: str) -> tuple[Path, str]:
+    """Return the file and the synchronous level that a URL names.
+
+    Raises:
+        NotAStore: The URL is not of the form ``sqlite:///FILE[?synchronous=FULL|NORMAL|EXTRA]``.
+    """
+    head, _, query = url.partition("?")
+    path = unquote(head.removeprefix("sqlite:///"))
+    if not head.startswith("sqlite:///") or not path or path == ":memory:":
+        raise NotAStore(
+            f"{url!r} names no file: write sqlite:///file.db (three slashes, beside you), "
+            "sqlite:////absolute/file.db (four), or memory:// for no file at all"
+        )
+    options = parse_qs(query, keep_blank_values=True)
+    level = options.pop("synchronous", ["FULL"])[-1].upper()
+    if options or level not in SYNCHRONOUS:
+        raise NotAStore(f"{url!r}: the one option is synchronous={'|'.join(SYNCHRONOUS)}")
+    return Path(path), level
+
+
+def patiently(call: Callable[[], T], what: str, limit_s: float = BUSY_LIMIT_S) -> T:
+    """Call again while another process holds the file.
+
+    Args:
+        call: What to do; it must be safe to repeat.
+        what: For the error message.
+        limit_s: How long to go on, in seconds.
+
+    Raises:
+        StoreUnavailable: The file was busy all the time.
+    """
+    started = time.monotonic()
+    wait_s = _FIRST_WAIT_S
+    while True:
+        try:
+            return call()
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            if time.monotonic() - started > limit_s:
+                raise StoreUnavailable(
+                    f"{what}: other processes kept the file busy for {limit_s:g} s; nothing was written"
+                ) from error
+        time.sleep(random.uniform(0, wait_s))  # noqa: S311 - jitter, not a secret
+        wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Return whether an error means that another connection is at work."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def connect(path: Path, synchronous: str) -> sqlite3.Connection:
+    """Open one connection to a file that `prepare` has seen.
+
+    Args:
+        path: The file.
+        synchronous: FULL survives power loss; NORMAL survives a crash of the process.
+    """
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        patiently(lambda: connection.execute(f"PRAGMA synchronous={synchronous}"), str(path))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def prepare(path: Path, synchronous: str) -> sqlite3.Connection:
+    """Open a file, create or migrate its schema, and return the connection.
+
+    Raises:
+        NotAStore: The file is no database, damaged, or another program's.
+        StoreTooNew: A newer version of the library wrote it.
+        StoreUnavailable: It cannot be opened or written.
+    """
+    if not path.parent.is_dir():
+        raise StoreUnavailable(f"{path}: the folder {path.parent} does not exist; create it first")
+    connection: sqlite3.Connection | None = None
+    try:
+        connection = connect(path, synchronous)
+        _check(connection, path)
+        patiently(lambda: _wal(connection, path), str(path))
+        patiently(lambda: _migrate(connection, path), str(path))
+    except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
+        raise explain(error, path) from error
+    except BaseException:
+        if connection is not None:
+            connection.close()
+        raise
+    return connection
+
+
+def explain(error: sqlite3.Error, path: Path) -> NotAStore | StoreUnavailable:
+    """Return the error of this library that says what SQLite's error means."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
+        return NotAStore(
+            f"{path} is no fsm store, or a damaged one ({error}): nothing was changed in it; "
+            "restore it from a backup or choose another file"
+        )
+    if code == sqlite3.SQLITE_FULL:
+        return StoreUnavailable(f"{path}: the disk is full; nothing was written")
+    if code == sqlite3.SQLITE_READONLY:
+        return StoreUnavailable(f"{path} cannot be written: check its permissions and its folder's")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return StoreUnavailable(f"{path} cannot be opened: check the path and the permissions")
+    return StoreUnavailable(f"{path}: {error}")
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the schema version of a file that is ours or empty."""
+    owner = patiently(lambda: connection.execute("PRAGMA application_id").fetchone()[0], str(path))
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if owner == APPLICATION_ID:
+        if version > len(_scripts()):
+            raise StoreTooNew(str(path), version, len(_scripts()))
+        return version
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if owner or version or tables:
+        raise NotAStore(
+            f"{path} is another program's database ({tables} tables): nothing was changed in it; choose another file"
+        )
+    return 0
+
+
+def _wal(connection: sqlite3.Connection, path: Path) -> None:
+    mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    if mode != "wal":
+        logger.warning("%s: this file system takes no write-ahead log; readers will wait for writers", path)
+
+
+def _scripts() -> list[str]:
+    """Return the migrations in order; script n brings version n-1 to n."""
+    folder = resources.files(__package__)
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    return [folder.joinpath(name).read_text(encoding="utf-8") for name in names]
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Split a script; `executescript` would commit in between."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the schema up to date in one transaction: after a crash the file is as it was."""
+    scripts = _scripts()
+    if _check(connection, path) == len(scripts):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Looked at again inside the transaction: another process may have been faster.
+        version = _check(connection, path)
+        for script in scripts[version:]:
+            for statement in _statements(script):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={len(scripts)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    logger.info("%s: schema brought from version %d to %d", path, version, len(scripts))

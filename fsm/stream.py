@@ -1,0 +1,110 @@
+"""The journal as a stream: whoever has seen position n asks for what came after it.
+
+Commits of this process wake a reader at once. Commits of other processes are found by looking every `POLL_S`
+seconds, if the store is one that others can write to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import NamedTuple
+
+from fsm.records import Receipt
+from fsm.registry import Registry
+
+POLL_S = 0.1
+"""So often, in seconds, a reader looks for other processes' commits."""
+PAGE = 500
+"""So many receipts are read at a time."""
+
+
+class _Cursor(NamedTuple):
+    after: int
+    execution_id: str | None
+    user_id: str | None
+
+
+def _begin(registry: Registry, after: int | None, execution_id: str | None, user_id: str | None) -> _Cursor:
+    if execution_id is not None:
+        registry.load(execution_id, user_id)  # unknown is said at once, not by an endless silence
+    return _Cursor(registry.store.position() if after is None else after, execution_id, user_id)
+
+
+def _page(registry: Registry, cursor: _Cursor) -> tuple[list[Receipt], _Cursor]:
+    """Return what is new and where to go on; rows that a filter hides are passed over for good."""
+    top = registry.store.position()
+    rows = registry.store.journal(cursor.after, PAGE, cursor.execution_id, cursor.user_id)
+    after = rows[-1].position if rows else cursor.after
+    return rows, cursor._replace(after=after if len(rows) == PAGE else max(after, top))
+
+
+def _over(registry: Registry, cursor: _Cursor, rows: list[Receipt]) -> bool:
+    """Whether nothing can follow: the one execution that is watched has ended, or the tracker was closed."""
+    if registry.closed:
+        return True
+    if cursor.execution_id is None or rows:
+        return False
+    snapshot = registry.load(cursor.execution_id, cursor.user_id)
+    terminal = registry.law_of(snapshot.identity.machine).machine.terminal
+    return snapshot.state in terminal and not registry.store.journal(cursor.after, 1, cursor.execution_id)
+
+
+def follow(
+    registry: Registry, after: int | None, execution_id: str | None, user_id: str | None, *, wait: bool
+) -> Iterator[Receipt]:
+    """Yield receipts as they are committed; see `Tracker.subscribe`."""
+    cursor = _begin(registry, after, execution_id, user_id)
+    return _follow(registry, cursor, wait=wait)
+
+
+def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Receipt]:
+    news = threading.Event()
+    registry.listeners.add(news.set)
+    try:
+        while True:
+            news.clear()
+            if registry.closed:
+                return
+            rows, cursor = _page(registry, cursor)
+            yield from rows
+            if len(rows) == PAGE:
+                continue
+            if not wait or _over(registry, cursor, rows):
+                return
+            if not rows:
+                news.wait(None if registry.store.instant else POLL_S)
+    finally:
+        registry.listeners.discard(news.set)
+
+
+async def follow_async(
+    registry: Registry, after: int | None, execution_id: str | None, user_id: str | None, *, wait: bool
+) -> AsyncIterator[Receipt]:
+    """Yield receipts as they are committed, without blocking the event loop; see `Tracker.subscribe`."""
+    loop = asyncio.get_running_loop()
+    news = asyncio.Event()
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(news.set)
+
+    cursor = await asyncio.to_thread(_begin, registry, after, execution_id, user_id)
+    registry.listeners.add(wake)
+    try:
+        while not registry.closed:
+            news.clear()
+            rows, cursor = await asyncio.to_thread(_page, registry, cursor)
+            for receipt in rows:
+                yield receipt
+            if len(rows) == PAGE:
+                continue
+            if not wait or await asyncio.to_thread(_over, registry, cursor, rows):
+                return
+            if not rows:
+                try:
+                    await asyncio.wait_for(news.wait(), None if registry.store.instant else POLL_S)
+                except TimeoutError:
+                    continue
+    finally:
+        registry.listeners.discard(wake)

@@ -1,0 +1,415 @@
+"""The tracker: one per process, and every execution goes through it.
+
+`get_tracker()` returns it, `configure()` sets it up before its first use, and nobody builds one of their own: two
+trackers are two truths. ``tracker.for_user(user_id)`` is the same narrowed to one user, ``tracker.aio`` the same for
+asyncio.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Self
+
+from fsm import stream
+from fsm.clock import Clock, SystemClock
+from fsm.decide import allowed as allowed_events
+from fsm.errors import BadPayload, ConfigurationError
+from fsm.lifecycles.execution import EXECUTION
+from fsm.machine import Machine
+from fsm.records import Execution, Receipt, Retry, durations
+from fsm.registry import Registry, text
+from fsm.stores.base import Store, open_store
+from fsm.timeouts import Timeouts
+
+if TYPE_CHECKING:
+    from fsm.aio import AsyncTracker
+
+DEFAULT_STORE = "sqlite:///fsm.db"
+"""Where executions are kept when neither `configure` nor FSM_STORE says anything."""
+
+
+class Tracker:
+    """The registry of all executions of this process; get it from `get_tracker()`."""
+
+    _registry: Registry
+    _user_id: str | None
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise ConfigurationError(
+            "nobody builds a tracker of their own, two trackers are two truths: call fsm.get_tracker(), or "
+            "fsm.configure(...) once before its first use; in tests use fsm.testing.fresh_tracker()"
+        )
+
+    @classmethod
+    def _of(cls, registry: Registry, user_id: str | None = None) -> Self:
+        self = object.__new__(cls)
+        self._registry = registry
+        self._user_id = user_id
+        return self
+
+    # --- write ------------------------------------------------------------------------------------------------
+
+    def create(  # noqa: PLR0913 - what an execution is born with
+        self,
+        agent: str,
+        /,
+        *,
+        user_id: str,
+        thread_id: str,
+        timeouts: Timeouts | Mapping[str, Any] | None = None,
+        retry: Retry | Mapping[str, Any] | None = None,
+        parent_id: str | None = None,
+        retry_of: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        machine: Machine | str | None = None,
+    ) -> Execution:
+        """Register an execution; it begins in its machine's initial state.
+
+        Args:
+            agent: The agent's name.
+            user_id: Whose it is.
+            thread_id: The conversation that it belongs to.
+            timeouts: Limits that take the place of the machine's own, in seconds.
+            retry: How often it may be tried; once if nothing is said.
+            parent_id: The execution that starts it; when that one is called off, so is this.
+            retry_of: The execution that it is a rerun of.
+            metadata: JSON to note with it; it is copied.
+            machine: The machine, or its name; the execution machine if nothing is said.
+
+        Returns:
+            The execution, with its new id.
+
+        Raises:
+            BadPayload: An argument has a wrong type or value.
+            UnknownExecution: The parent or the earlier execution is unknown, or another user's.
+            Refused: The parent has ended.
+            StoreUnavailable: The store did not take it.
+        """
+        command = self._registry.birth(
+            agent,
+            user_id=self._own(user_id),
+            thread_id=thread_id,
+            timeouts=timeouts,
+            retry=retry,
+            parent_id=parent_id,
+            retry_of=retry_of,
+            metadata=metadata,
+            machine=machine,
+        )
+        self._registry.committer.commit(command)
+        return self._registry.created(command)
+
+    def fire(
+        self,
+        execution_id: str,
+        event: str,
+        /,
+        *,
+        fence: int | None = None,
+        key: str | None = None,
+        **payload: Any,
+    ) -> Receipt:
+        """Hand an event to an execution and return when the transition is committed.
+
+        Args:
+            execution_id: The execution.
+            event: The event, as in the table.
+            fence: For a worker: the fence from the receipt of its claim; a stale one is refused.
+            key: Makes the call idempotent: the same key again returns the first receipt.
+            **payload: What comes with the event; see `fsm.payloads`.
+
+        Returns:
+            The receipt of the committed transition.
+
+        Raises:
+            Refused: Nothing was changed; the refusal says why, and what is allowed.
+            UnknownExecution: There is no such execution, or it is another user's.
+            BadPayload: The payload does not fit the event.
+            StoreUnavailable: The store did not answer; ``committed`` says what is known.
+        """
+        registry = self._registry
+        command = registry.event(execution_id, event, payload, fence=fence, key=key, user_id=self._user_id)
+        registry.committer.commit(command)
+        receipt = registry.receipt(command)
+        if command.effects:
+            registry.carry_out(command)
+        return receipt
+
+    # --- read -------------------------------------------------------------------------------------------------
+
+    def get(self, execution_id: str) -> Execution:
+        """Return an execution as it is now.
+
+        Raises:
+            UnknownExecution: There is no such execution, or it is another user's.
+        """
+        return self._registry.show(self._registry.load(execution_id, self._user_id))
+
+    def history(self, execution_id: str) -> list[Receipt]:
+        """Return the journal of an execution: its creation, then every transition.
+
+        Raises:
+            UnknownExecution: There is no such execution, or it is another user's.
+        """
+        self._registry.load(execution_id, self._user_id)
+        return self._registry.store.history(execution_id)
+
+    def durations(self, execution_id: str) -> dict[str, float]:
+        """Return the seconds that an execution spent in each state so far; an ended one's stand still.
+
+        Raises:
+            UnknownExecution: There is no such execution, or it is another user's.
+        """
+        machine = self.machine_of(execution_id)
+        history = self._registry.store.history(execution_id)
+        return durations(history, machine.terminal, self._registry.clock.wall())
+
+    def allowed(self, execution_id: str) -> tuple[str, ...]:
+        """Return the events that an execution would accept now, in the order of the table.
+
+        Raises:
+            UnknownExecution: There is no such execution, or it is another user's.
+        """
+        snapshot = self._registry.load(execution_id, self._user_id)
+        return allowed_events(self._registry.law_of(snapshot.identity.machine).machine, snapshot)
+
+    def machine_of(self, execution_id: str) -> Machine:
+        """Return the machine that an execution is an instance of.
+
+        Raises:
+            UnknownExecution: There is no such execution, or it is another user's.
+        """
+        snapshot = self._registry.load(execution_id, self._user_id)
+        return self._registry.law_of(snapshot.identity.machine).machine
+
+    def find(
+        self,
+        *,
+        state: str | Iterable[str] | None = None,
+        category: str | None = None,
+        agent: str | None = None,
+        user_id: str | None = None,
+        thread_id: str | None = None,
+        parent_id: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[Execution]:
+        """Return a page of executions in the order of their creation.
+
+        Paging is stable: pass the last id of a page as `after` and nothing is seen twice or missed, whatever is
+        created meanwhile.
+
+        Args:
+            state: A state, or several.
+            category: pending, running, waiting, stopping or terminal.
+            agent: The agent's name.
+            user_id: Whose they are.
+            thread_id: The conversation.
+            parent_id: The execution that started them.
+            limit: How many at the most.
+            after: The id after which to go on.
+
+        Raises:
+            BadPayload: A state or category does not exist, or the limit is out of range.
+        """
+        if self._user_id is not None and user_id not in {None, self._user_id}:
+            return []
+        query = self._registry.query(
+            state=state,
+            category=category,
+            agent=agent,
+            user_id=self._user_id or user_id,
+            thread_id=thread_id,
+            parent_id=parent_id,
+            limit=limit,
+            after=after,
+        )
+        return self._registry.find(query, category)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many executions there are by state; states without any are left out."""
+        return self._registry.store.counts(self._user_id)
+
+    def subscribe(
+        self,
+        *,
+        after: int | None = None,
+        execution_id: str | None = None,
+        user_id: str | None = None,
+        follow: bool = True,
+    ) -> Iterator[Receipt]:
+        """Yield receipts as they are committed, by this process and by others on the same store.
+
+        Args:
+            after: The last position that was seen; 0 for the beginning, ``None`` for from now on.
+            execution_id: Only this execution's; the stream then ends with the execution.
+            user_id: Only this user's.
+            follow: Wait for more; otherwise stop at the end of what there is.
+
+        Raises:
+            UnknownExecution: There is no such execution, or it is another user's.
+        """
+        if self._user_id is not None and user_id not in {None, self._user_id}:
+            return iter(())
+        return stream.follow(self._registry, after, execution_id, self._user_id or user_id, wait=follow)
+
+    # --- faces ------------------------------------------------------------------------------------------------
+
+    def for_user(self, user_id: str) -> UserTracker:
+        """Return the same tracker narrowed to one user: what is another's is as unknown as if it did not exist.
+
+        Args:
+            user_id: The user.
+
+        Raises:
+            BadPayload: `user_id` is no usable name, or another user's than this tracker is narrowed to.
+        """
+        return UserTracker._of(self._registry, self._own(text("user_id", user_id)))
+
+    @property
+    def aio(self) -> AsyncTracker:
+        """The same names for asyncio, over the same committer."""
+        from fsm.aio import AsyncTracker  # noqa: PLC0415 - asyncio is loaded by those who use it
+
+        return AsyncTracker(self)
+
+    @property
+    def store_url(self) -> str:
+        """Where the executions are kept."""
+        return self._registry.store.url
+
+    @property
+    def worker_id(self) -> str:
+        """The id under which this process claims executions."""
+        return self._registry.worker_id
+
+    @property
+    def clock(self) -> Clock:
+        """Where time comes from."""
+        return self._registry.clock
+
+    def _own(self, user_id: str | None) -> str:
+        if self._user_id is None or user_id in {None, self._user_id}:
+            return user_id or self._user_id or ""
+        raise BadPayload(f"this tracker is narrowed to one user and cannot act for {user_id!r}")
+
+    def close(self) -> None:
+        """Commit what is queued and close the store; `configure` may then be called again."""
+        self._registry.close()
+        with _lock:
+            for one in [one for one in _trackers if one._registry is self._registry]:
+                _trackers.remove(one)
+
+
+class UserTracker(Tracker):
+    """The tracker narrowed to one user; get it from ``tracker.for_user(user_id)``."""
+
+    def create(
+        self, agent: str, /, *, user_id: str | None = None, thread_id: str, **options: Any
+    ) -> Execution:
+        """Register an execution of this user; see `Tracker.create`."""
+        return super().create(agent, user_id=self._own(user_id), thread_id=thread_id, **options)
+
+
+# --- the one ---------------------------------------------------------------------------------------------------
+
+_lock = threading.RLock()
+# The last one is the process's tracker. There is more than one only while tests have fresh ones.
+_trackers: list[Tracker] = []
+_mine: ContextVar[Tracker | None] = ContextVar("fsm_tracker", default=None)
+
+
+def configure(
+    store: str | Store | None = None, *, clock: Clock | None = None, machines: Iterable[Machine] = ()
+) -> Tracker:
+    """Set the process's tracker up, once, before its first use.
+
+    Args:
+        store: A URL (see `fsm.stores.open_store`) or an open store; FSM_STORE, else ``sqlite:///fsm.db``.
+        clock: Where time comes from; the system's clocks if nothing is said.
+        machines: Machines of your own, beside the execution machine.
+
+    Returns:
+        The tracker, as `get_tracker()` returns it from now on.
+
+    Raises:
+        ConfigurationError: There is a tracker already, or the machines do not go together.
+        NotAStore: The URL names no store.
+        StoreUnavailable: The store cannot be opened.
+    """
+    with _lock:
+        if _trackers:
+            raise ConfigurationError(
+                f"the tracker is already set up, on {_trackers[-1].store_url}: call configure() once, before anything "
+                "calls get_tracker(); in tests use fsm.testing.fresh_tracker()"
+            )
+        tracker = _build(store, clock, machines)
+        _trackers.append(tracker)
+        return tracker
+
+
+def get_tracker() -> Tracker:
+    """Return the process's one tracker, set up with the defaults if `configure` was not called.
+
+    Raises:
+        NotAStore: FSM_STORE names no store.
+        StoreUnavailable: The store cannot be opened.
+    """
+    mine = _mine.get()
+    if mine is not None:
+        return mine
+    trackers = _trackers
+    if trackers:
+        return trackers[-1]
+    with _lock:
+        return _trackers[-1] if _trackers else configure()
+
+
+def _build(store: str | Store | None, clock: Clock | None, machines: Iterable[Machine]) -> Tracker:
+    if store is None:
+        store = os.environ.get("FSM_STORE") or DEFAULT_STORE
+    opened = open_store(store) if isinstance(store, str) else store
+    try:
+        return Tracker._of(Registry(opened, clock or SystemClock(), (EXECUTION, *machines)))
+    except BaseException:
+        opened.close()
+        raise
+
+
+@contextmanager
+def fresh_tracker(
+    store: str | Store = "memory://", *, clock: Clock | None = None, machines: Iterable[Machine] = ()
+) -> Iterator[Tracker]:
+    """Put a fresh tracker in the place of the process's one, for the length of a ``with`` block in a test.
+
+    Threads and tasks that each open a block of their own each get their own; threads that a block starts get the
+    one of the block that was opened last.
+
+    Args:
+        store: As for `configure`, in memory if nothing is said.
+        clock: As for `configure`.
+        machines: As for `configure`.
+
+    Yields:
+        The tracker that `get_tracker()` returns inside.
+    """
+    tracker = _build(store, clock, machines)
+    with _lock:
+        _trackers.append(tracker)
+    token = _mine.set(tracker)
+    try:
+        yield tracker
+    finally:
+        _mine.reset(token)
+        tracker.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    for tracker in _trackers:
+        tracker.close()

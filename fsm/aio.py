@@ -149,6 +149,14 @@ class AsyncTracker:
             return _nothing()
         return stream.follow_async(self._registry, after, execution_id, own or user_id, wait=follow)
 
+    async def position(self) -> int:
+        """Return the position of the journal's last row; see `Tracker.position`."""
+        return await self._read(self._tracker.position)
+
+    async def machines(self) -> tuple[Machine, ...]:
+        """Return every machine of this registry; see `Tracker.machines`."""
+        return await self._read(self._tracker.machines)
+
     def for_user(self, user_id: str) -> AsyncTracker:
         """Return the same narrowed to one user; see `Tracker.for_user`."""
         return AsyncTracker(self._tracker.for_user(user_id))

@@ -258,6 +258,14 @@ class Tracker:
             return iter(())
         return stream.follow(self._registry, after, execution_id, self._user_id or user_id, wait=follow)
 
+    def position(self) -> int:
+        """Return the position of the journal's last row: where a subscription that begins now would begin."""
+        return self._registry.store.position()
+
+    def machines(self) -> tuple[Machine, ...]:
+        """Return every machine that this registry has, also those that other processes brought."""
+        return self._registry.machines()
+
     # --- faces ------------------------------------------------------------------------------------------------
 
     def for_user(self, user_id: str) -> UserTracker:

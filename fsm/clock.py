@@ -15,9 +15,11 @@ class Clock(Protocol):
 
     def wall(self) -> float:
         """Return the instant as seconds since the epoch; it goes into records."""
+        ...
 
     def monotonic(self) -> float:
         """Return seconds that never go back; only differences mean anything."""
+        ...
 
     def sleep(self, seconds: float) -> None:
         """Wait.
@@ -25,6 +27,7 @@ class Clock(Protocol):
         Args:
             seconds: How long, in seconds.
         """
+        ...
 
 
 class SystemClock:

@@ -317,24 +317,24 @@ class Registry:
         for name, value in (("agent", agent), ("user_id", user_id), ("thread_id", thread_id)):
             if value is not None:
                 text(name, value)
-        states: frozenset[str] | None = None
-        if state is not None or category is not None:
-            machines = self.machines()
-            known = {name for machine in machines for name in machine.by_name}
-            states = frozenset(known)
-        if state is not None:
-            wanted = frozenset([state] if isinstance(state, str) else state)
-            if strange := wanted - known:
-                raise BadPayload(
-                    f"no such state: {', '.join(sorted(map(str, strange)))}. Known: {', '.join(sorted(known))}"
-                )
-            states = wanted
-        if category is not None:
-            if category not in set(Category):
-                raise BadPayload(f"no such category: {category!r}. Known: {', '.join(Category)}")
-            of = {name for machine in machines for name in machine.of(category)}
-            states = (states or frozenset()) & of
+        states = self._states(state, category)
         return Query(states, agent, user_id, thread_id, parent_id, limit, after)
+
+    def _states(self, state: str | Iterable[str] | None, category: str | None) -> frozenset[str] | None:
+        if state is None and category is None:
+            return None
+        machines = self.machines()
+        known = frozenset(name for machine in machines for name in machine.by_name)
+        wanted = known if state is None else frozenset([state] if isinstance(state, str) else state)
+        if strange := wanted - known:
+            raise BadPayload(
+                f"no such state: {', '.join(sorted(map(str, strange)))}. Known: {', '.join(sorted(known))}"
+            )
+        if category is None:
+            return wanted
+        if category not in set(Category):
+            raise BadPayload(f"no such category: {category!r}. Known: {', '.join(Category)}")
+        return wanted & {name for machine in machines for name in machine.of(category)}
 
     def find(self, query: Query, category: str | None) -> list[Execution]:
         """Return a page of executions.

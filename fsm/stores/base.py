@@ -75,19 +75,24 @@ class Store(Protocol):
     @property
     def url(self) -> str:
         """Where it is, as `configure` takes it."""
+        ...
 
     @property
     def instant(self) -> bool:
         """Whether nothing ever waits for a disk or a network, so that asyncio code may call it inline."""
+        ...
 
     def register(self, record: MachineRecord) -> None:
         """Make a machine known, so that its executions can be kept; again and again if you like."""
+        ...
 
     def machines(self) -> dict[str, str]:
         """Return every registered machine: its declaration as JSON text, by content hash."""
+        ...
 
     def load(self, execution_id: str) -> Snapshot | None:
         """Return an execution's record as it is now, or ``None`` if there is none."""
+        ...
 
     def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict]:
         """Commit a batch, each step all or nothing.
@@ -101,29 +106,37 @@ class Store(Protocol):
         Raises:
             StoreUnavailable: Nothing was committed, or (``committed`` is ``None``) nobody can tell.
         """
+        ...
 
     def keyed(self, execution_id: str, key: str) -> Receipt | None:
         """Return the receipt that was committed with this idempotency key, if any."""
+        ...
 
     def history(self, execution_id: str) -> list[Receipt]:
         """Return an execution's journal from the beginning; empty if there is no such execution."""
+        ...
 
     def journal(
         self, after: int, limit: int, execution_id: str | None = None, user_id: str | None = None
     ) -> list[Receipt]:
         """Return the registry's journal after a position, `limit` rows at the most, oldest first."""
+        ...
 
     def position(self) -> int:
         """Return the position of the journal's last row; 0 if it is empty."""
+        ...
 
     def find(self, query: Query) -> list[Snapshot]:
         """Return the executions that fit, ascending by id."""
+        ...
 
     def counts(self, user_id: str | None = None) -> dict[str, int]:
         """Return how many executions there are by state; states without any are left out."""
+        ...
 
     def close(self) -> None:
         """Let go of everything; every later call raises `StoreUnavailable`."""
+        ...
 
 
 def open_store(url: str) -> Store:

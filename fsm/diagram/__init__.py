@@ -6,6 +6,7 @@ The drawings are text first: `to_dot` for pictures, `to_mermaid` for a README. B
 
 from fsm.diagram.dot import to_dot
 from fsm.diagram.marks import Mark, NotInMachine
+from fsm.diagram.mermaid import to_mermaid
 from fsm.diagram.path import Path, Step, Triple, Visit, path_of
 from fsm.diagram.render import RenderError, render_png, render_svg
 
@@ -21,4 +22,5 @@ __all__ = [
     "render_png",
     "render_svg",
     "to_dot",
+    "to_mermaid",
 ]

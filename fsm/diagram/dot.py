@@ -28,7 +28,10 @@ from fsm.diagram.plan import Box, Label, Plan, plan_of
 from fsm.machine import Category, Machine, State
 
 WRAP = 16
-"""A row's text longer than this, in characters, gets a line for its guard."""
+"""A row's text longer than this, in characters, gets a line for its guard where it stands on an arrow."""
+
+WRAP_INSIDE = 28
+"""The same where it stands in a state or a box."""
 
 CLUSTER = 3
 """From so many running states on, a frame is drawn around them."""
@@ -93,7 +96,7 @@ class _Drawing:
             line = PAINTS[Category.RUNNING].line
             out += [
                 "  subgraph cluster_running {",
-                f'    graph [label="running", labeljust=l, fontsize=11, fontcolor="{line}",',
+                f'    graph [label="running", labelloc=t, labeljust=l, fontsize=11, fontcolor="{line}",',
                 '      style="rounded,filled", color="#BCD3F0", fillcolor="#F6FAFF", margin=10, tooltip="running"];',
                 *(f"    {states[name]}" for name in states if name in framed),
                 *(f"    {capsule}" for capsule in self.framed),
@@ -112,8 +115,8 @@ class _Drawing:
         widest = max(list(self.lines.values()).count(line) for line in self.lines.values())
         direction = "LR" if max(self.lines.values()) // 2 + 1 > LONG * widest else "TB"
         return [
-            f'  graph [rankdir={direction}, newrank=true, nodesep=0.13, ranksep=0.15, pad=0.15, bgcolor="white",',
-            f'    fontname="{FONT}", fontsize=11, fontcolor="{SOFT_INK}", labelloc=b, labeljust=l,',
+            f"  graph [rankdir={direction}, newrank=true, nodesep=0.13, ranksep=0.15, mclimit=8, pad=0.15,",
+            f'    bgcolor="white", fontname="{FONT}", fontsize=11, fontcolor="{SOFT_INK}", labelloc=b, labeljust=l,',
             f"    label={self._legend()}, tooltip={_quote(self.machine.doc or self.machine.name)}];",
             f'  node [shape=box, style="rounded,filled", fontname="{FONT}", fontsize=13, fontcolor="{INK}",',
             '    height=0.36, margin="0.14,0.05"];',
@@ -122,17 +125,17 @@ class _Drawing:
 
     def _legend(self) -> str:
         """Write the line below: what is drawn, and the colours of the categories."""
-        about = self.machine.name + (f": {self.machine.doc}" if self.machine.doc else "")
+        about = f"<b>{self.machine.name}</b>" + (f": {_text(self.machine.doc)}" if self.machine.doc else "")
         if self.marks.follows:
             seconds = sum(visit.seconds for visit in self.marks.visits.values())
             about += f" - {sum(self.marks.taken.values())} steps in {duration(seconds)}"
         used = [category for category in Category if self.machine.of(category)]
         cells = "".join(
-            f'<td width="12" height="12" fixedsize="true" border="1" bgcolor="{PAINTS[category].fill}" '
-            f'color="{PAINTS[category].line}"></td><td>{category}</td>'
+            f'<td width="10"></td><td width="12" height="12" fixedsize="true" border="1" '
+            f'bgcolor="{PAINTS[category].fill}" color="{PAINTS[category].line}"></td><td>{category}</td>'
             for category in used
         )
-        return f'<<table border="0" cellspacing="4" cellpadding="0"><tr><td>{_text(about)}</td>{cells}</tr></table>>'
+        return f'<<table border="0" cellspacing="4" cellpadding="0"><tr><td>{about}</td>{cells}</tr></table>>'
 
     def _start(self) -> str:
         look = Look.STRONG if self.marks.follows else Look.PLAIN
@@ -152,14 +155,18 @@ class _Drawing:
         elif look is Look.STRONG:
             width = 1.8
         if state.name == self.marks.highlight:
-            paint, ink, width = Paint(PAINTS[state.category].line, PAINTS[state.category].line), "#FFFFFF", 2.5
+            paint, ink, width = (
+                Paint(PAINTS[state.category].line, PAINTS[state.category].line),
+                "#FFFFFF",
+                2.5,
+            )
         title = f"<b>{state.name}</b>" if look is Look.STRONG or ink == "#FFFFFF" else state.name
         lines = [title]
         if visit := self.marks.visits.get(state.name):
             spent = "" if state.name in self.machine.terminal else f", {duration(visit.seconds)}"
             lines.append(_font(f"{visit.count}x{spent}", ink))
         for label in self.plan.inside[state.name]:
-            lines.append(self._row(label, ink if ink == "#FFFFFF" else None))
+            lines.append(self._row(label, WRAP_INSIDE, ink if ink == "#FFFFFF" else None))
         deadline = f" (deadline: {state.deadline})" if state.deadline else ""
         rings = ", peripheries=2" if state.name in self.machine.terminal else ""
         return (
@@ -171,17 +178,17 @@ class _Drawing:
     def _box(self, box: Box) -> str:
         """Write a box that stands for categories."""
         ink = FADED_INK if self.marks.follows else INK
-        lines = [_text(box.title), *(self._row(label) for label in box.inside)]
+        lines = [_text(box.title), *(self._row(label, WRAP_INSIDE) for label in box.inside)]
         return (
             f'{_quote(box.key)} [label=<{"<br/>".join(lines)}>, style="rounded,filled,dashed", '
             f'fillcolor="#FCFCFD", color="{FADED_LINE if self.marks.follows else LINE}", fontcolor="{ink}", '
             f"fontsize=11, tooltip={_quote(_notes(box.inside) or box.title)}];"
         )
 
-    def _row(self, label: Label, ink: str | None = None) -> str:
+    def _row(self, label: Label, wrap: int = WRAP, ink: str | None = None) -> str:
         """Write the text of a row, on two lines if it is long."""
         text = _text(self.marks.text(label))
-        if len(label.text) > WRAP:
+        if len(label.text) > wrap:
             text = text.replace(" [", "<br/>[", 1).replace(" and ", "<br/>and ")
         return _font(text, ink or _INKS[self.marks.label(label)])
 
@@ -266,5 +273,7 @@ def _text(text: str) -> str:
 
 def _quote(text: str) -> str:
     """Quote for DOT, which reads escapes and entities in quoted texts."""
-    escaped = _plain(text).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    escaped = (
+        _plain(text).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    )
     return f'"{escaped}"'

@@ -169,7 +169,8 @@ class _Sketch:
     def finish(self) -> Plan:
         """Return the plan."""
         boxes = tuple(
-            Box(_box_key(selectors), _title(selectors), tuple(inside)) for selectors, inside in self.boxes.items()
+            Box(_box_key(selectors), _title(selectors), tuple(inside))
+            for selectors, inside in self.boxes.items()
         )
         links = [Link(tail, head, tuple(labels)) for (tail, head), labels in self.links.items()]
         knots: list[Knot] = []

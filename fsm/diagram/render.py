@@ -71,7 +71,9 @@ def _render(dot: str, form: str, *options: str) -> bytes:
             f"the layout took longer than {TIMEOUT_S:g} s: write the text with --format dot or mermaid instead"
         ) from late
     except OSError as error:
-        raise RenderError(f"{program} does not start ({error}): install it anew, pip install {PROGRAM}") from error
+        raise RenderError(
+            f"{program} does not start ({error}): install it anew, pip install {PROGRAM}"
+        ) from error
     if done.returncode != 0 or not done.stdout:
         why = done.stderr.decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
         raise RenderError(f"{PROGRAM} ended with {done.returncode}: {why[-1]}")

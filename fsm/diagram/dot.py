@@ -19,6 +19,7 @@ from fsm.diagram.palette import (
     INK,
     LINE,
     MISSING,
+    ON_DARK,
     PAINTS,
     SOFT_INK,
     Paint,
@@ -91,23 +92,12 @@ class _Drawing:
         self._links()
         states = {state.name: self._state(state) for state in self.machine.states}
         framed = self.running if len(self.running) >= CLUSTER else frozenset[str]()
+        inside = [*(text for name, text in states.items() if name in framed), *self.framed]
+        outside = [text for name, text in states.items() if name not in framed]
+        outside += [*map(self._box, self.plan.boxes), *self.capsules, *self.edges]
         out = [f"digraph {_quote(self.machine.name)} {{", *self._defaults(), self._start()]
-        if framed:
-            line = PAINTS[Category.RUNNING].line
-            out += [
-                "  subgraph cluster_running {",
-                f'    graph [label="running", labelloc=t, labeljust=l, fontsize=11, fontcolor="{line}",',
-                '      style="rounded,filled", color="#BCD3F0", fillcolor="#F6FAFF", margin=10, tooltip="running"];',
-                *(f"    {states[name]}" for name in states if name in framed),
-                *(f"    {capsule}" for capsule in self.framed),
-                "  }",
-            ]
-        else:
-            out += [f"  {capsule}" for capsule in self.framed]
-        out += [f"  {text}" for name, text in states.items() if name not in framed]
-        out += [f"  {self._box(box)}" for box in self.plan.boxes]
-        out += [f"  {capsule}" for capsule in self.capsules]
-        out += [f"  {edge}" for edge in self.edges]
+        out += _frame(inside) if framed else [f"  {line}" for line in inside]
+        out += [f"  {line}" for line in outside]
         return "\n".join([*out, *self._ranks(), "}", ""])
 
     def _defaults(self) -> list[str]:
@@ -155,18 +145,15 @@ class _Drawing:
         elif look is Look.STRONG:
             width = 1.8
         if state.name == self.marks.highlight:
-            paint, ink, width = (
-                Paint(PAINTS[state.category].line, PAINTS[state.category].line),
-                "#FFFFFF",
-                2.5,
-            )
-        title = f"<b>{state.name}</b>" if look is Look.STRONG or ink == "#FFFFFF" else state.name
+            line = PAINTS[state.category].line
+            paint, ink, width = Paint(line, line), ON_DARK, 2.5
+        title = f"<b>{state.name}</b>" if look is Look.STRONG or ink == ON_DARK else state.name
         lines = [title]
         if visit := self.marks.visits.get(state.name):
             spent = "" if state.name in self.machine.terminal else f", {duration(visit.seconds)}"
             lines.append(_font(f"{visit.count}x{spent}", ink))
-        for label in self.plan.inside[state.name]:
-            lines.append(self._row(label, WRAP_INSIDE, ink if ink == "#FFFFFF" else None))
+        only = ink if ink == ON_DARK else None
+        lines += [self._row(label, WRAP_INSIDE, only) for label in self.plan.inside[state.name]]
         deadline = f" (deadline: {state.deadline})" if state.deadline else ""
         rings = ", peripheries=2" if state.name in self.machine.terminal else ""
         return (
@@ -251,6 +238,18 @@ class _Drawing:
                 for line in sorted(by_line)
             ),
         ]
+
+
+def _frame(inside: Iterable[str]) -> list[str]:
+    """Draw a frame around the running states and what happens among them."""
+    line = PAINTS[Category.RUNNING].line
+    return [
+        "  subgraph cluster_running {",
+        f'    graph [label="running", labelloc=t, labeljust=l, fontsize=11, fontcolor="{line}",',
+        '      style="rounded,filled", color="#BCD3F0", fillcolor="#F6FAFF", margin=10, tooltip="running"];',
+        *(f"    {text}" for text in inside),
+        "  }",
+    ]
 
 
 def _font(text: str, ink: str) -> str:

@@ -38,7 +38,8 @@ def levels_of(plan: Plan) -> dict[str, int]:
             new = _forward(name, steps, first, base)
             out.update((other, line) for other, line in new.items() if other not in out)
     bottom = max([bottom, *(line for name, line in out.items() if name not in ends)])
-    out.update((name, bottom + 1) for name in ends)
+    # In the order of declaration: a set's own order is another one in every process.
+    out.update((state.name, bottom + 1) for state in machine.states if state.name in ends)
     out.update((box.key, base - 1 if beyond else bottom) for box in plan.boxes)
     return out
 

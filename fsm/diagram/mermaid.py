@@ -96,8 +96,10 @@ class _Text:
                 look = "current"
             out.append(self._node(state.name, lines, look))
         faded = "faded" if self.marks.follows else None
-        for box in self.plan.boxes:
-            out.append(self._node(box.key, [box.title, *self._rows(box.inside)], faded or "any"))
+        out += [
+            self._node(box.key, [box.title, *self._rows(box.inside)], faded or "any")
+            for box in self.plan.boxes
+        ]
         for knot in self.plan.knots:
             missing = "missing" if self.marks.line(knot.labels) is Look.MISSING else None
             out.append(self._node(knot.key, self._rows(knot.labels), missing or faded or "on"))

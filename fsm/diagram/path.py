@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 Triple = tuple[str, str, str]
@@ -12,7 +13,8 @@ Step = tuple[str | None, str, str, float]
 """One row of a journal: source state (``None`` for the first), event, target state, and when, in seconds."""
 
 
-class Visit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Visit:
     """What an execution did in one state.
 
     Attributes:

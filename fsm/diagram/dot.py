@@ -109,7 +109,7 @@ class _Drawing:
             f'    bgcolor="white", fontname="{FONT}", fontsize=11, fontcolor="{SOFT_INK}", labelloc=b, labeljust=l,',
             f"    label={self._legend()}, tooltip={_quote(self.machine.doc or self.machine.name)}];",
             f'  node [shape=box, style="rounded,filled", fontname="{FONT}", fontsize=13, fontcolor="{INK}",',
-            '    height=0.36, margin="0.14,0.05"];',
+            '    height=0.36, margin="0.14,0.07"];',
             f'  edge [color="{LINE}", arrowsize=0.6, fontname="{FONT}"];',
         ]
 

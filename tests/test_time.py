@@ -235,7 +235,6 @@ def test_the_background_sweeper_meets_a_deadline(store, monkeypatch):
 
 def test_the_sweeper_survives_a_store_that_is_down(clock, monkeypatch):
     """A sweep that fails is said and tried again; the thread does not die of it."""
-
     with fresh_tracker(clock=clock) as tracker:
         registry = tracker._registry
         sweeper = Sweeper(registry, every_s=0.001)

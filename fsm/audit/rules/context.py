@@ -1,0 +1,120 @@
+"""What a rule gets to see of a file, and how it reports."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from fsm.audit.config import AuditConfig
+from fsm.audit.files import Source
+from fsm.audit.made import Maker
+from fsm.audit.model import Finding, Owner
+from fsm.audit.names import snake
+from fsm.audit.scopes import Scope
+
+_TAIL = re.compile(r"(_?(\d+|[a-z]|str|hex|value|first|second|one|two|user_?\d+|user_?[ab]))?$")
+
+
+class IdNames:
+    """Says whether a name means an execution id.
+
+    Args:
+        names: The configured names, in snake case.
+    """
+
+    __slots__ = ("_known", "_pattern", "mentioned")
+
+    def __init__(self, names: list[str]) -> None:
+        options = "|".join(re.escape(snake(name)) for name in names) or "(?!)"
+        squeezed = "|".join(re.escape(snake(name).replace("_", "")) for name in names) or "(?!)"
+        self._pattern = re.compile(rf"((.*_)?({options})s?|({squeezed}))(?=(.*))")
+        # A file without such a name is let off at the price of one search.
+        loose = "|".join(re.escape(snake(name)).replace("_", "_?") for name in names) or "(?!)"
+        self.mentioned = re.compile(loose, re.IGNORECASE).search
+        self._known: dict[str, bool] = {}
+
+    def __call__(self, name: str) -> bool:
+        """Judge one name.
+
+        Args:
+            name: An identifier, a dictionary key or a keyword.
+
+        Returns:
+            True for ``execution_id``, ``test_run_id``, ``executionId``, ``EXECUTION_ID_2`` and the like.
+        """
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = self._judge(name)
+        return known
+
+    def _judge(self, name: str) -> bool:
+        if not name.isascii() or len(name) > 80 or not name.replace("-", "_").isidentifier():
+            return False
+        match = self._pattern.match(snake(name.replace("-", "_")))
+        return match is not None and _TAIL.fullmatch(match.group(5)) is not None
+
+
+class FileContext:
+    """One file on its way through the rules.
+
+    Args:
+        source: The file.
+        text: Its text.
+        scopes: Its scopes, the module's first.
+        config: The configuration.
+        id_names: Judges names of execution ids; shared between files for its memory.
+    """
+
+    __slots__ = ("_lines", "config", "findings", "id_names", "maker", "owners", "scopes", "source", "text")
+
+    def __init__(
+        self, source: Source, text: str, scopes: list[Scope], config: AuditConfig, id_names: IdNames
+    ) -> None:
+        self.source = source
+        self.text = text
+        self.scopes = scopes
+        self.config = config
+        self.id_names = id_names
+        self.maker = Maker(source, config.id_makers, id_names)
+        self.findings: list[Finding] = []
+        self.owners: list[Owner] = []
+        self._lines: list[str] | None = None
+
+    def report(self, code: str, node: ast.AST, message: str, scope: Scope, *, span: ast.AST | None = None) -> None:
+        """Record a finding.
+
+        Args:
+            code: The rule.
+            node: Where it is.
+            message: What is wrong, in one sentence.
+            scope: The scope it stands in.
+            span: The statement whose last line may carry a ``noqa``; the node itself by default.
+        """
+        line: int = getattr(node, "lineno", 1)
+        end: int = getattr(span if span is not None else node, "end_lineno", None) or line
+        self.findings.append(
+            Finding(
+                path=self.source.shown,
+                line=line,
+                col=getattr(node, "col_offset", 0) + 1,
+                code=code,
+                message=message,
+                symbol=scope.symbol(),
+                snippet=self.line(line),
+                end_line=end,
+            )
+        )
+
+    def line(self, number: int) -> str:
+        """Give one line of the file without its indentation.
+
+        Args:
+            number: The line, counted from 1.
+
+        Returns:
+            The stripped line, cut at 200 characters.
+        """
+        if self._lines is None:
+            # str.splitlines also splits at form feeds and the like, which Python does not count as lines.
+            self._lines = self.text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        return self._lines[number - 1].strip()[:200] if 0 < number <= len(self._lines) else ""

@@ -65,7 +65,8 @@ class AuditConfig(BaseModel):
     engine_patterns: list[str] = Field(default=["fsm.*"])
     breaker_patterns: list[str] = Field(default=["*CircuitBreaker", "*Breaker"])
     exclude: list[str] = Field(
-        default=[".*", "__pycache__", "node_modules", "site-packages", "venv", "build", "dist", "*.egg-info"]
+        default=[".git", ".hg", ".svn", ".venv", ".tox", ".nox", ".eggs", ".mypy_cache", ".ruff_cache"]
+        + ["__pycache__", "node_modules", "site-packages", "venv", "build", "dist"]
     )
     include_tests: bool = True
     select: list[str] = Field(default=[])

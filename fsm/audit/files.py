@@ -28,21 +28,14 @@ class Source:
         shown: How it is reported, relative to the project.
         module: The dotted module name, worked out from the folders.
         is_package: Whether it is an ``__init__.py``.
+        is_test: Whether it belongs to tests, by its place in the project.
     """
 
     path: str
     shown: str
     module: str
     is_package: bool
-
-    @property
-    def is_test(self) -> bool:
-        """Say whether the file belongs to tests, by its path.
-
-        Returns:
-            True for files in a tests folder and for test modules.
-        """
-        return _TEST_FILE.search(self.shown) is not None
+    is_test: bool
 
 
 def find_sources(paths: list[Path], project: Path, exclude: list[str]) -> Iterator[Source]:
@@ -100,12 +93,16 @@ def _import_root(path: Path) -> str:
 
 
 def _source(file: str, absolute: str, base: str, project: Path) -> Source:
-    parts = os.path.relpath(absolute, base).split(os.sep)
+    inside = os.path.relpath(absolute, base)
+    shown = _shown(absolute, project)
+    # A folder called tests above the project says nothing about the project.
+    is_test = _TEST_FILE.search(inside if os.path.isabs(shown) else shown) is not None  # noqa: PTH117 # a str
+    parts = inside.split(os.sep)
     stem = parts.pop().rsplit(".", 1)[0]
     is_package = stem == "__init__"
     if not is_package:
         parts.append(stem)
-    return Source(file, _shown(absolute, project), ".".join(parts), is_package)
+    return Source(file, shown, ".".join(parts), is_package, is_test)
 
 
 def read_source(source: Source, max_bytes: int) -> str | Skipped:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,11 +129,10 @@ class _Run:
             return
         protection = Protection(Linker(self.modules), self.config)
         words = protection.tokens()
-        mentioned = re.compile("|".join(map(re.escape, words)) or "(?!)")
         for module in self.modules:
             source = module.source
             text = read_source(source, self.config.max_file_bytes)
-            if not isinstance(text, str) or not mentioned.search(text):
+            if not isinstance(text, str) or not any(word in text for word in words):
                 continue
             tree = parse_source(source, text)
             if isinstance(tree, Skipped):

@@ -10,6 +10,7 @@ from fsm.audit.files import Source
 from fsm.audit.made import Maker
 from fsm.audit.model import Finding, Owner
 from fsm.audit.names import snake
+from fsm.audit.rules.profile import ClassProfile
 from fsm.audit.scopes import Scope
 
 _TAIL = re.compile(r"(_?(\d+|[a-z]|str|hex|value|first|second|one|two|user_?\d+|user_?[ab]))?$")
@@ -22,15 +23,15 @@ class IdNames:
         names: The configured names, in snake case.
     """
 
-    __slots__ = ("_known", "_pattern", "mentioned")
+    __slots__ = ("_known", "_pattern", "_spellings")
 
     def __init__(self, names: list[str]) -> None:
         options = "|".join(re.escape(snake(name)) for name in names) or "(?!)"
         squeezed = "|".join(re.escape(snake(name).replace("_", "")) for name in names) or "(?!)"
         self._pattern = re.compile(rf"((.*_)?({options})s?|({squeezed}))(?=(.*))")
         # A file without such a name is let off at the price of one search.
-        loose = "|".join(re.escape(snake(name)).replace("_", "_?") for name in names) or "(?!)"
-        self.mentioned = re.compile(loose, re.IGNORECASE).search
+        spellings = {snake(name) for name in names}
+        self._spellings = sorted(spellings | {name.replace("_", "") for name in spellings})
         self._known: dict[str, bool] = {}
 
     def __call__(self, name: str) -> bool:
@@ -46,6 +47,18 @@ class IdNames:
         if known is None:
             known = self._known[name] = self._judge(name)
         return known
+
+    def mentioned(self, text: str) -> bool:
+        """Say whether a text can hold such a name at all.
+
+        Args:
+            text: The text of a file.
+
+        Returns:
+            False when looking closer is a waste of time.
+        """
+        lowered = text.lower()
+        return any(spelling in lowered for spelling in self._spellings)
 
     def _judge(self, name: str) -> bool:
         if not name.isascii() or len(name) > 80 or not name.replace("-", "_").isidentifier():
@@ -65,7 +78,7 @@ class FileContext:
         id_names: Judges names of execution ids; shared between files for its memory.
     """
 
-    __slots__ = ("_lines", "config", "findings", "id_names", "maker", "owners", "scopes", "source", "text")
+    __slots__ = ("_lines", "_profiles", "config", "findings", "id_names", "maker", "owners", "scopes", "source", "text")
 
     def __init__(
         self, source: Source, text: str, scopes: list[Scope], config: AuditConfig, id_names: IdNames
@@ -79,6 +92,17 @@ class FileContext:
         self.findings: list[Finding] = []
         self.owners: list[Owner] = []
         self._lines: list[str] | None = None
+        self._profiles: list[ClassProfile] | None = None
+
+    def profiles(self) -> list[ClassProfile]:
+        """Profile the classes of the file, once for all rules.
+
+        Returns:
+            A profile per class.
+        """
+        if self._profiles is None:
+            self._profiles = [ClassProfile(self, scope) for scope in self.scopes if scope.kind == "class"]
+        return self._profiles
 
     def report(self, code: str, node: ast.AST, message: str, scope: Scope, *, span: ast.AST | None = None) -> None:
         """Record a finding.

@@ -1,0 +1,326 @@
+"""What a class keeps and what its methods do with it, worked out once for several rules."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from fsm.audit.names import snake
+from fsm.audit.rules.lifecycle import is_record, is_state_member, state_word
+from fsm.audit.scopes import FunctionNode, Scope, last_name, string_of
+
+if TYPE_CHECKING:
+    # The context hands out profiles, so it imports this module.
+    from fsm.audit.rules.context import FileContext
+
+_MAPPINGS: Final = {
+    "dict",
+    "defaultdict",
+    "OrderedDict",
+    "WeakValueDictionary",
+    "WeakKeyDictionary",
+    "TTLCache",
+    "LRUCache",
+    "Dict",
+    "DefaultDict",
+    "MutableMapping",
+    "Mapping",
+    "SortedDict",
+    "ConcurrentDict",
+    "Manager",
+}
+_SEQUENCES: Final = {"list", "set", "deque", "List", "Set", "Deque", "WeakSet", "MutableSequence", "MutableSet"}
+_VALUE_TYPE: Final = re.compile(
+    r"\b(\w*(Execution|Exec|AgentRun|RunState|RunRecord|RunContext|AgentState|AgentPhase|RunInfo)\w*)\b"
+)
+_STATE_WORDS: Final = {"state", "states", "status", "statuses", "phase", "phases"}
+_DOUBLE: Final = re.compile(r"^_*(Mock|Fake|Stub|Dummy|Spy|Test)|(Mock|Stub|Fake|Double|Test|Tests|TestCase)$")
+_SETTER: Final = re.compile(
+    r"^_*(set|update|transition|mark|advance|change|move|record|register|start|begin|complete|finish|fail|cancel"
+    r"|end|abort|stop|timeout|time_out)(_|$).*"
+)
+_FACTORIES: Final = {"default_factory", "factory"}
+_READS: Final = {"get", "pop", "setdefault", "__contains__", "__getitem__"}
+
+
+class Keeping:
+    """An attribute of a class that holds several things."""
+
+    __slots__ = ("annotation", "class_level", "keyed_by_id", "mapping", "mutated", "name", "node")
+
+    def __init__(self, name: str, node: ast.AST, *, mapping: bool, class_level: bool, annotation: str) -> None:
+        self.name = name
+        self.node = node
+        self.mapping = mapping
+        self.class_level = class_level
+        self.annotation = annotation
+        self.keyed_by_id = False
+        self.mutated = False
+
+
+class ClassProfile:
+    """The facts about one class.
+
+    Args:
+        context: The file.
+        scope: The scope of the class.
+    """
+
+    def __init__(self, context: FileContext, scope: Scope) -> None:
+        self.context = context
+        self.scope = scope
+        self.methods = list(_functions(scope))
+        self.keepings: dict[str, Keeping] = {}
+        self.setters: set[str] = set()
+        self._find_keepings()
+        for method in self.methods:
+            self._read_method(method)
+
+    @property
+    def name(self) -> str:
+        """Give the class's own name.
+
+        Returns:
+            The name.
+        """
+        return self.scope.name
+
+    @property
+    def is_double(self) -> bool:
+        """Say whether the class stands in for another one in tests.
+
+        Returns:
+            True for classes in test files and for those called Mock, Fake and the like.
+        """
+        return self.context.source.is_test or _DOUBLE.search(self.name) is not None
+
+    def registries(self) -> list[Keeping]:
+        """List the attributes that keep executions.
+
+        Returns:
+            Mappings that are keyed by execution ids, hold execution records, or are called so.
+        """
+        return [keeping for keeping in self.keepings.values() if keeping.mapping and self.keeps_runs(keeping)]
+
+    def keeps_runs(self, keeping: Keeping) -> bool:
+        """Say whether an attribute keeps executions.
+
+        Args:
+            keeping: The attribute.
+
+        Returns:
+            True when its key, its type or its name says so.
+        """
+        if keeping.keyed_by_id or _VALUE_TYPE.search(keeping.annotation):
+            return True
+        words = set(snake(keeping.name).split("_"))
+        plural = words & {word for word in self.context.config.registry_words if word.endswith("s")}
+        mixed = words & {*self.context.config.registry_words, "agent", "agents"} and words & _STATE_WORDS
+        return bool(plural or mixed)
+
+    def _find_keepings(self) -> None:
+        for node, scope in self._stores():
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                name = own_attribute(target) if scope is not self.scope else _plain(target)
+                if not name:
+                    continue
+                note = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
+                kind = _container(node.value, note)
+                if kind:
+                    level = scope is self.scope and not _is_field(node.value)
+                    self.keepings.setdefault(
+                        name, Keeping(name, node, mapping=kind == "mapping", class_level=level, annotation=note)
+                    )
+
+    def _stores(self) -> Iterator[tuple[ast.Assign | ast.AnnAssign, Scope]]:
+        for scope in (self.scope, *self.methods):
+            for assignment in scope.of(ast.Assign):
+                yield assignment, scope
+            for typed in scope.of(ast.AnnAssign):
+                yield typed, scope
+
+    def _read_method(self, method: Scope) -> None:
+        for target, value in stores(method):
+            self._read_store(target, value, method)
+        for node in method.of(ast.Subscript):
+            self._note_key(node.value, node.slice)
+        for call in method.of(ast.Call):
+            self._read_call(call, method)
+        for comparison in method.of(ast.Compare):
+            if isinstance(comparison.ops[0], (ast.In, ast.NotIn)):
+                self._note_key(comparison.comparators[0], comparison.left)
+        for deletion in method.of(ast.Delete):
+            for target in deletion.targets:
+                if isinstance(target, ast.Subscript):
+                    self._note_mutation(target.value)
+
+    def _note_key(self, container: ast.expr, key: ast.expr) -> None:
+        keeping = self.keepings.get(own_attribute(container))
+        if keeping is not None and self.is_id(key):
+            keeping.keyed_by_id = True
+
+    def _note_mutation(self, container: ast.expr) -> None:
+        keeping = self.keepings.get(own_attribute(container))
+        if keeping is not None:
+            keeping.mutated = True
+
+    def is_id(self, node: ast.expr) -> bool:
+        """Say whether an expression is an execution id.
+
+        Args:
+            node: The expression, such as a key.
+
+        Returns:
+            True for ``execution_id``, ``context.run_id``, ``execution.id`` and ``str(run_id)``.
+        """
+        if isinstance(node, ast.Call) and node.args and last_name(node.func) in {"str", "UUID"}:
+            node = node.args[0]
+        name = last_name(node)
+        if name == "id" and isinstance(node, ast.Attribute):
+            return is_record(node.value)
+        return bool(name) and self.context.id_names(name)
+
+    def _read_store(self, target: ast.expr, value: ast.expr | None, method: Scope) -> None:
+        states = self.context.config.state_names
+        if isinstance(target, ast.Attribute):
+            if target.attr in states and not own_attribute(target):
+                self.setters.add(method.name)
+        elif isinstance(target, ast.Subscript):
+            self._note_mutation(target.value)
+            inner = own_attribute(target.value)
+            key = string_of(target.slice)
+            if key in states or (inner and self._holds_state(inner, value)):
+                self.setters.add(method.name)
+
+    def _holds_state(self, name: str, value: ast.expr | None) -> bool:
+        """Say whether a value that goes into a registry is, or carries, a state."""
+        if name not in self.keepings:
+            return False
+        if isinstance(value, ast.Dict):
+            return any(string_of(key) in self.context.config.state_names for key in value.keys)
+        if isinstance(value, ast.Call):
+            return any(keyword.arg in self.context.config.state_names for keyword in value.keywords)
+        named = set(snake(name).split("_")) & _STATE_WORDS
+        return bool(state_word(value)) or is_state_member(value) or bool(named)
+
+    def _read_call(self, call: ast.Call, method: Scope) -> None:
+        func = call.func
+        states = self.context.config.state_names
+        name = last_name(func)
+        if isinstance(func, ast.Attribute):
+            if call.args and func.attr in _READS:
+                self._note_key(func.value, call.args[0])
+            if func.attr in MUTATORS:
+                self._note_mutation(func.value)
+        if name in {"setattr", "update", "replace"} and _carries_state(call, states):
+            self.setters.add(method.name)
+        elif name[:1].isupper() and _SETTER.match(method.name) and _carries_state(call, states):
+            # A record that is born with a state, by a method that starts executions.
+            self.setters.add(method.name)
+
+
+MUTATORS: Final = frozenset(
+    {"append", "add", "insert", "extend", "update", "pop", "popitem", "remove", "discard", "clear", "setdefault"}
+    | {"appendleft", "popleft"}
+)
+
+
+def _carries_state(call: ast.Call, states: list[str]) -> bool:
+    if any(keyword.arg in states for keyword in call.keywords):
+        return True
+    for argument in call.args:
+        if string_of(argument) in states:
+            return True
+        if isinstance(argument, ast.Dict) and any(string_of(key) in states for key in argument.keys):
+            return True
+    return False
+
+
+def _functions(scope: Scope) -> Iterator[Scope]:
+    for child in scope.children:
+        if isinstance(child.node, FunctionNode):
+            yield child
+            yield from _functions(child)
+
+
+def stores(scope: Scope) -> Iterator[tuple[ast.expr, ast.expr | None]]:
+    """Give every target that a scope assigns to, tuples taken apart.
+
+    Args:
+        scope: The scope.
+
+    Yields:
+        The target, and the value where it is known.
+    """
+    for node in scope.of(ast.Assign):
+        for target in node.targets:
+            yield from _unpacked(target, node.value)
+    for single in scope.of(ast.AnnAssign, ast.AugAssign):
+        if single.value is not None:
+            yield single.target, single.value
+
+
+def _unpacked(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[ast.expr, ast.expr | None]]:
+    if not isinstance(target, (ast.Tuple, ast.List)):
+        yield target, value
+        return
+    values: list[ast.expr | None] = [None] * len(target.elts)
+    if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(values):
+        values = list(value.elts)
+    for inner, inner_value in zip(target.elts, values, strict=True):
+        yield from _unpacked(inner, inner_value)
+
+
+def own_attribute(node: ast.AST | None) -> str:
+    """Name an attribute of the object or class a method belongs to.
+
+    Args:
+        node: An expression.
+
+    Returns:
+        ``x`` for ``self.x`` and ``cls.x``, else the empty string.
+    """
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}:
+        return node.attr
+    return ""
+
+
+def _plain(target: ast.expr) -> str:
+    return target.id if isinstance(target, ast.Name) else ""
+
+
+def _is_field(value: ast.expr | None) -> bool:
+    # field(default_factory=dict) and Field(…) make one container per object; so does a bare annotation.
+    return value is None or (isinstance(value, ast.Call) and last_name(value.func).lower().endswith(("field", "attrib", "ib")))
+
+
+def container_kind(value: ast.expr | None, annotation: str = "") -> str:
+    """Say what kind of container an expression makes.
+
+    Args:
+        value: The expression.
+        annotation: Its declared type, as text.
+
+    Returns:
+        ``mapping``, ``sequence`` or the empty string.
+    """
+    return _container(value, annotation)
+
+
+def _container(value: ast.expr | None, annotation: str) -> str:
+    if isinstance(value, (ast.Dict, ast.DictComp)):
+        return "mapping"
+    if isinstance(value, (ast.List, ast.Set, ast.ListComp, ast.SetComp)):
+        return "sequence"
+    names: list[str] = []
+    if isinstance(value, ast.Call):
+        names = [last_name(value.func)]
+        names += [last_name(keyword.value) for keyword in value.keywords if keyword.arg in _FACTORIES]
+    names += re.findall(r"\w+", annotation)[:3]
+    if any(name in _MAPPINGS for name in names):
+        return "mapping"
+    return "sequence" if any(name in _SEQUENCES for name in names) else ""
+
+

@@ -6,7 +6,7 @@ import ast
 import fnmatch
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from fsm.audit.files import Source
 from fsm.audit.names import imported_name, lookup
@@ -89,6 +89,21 @@ _PLACEHOLDER: Final = re.compile(r"%[^%]")
 _DEPTH: Final = 24
 
 
+# Names, not bound methods: those would tie each Maker, and with it a syntax tree, into a reference cycle.
+_JUDGES: Final = {
+    ast.JoinedStr: "_joined",
+    ast.BinOp: "_operation",
+    ast.Call: "_call",
+    ast.Attribute: "_attribute",
+    ast.Subscript: "_part",
+    ast.BoolOp: "_either",
+    ast.IfExp: "_branch",
+    ast.NamedExpr: "_walrus",
+    ast.Name: "_variable",
+    ast.Lambda: "_lambda",
+}
+
+
 class Maker:
     """Judges expressions of one file.
 
@@ -98,24 +113,12 @@ class Maker:
         means_id: Says whether a name means an execution id; such a name is judged where it is bound.
     """
 
-    __slots__ = ("_by_kind", "_id_makers", "_means_id", "_source")
+    __slots__ = ("_id_makers", "_means_id", "_source")
 
     def __init__(self, source: Source, id_makers: list[str], means_id: Callable[[str], bool]) -> None:
         self._source = source
         self._id_makers = id_makers
         self._means_id = means_id
-        self._by_kind: dict[type, Callable[[Any, Scope, int], str]] = {
-            ast.JoinedStr: self._joined,
-            ast.BinOp: self._operation,
-            ast.Call: self._call,
-            ast.Attribute: self._attribute,
-            ast.Subscript: self._part,
-            ast.BoolOp: self._either,
-            ast.IfExp: self._branch,
-            ast.NamedExpr: self._walrus,
-            ast.Name: self._variable,
-            ast.Lambda: self._lambda,
-        }
 
     def made(self, node: ast.AST | None, scope: Scope, depth: int = 0) -> str:
         """Say how an expression makes an id.
@@ -128,8 +131,11 @@ class Maker:
         Returns:
             A few words such as ``an f-string``, or the empty string when nothing is made.
         """
-        judge = self._by_kind.get(node.__class__)
-        return judge(node, scope, depth + 1) if judge is not None and depth < _DEPTH else ""
+        judge = _JUDGES.get(node.__class__)  # type: ignore[arg-type] # a type that is no key finds nothing
+        if judge is None or depth >= _DEPTH:
+            return ""
+        how: str = getattr(self, judge)(node, scope, depth + 1)
+        return how
 
     def made_by_reference(self, node: ast.AST, scope: Scope) -> str:
         """Judge a function that is handed over uncalled, such as ``default_factory=uuid4``.

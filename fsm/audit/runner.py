@@ -24,7 +24,7 @@ from fsm.audit.noqa import apply_noqa
 from fsm.audit.protection import Protection
 from fsm.audit.rules import LOCAL_RULES, construct
 from fsm.audit.rules.context import FileContext, IdNames
-from fsm.audit.scopes import build_scopes, release
+from fsm.audit.scopes import build_scopes
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -112,7 +112,7 @@ class _Run:
         except RecursionError:
             self._skip(Skipped(source.shown, 1, "is nested too deeply to be audited"))
         finally:
-            release(scopes)
+            context.close()
         self.owners.extend(context.owners)
         if context.findings or "noqa" in text:
             self.noted[source.shown] = source
@@ -148,7 +148,7 @@ class _Run:
         except RecursionError:
             self._skip(Skipped(source.shown, 1, "is nested too deeply to be audited"))
         finally:
-            release(scopes)
+            context.close()
         if context.findings:
             self.found.setdefault(source.shown, []).extend(context.findings)
             self.noted[source.shown] = source

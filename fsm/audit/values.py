@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from fsm.audit.files import Source
 from fsm.audit.modules import UNKNOWN
@@ -14,6 +13,18 @@ from fsm.audit.scopes import Binding, Scope, dotted, last_name, string_of
 _DEPTH: Final = 10
 # What hangs on an object nobody knows; only a telling class name is believed of it.
 _OBJECT: Final = f"{UNKNOWN}.{UNKNOWN}"
+
+
+# Names, not bound methods: those would tie the syntax tree into a reference cycle.
+_JUDGES: Final = {
+    ast.Name: "_name",
+    ast.Attribute: "_attribute",
+    ast.Subscript: "_subscript",
+    ast.Call: "_call",
+    ast.IfExp: "_branch",
+    ast.BoolOp: "_either",
+    ast.NamedExpr: "_walrus",
+}
 
 
 class Values:
@@ -32,15 +43,6 @@ class Values:
             for node in root.of(ast.ImportFrom)
             if any(alias.name == "*" for alias in node.names)
         ]
-        self._by_kind: dict[type, Callable[[Any, Scope, int], list[str]]] = {
-            ast.Name: self._name,
-            ast.Attribute: self._attribute,
-            ast.Subscript: self._subscript,
-            ast.Call: self._call,
-            ast.IfExp: lambda node, scope, depth: self._all([node.body, node.orelse], scope, depth),
-            ast.BoolOp: lambda node, scope, depth: self._all(node.values, scope, depth),
-            ast.NamedExpr: lambda node, scope, depth: self.of(node.value, scope, depth),
-        }
 
     def of(self, node: ast.AST | None, scope: Scope, depth: int = 0) -> list[str]:
         """List the symbols an expression may stand for.
@@ -53,8 +55,20 @@ class Values:
         Returns:
             Absolute dotted symbols, or ones that start with ``?`` where the origin is unknown.
         """
-        judge = self._by_kind.get(node.__class__)
-        return judge(node, scope, depth + 1) if judge is not None and depth < _DEPTH else []
+        judge = _JUDGES.get(node.__class__)  # type: ignore[arg-type] # a type that is no key finds nothing
+        if judge is None or depth >= _DEPTH:
+            return []
+        symbols: list[str] = getattr(self, judge)(node, scope, depth + 1)
+        return symbols
+
+    def _branch(self, node: ast.IfExp, scope: Scope, depth: int) -> list[str]:
+        return self._all([node.body, node.orelse], scope, depth)
+
+    def _either(self, node: ast.BoolOp, scope: Scope, depth: int) -> list[str]:
+        return self._all(node.values, scope, depth)
+
+    def _walrus(self, node: ast.NamedExpr, scope: Scope, depth: int) -> list[str]:
+        return self.of(node.value, scope, depth)
 
     def _all(self, nodes: list[ast.expr], scope: Scope, depth: int) -> list[str]:
         return [symbol for node in nodes for symbol in self.of(node, scope, depth)]

@@ -11,7 +11,7 @@ from fsm.audit.made import Maker
 from fsm.audit.model import Finding, Owner
 from fsm.audit.names import snake
 from fsm.audit.rules.profile import ClassProfile
-from fsm.audit.scopes import Scope
+from fsm.audit.scopes import Scope, release
 
 _TAIL = re.compile(r"(_?(\d+|[a-z]|str|hex|value|first|second|one|two|user_?\d+|user_?[ab]))?$")
 
@@ -93,6 +93,13 @@ class FileContext:
         self.owners: list[Owner] = []
         self._lines: list[str] | None = None
         self._profiles: list[ClassProfile] | None = None
+
+    def close(self) -> None:
+        """Let go of the syntax tree, without waiting for the collector to find the cycles."""
+        self._profiles = None
+        self._lines = None
+        release(self.scopes)
+        self.scopes = []
 
     def profiles(self) -> list[ClassProfile]:
         """Profile the classes of the file, once for all rules.

@@ -33,7 +33,13 @@ _MAPPINGS: Final = {
 }
 _SEQUENCES: Final = {"list", "set", "deque", "List", "Set", "Deque", "WeakSet", "MutableSequence", "MutableSet"}
 _VALUE_TYPE: Final = re.compile(
-    r"\b(\w*(Execution|Exec|AgentRun|RunState|RunRecord|RunContext|AgentState|AgentPhase|RunInfo)\w*)\b"
+    r"\b\w*(Execution(?!Plan|Config|Lock|Factory|Error|Policy|Options)|ExecutionRecord|AgentRun(?!time|ner)|RunState"
+    r"|RunRecord|RunContext|AgentState|AgentPhase|RunInfo)"
+)
+# These words speak of what serves executions, not of executions.
+_SERVICE: Final = re.compile(
+    r"(^|_)(caches?|locks?|factory|factories|events?|config|configs|callbacks?|handlers?|listeners?|semaphores?|pools?"
+    r"|metrics?|stats|counts?|counters?|times?|durations?|limits?|plans?|hooks?|results?|waiters?|futures?)$"
 )
 _STATE_WORDS: Final = {"state", "states", "status", "statuses", "phase", "phases"}
 _DOUBLE: Final = re.compile(r"^_*(Mock|Fake|Stub|Dummy|Spy|Test)|(Mock|Stub|Fake|Double|Test|Tests|TestCase)$")
@@ -113,6 +119,8 @@ class ClassProfile:
         Returns:
             True when its key, its type or its name says so.
         """
+        if _SERVICE.search(snake(keeping.name)):
+            return False
         if keeping.keyed_by_id or _VALUE_TYPE.search(keeping.annotation):
             return True
         words = set(snake(keeping.name).split("_"))
@@ -129,10 +137,19 @@ class ClassProfile:
                 note = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
                 kind = _container(node.value, note)
                 if kind:
-                    level = scope is self.scope and not _is_field(node.value)
+                    level = scope is self.scope and not self._per_object(node)
                     self.keepings.setdefault(
                         name, Keeping(name, node, mapping=kind == "mapping", class_level=level, annotation=note)
                     )
+
+    def _per_object(self, node: ast.Assign | ast.AnnAssign) -> bool:
+        """Say whether a value in a class body becomes one value per object, as fields of models do."""
+        if _is_field(node.value):
+            return True
+        if not isinstance(node, ast.AnnAssign) or "ClassVar" in ast.unparse(node.annotation):
+            return False
+        bases: list[ast.expr] = getattr(self.scope.node, "bases", [])
+        return any(last_name(base).endswith(("Model", "Schema", "Settings", "Struct")) for base in bases)
 
     def _stores(self) -> Iterator[tuple[ast.Assign | ast.AnnAssign, Scope]]:
         for scope in (self.scope, *self.methods):
@@ -292,8 +309,13 @@ def _plain(target: ast.expr) -> str:
 
 
 def _is_field(value: ast.expr | None) -> bool:
-    # field(default_factory=dict) and Field(…) make one container per object; so does a bare annotation.
-    return value is None or (isinstance(value, ast.Call) and last_name(value.func).lower().endswith(("field", "attrib", "ib")))
+    # A bare annotation declares a field; a call with a factory, or of field() and its relatives, makes one.
+    if value is None:
+        return True
+    if not isinstance(value, ast.Call):
+        return False
+    made = any(keyword.arg in _FACTORIES for keyword in value.keywords)
+    return made or last_name(value.func).lower().endswith(("field", "attr", "attrib", "column"))
 
 
 def container_kind(value: ast.expr | None, annotation: str = "") -> str:

@@ -16,8 +16,13 @@ from fsm.audit.scopes import FunctionNode, Scope, last_name
 CODE: Final = "FSM008"
 # What belongs to one user or one run; a registry of plugins or a cache of constants does not.
 _PERSONAL: Final = re.compile(
-    r"(^|_)(executions?|execs?|runs?|sessions?|users?|agents?_(state|status|run)s?|agent_states?|threads?|tasks?"
-    r"|contexts?|conversations?|requests?|jobs?|in_flight|inflight|active|running|pending)(_|$)"
+    r"(^|_)(executions?|execs|runs|sessions|users|agents?_(states?|status|runs?)|run_(states?|records?|contexts?)"
+    r"|conversations|requests|jobs|user_(contexts?|states?|data))(_by_\w+|_map|_registry|_store|_cache|_dict)?$"
+    r"|(^|_)(executions?|runs?|agents?)_(states?|records?|registry|contexts?|tracker|info|data|store|map|phases?|status)"
+)
+# What these keep alive serves the process, not a user.
+_SERVICE: Final = re.compile(
+    r"(^|_)(locks?|semaphores?|pools?|background_tasks|tasks_refs?|task_refs|factory|factories|handlers?|hooks?|events?)$"
 )
 _KEY: Final = re.compile(r"(^|_)(execution|exec|run|session|user|thread|agent|task|request|conversation|job)_?(id|uuid|key)$")
 
@@ -67,7 +72,7 @@ def _mutated_globally(held: Mapping[str, ast.stmt], context: FileContext) -> set
         for container, key in _mutations(scope):
             name = container.id if isinstance(container, ast.Name) else ""
             if name in held and name not in found and not _hides(name, scope, context):
-                if _PERSONAL.search(snake(name)) or _is_personal_key(key):
+                if _is_personal(name, key):
                     found.add(name)
     return found
 
@@ -99,9 +104,13 @@ def _outermost(node: ast.expr) -> ast.expr:
     return node
 
 
-def _is_personal_key(key: ast.expr | None) -> bool:
-    name = last_name(key)
-    return bool(name) and _KEY.search(snake(name)) is not None
+def _is_personal(name: str, key: ast.expr | None) -> bool:
+    """Say whether a container, by its name or by a key that is used on it, belongs to users or runs."""
+    word = snake(name)
+    if _SERVICE.search(word):
+        return False
+    key_name = snake(last_name(key))
+    return _PERSONAL.search(word) is not None or (bool(key_name) and _KEY.search(key_name) is not None)
 
 
 def _class_level(context: FileContext, profile: ClassProfile) -> None:
@@ -115,7 +124,7 @@ def _class_level(context: FileContext, profile: ClassProfile) -> None:
             keeping = shared.get(name)
             if keeping is None or name in rebound:
                 continue
-            if _PERSONAL.search(snake(name)) or _is_personal_key(key):
+            if _is_personal(name, key):
                 del shared[name]
                 message = f"{profile.name}.{name} is mutable state at class level: all objects and users share it"
                 context.report(CODE, keeping.node, message, profile.scope)

@@ -15,9 +15,9 @@ from fsm.audit.scopes import FunctionNode, Scope, last_name
 
 TRACKER: Final = "FSM003"
 ENGINE: Final = "FSM005"
-_DRIVES: Final = re.compile(
-    r"^_*(a?run|a?execute|process|drive|launch|a?invoke|orchestrate|start|submit|spawn|dispatch|call|__call__)(_|$)"
-)
+_DRIVES: Final = re.compile(r"^(a?run|a?execute|process|drive|launch|a?invoke|orchestrate)(_|$)")
+# These verbs drive executions only in a class that is called an engine; elsewhere they start anything.
+_STARTS: Final = re.compile(r"^(start|submit|spawn|dispatch|call|handle|__call__)(_|$)")
 _WORK: Final = {"execute", "run", "arun", "invoke", "ainvoke", "aexecute", "astream", "process", "step", "act"} | {
     "create_task",
     "ensure_future",
@@ -61,14 +61,16 @@ def _allowed(name: str, patterns: list[str]) -> bool:
 
 def _tracker(context: FileContext, profile: ClassProfile, name: str) -> None:
     registries = profile.registries()
-    if not registries or not profile.setters:
+    # A method that also drives agents makes an engine, which is reported as such.
+    setters = profile.setters - {method.name for method in profile.methods if _drives(method, profile)}
+    if not registries or not setters:
         return
     if not any(_takes_or_gives_id(method, profile) for method in profile.methods):
         return
     kept = sorted(keeping.name for keeping in registries)
     message = (
         f"{profile.name} is a second tracker: it keeps executions in {', '.join(kept)} "
-        f"and sets their state in {', '.join(sorted(profile.setters)[:3])}"
+        f"and sets their state in {', '.join(sorted(setters)[:3])}"
     )
     context.report(TRACKER, profile.scope.node, message, profile.scope, span=profile.scope.node.body[0])  # type: ignore[attr-defined] # a class has a body
     context.owners.append(
@@ -92,7 +94,7 @@ def _is_key(name: str, profile: ClassProfile) -> bool:
 
 
 def _engine(context: FileContext, profile: ClassProfile, name: str) -> None:
-    drivers = [method for method in profile.methods if _drives(method)]
+    drivers = [method for method in profile.methods if _drives(method, profile)]
     if not drivers:
         return
     kept = _run_state(profile)
@@ -108,8 +110,10 @@ def _engine(context: FileContext, profile: ClassProfile, name: str) -> None:
     )
 
 
-def _drives(method: Scope) -> bool:
-    if not _DRIVES.match(method.name):
+def _drives(method: Scope, profile: ClassProfile) -> bool:
+    engine = _ENGINE_NAME.search(profile.name)
+    name = method.name.lstrip("_") if engine else method.name
+    if not _DRIVES.match(name) and not (engine and _STARTS.match(name)):
         return False
     for call in method.of(ast.Call):
         name = last_name(call.func)

@@ -54,7 +54,15 @@ class AuditConfig(BaseModel):
         default=["execution_id", "exec_id", "run_id", "execution_uuid", "run_uuid", "exec_uuid"]
     )
     id_makers: list[str] = Field(
-        default=["fsm.ids", "*IdGenerator", "*IDGenerator", "*IdFactory", "*IDFactory", "*IdManager", "*IDManager"]
+        default=[
+            "fsm.ids",
+            "*IdGenerator",
+            "*IDGenerator",
+            "*IdFactory",
+            "*IDFactory",
+            "*IdManager",
+            "*IDManager",
+        ]
     )
     registry_words: list[str] = Field(default=["execution", "executions", "exec", "execs", "run", "runs"])
     state_names: list[str] = Field(

@@ -44,7 +44,9 @@ _TIME: Final = {"time.time", "time.time_ns", "time.monotonic", "time.monotonic_n
     "time.strftime",
     "time.ctime",
 }
-_UUID: Final = re.compile(r"(^|\.)(uuid[1-8]|uuid[1-8]str|uuid7_str|ulid|nanoid|ObjectId|token_hex|token_urlsafe)$")
+_UUID: Final = re.compile(
+    r"(^|\.)(uuid[1-8]|uuid[1-8]str|uuid7_str|ulid|nanoid|ObjectId|token_hex|token_urlsafe)$"
+)
 _NOW: Final = re.compile(r"(datetime|date|timezone|pendulum|arrow|dt|_datetime)\.(now|utcnow|today)$")
 _HASHED: Final = re.compile(r"^hashlib\.")
 # These give their argument back in another shape, so what counts is the argument.
@@ -221,7 +223,11 @@ class Maker:
 
     def _join(self, parts: ast.expr, scope: Scope, depth: int) -> str:
         if isinstance(parts, (ast.GeneratorExp, ast.ListComp)):
-            chosen = last_name(parts.elt.func) in {"choice", "randint"} if isinstance(parts.elt, ast.Call) else False
+            chosen = (
+                last_name(parts.elt.func) in {"choice", "randint"}
+                if isinstance(parts.elt, ast.Call)
+                else False
+            )
             return "random" if chosen else self.made(parts.elt, scope, depth)
         if isinstance(parts, (ast.List, ast.Tuple)):
             texts = [string_of(part) is not None for part in parts.elts]
@@ -259,7 +265,11 @@ class Maker:
         for binding in lookup(node.id, scope, self._source):
             # The step through one variable is the last one, or loops of variables would never end.
             near = binding.scope is scope or (binding.scope is not None and binding.scope.kind == "function")
-            if binding.kind == "value" and near and (how := self.made(binding.value, scope, depth + _DEPTH // 2)):
+            if (
+                binding.kind == "value"
+                and near
+                and (how := self.made(binding.value, scope, depth + _DEPTH // 2))
+            ):
                 return f"{how} in {node.id!r}"
         return ""
 

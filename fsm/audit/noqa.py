@@ -25,7 +25,9 @@ class _Comment:
     used: set[str] = field(default_factory=set)
 
 
-def apply_noqa(text: str, findings: list[Finding], config: AuditConfig, shown: str) -> tuple[list[Finding], int]:
+def apply_noqa(
+    text: str, findings: list[Finding], config: AuditConfig, shown: str
+) -> tuple[list[Finding], int]:
     """Take out the findings that a comment silences and report the comments that silence nothing.
 
     Args:
@@ -65,7 +67,9 @@ def _unused(line: int, comment: _Comment, config: AuditConfig, shown: str, lines
         if code.startswith("FSM") and code != UNUSED and code not in comment.used and config.enabled(code):
             message = f"noqa: {code} silences nothing on this line; remove it"
             snippet = lines[line - 1].strip()[:200] if line <= len(lines) else ""
-            found.append(Finding(shown, line, comment.col + 1, UNUSED, message, snippet=snippet, end_line=line))
+            found.append(
+                Finding(shown, line, comment.col + 1, UNUSED, message, snippet=snippet, end_line=line)
+            )
     # The comment may say that it is kept on purpose, by naming this rule as well.
     return [] if UNUSED in comment.codes else found
 

@@ -11,7 +11,9 @@ from fsm.audit.modules import UNKNOWN, ClassInfo, Linker, Module
 from fsm.audit.scopes import FunctionNode, Scope
 
 # In the module that defines a class, functions of these names are its factories.
-_FACTORY: Final = re.compile(r"^_*(get|create|make|build|new|reset|init|initialize|provide|configure|default)(_|$)")
+_FACTORY: Final = re.compile(
+    r"^_*(get|create|make|build|new|reset|init|initialize|provide|configure|default)(_|$)"
+)
 _CHAIN: Final = 12
 
 
@@ -135,7 +137,9 @@ class Protection:
         parts = place.split(".")
         prefixes = [".".join(parts[: end + 1]) for end in range(len(parts))]
         for pattern in self._factories:
-            if any(fnmatch.fnmatchcase(p, pattern) or fnmatch.fnmatchcase(p, f"*.{pattern}") for p in prefixes):
+            if any(
+                fnmatch.fnmatchcase(p, pattern) or fnmatch.fnmatchcase(p, f"*.{pattern}") for p in prefixes
+            ):
                 return True
         if not isinstance(owner, ClassInfo) or owner.module is not module:
             return False
@@ -166,5 +170,3 @@ def _same_package(symbol: str, name: str) -> bool:
     """fsm.Tracker also stands for fsm.tracker.Tracker: the same name anywhere in the package."""
     package, _, last = name.partition(".")[0], "", name.rpartition(".")[2]
     return symbol.startswith(f"{package}.") and symbol.endswith(f".{last}")
-
-

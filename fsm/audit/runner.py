@@ -22,9 +22,9 @@ from fsm.audit.model import AuditResult, Finding, Owner, Skipped
 from fsm.audit.modules import Linker, Module, summarise
 from fsm.audit.noqa import apply_noqa
 from fsm.audit.protection import Protection
-from fsm.audit.rules import LOCAL_RULES, construct
+from fsm.audit.rules import LOCAL_RULES, construct, inherit
 from fsm.audit.rules.context import FileContext, IdNames
-from fsm.audit.scopes import build_scopes
+from fsm.audit.scopes import Scope, build_scopes
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -125,9 +125,16 @@ class _Run:
 
     def link(self) -> None:
         """Pass two."""
-        if not self.config.enabled(construct.CODE):
-            return
-        protection = Protection(Linker(self.modules), self.config)
+        linker = Linker(self.modules)
+        inherited, self.owners = inherit.find(linker, self.owners)
+        for source, finding in inherited:
+            self.found.setdefault(source.shown, []).append(finding)
+            self.noted[source.shown] = source
+        if self.config.enabled(construct.CODE):
+            self._link_constructions(linker)
+
+    def _link_constructions(self, linker: Linker) -> None:
+        protection = Protection(linker, self.config)
         words = protection.tokens()
         for module in self.modules:
             source = module.source
@@ -140,7 +147,7 @@ class _Run:
             self._construct(source, text, build_scopes(tree), module, protection)
 
     def _construct(
-        self, source: Source, text: str, scopes: list, module: Module, protection: Protection
+        self, source: Source, text: str, scopes: list[Scope], module: Module, protection: Protection
     ) -> None:
         context = FileContext(source, text, scopes, self.config, self.id_names)
         try:

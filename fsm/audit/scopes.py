@@ -65,7 +65,16 @@ def _walked_fields() -> dict[type, tuple[str, ...]]:
     for kind in vars(ast).values():
         if isinstance(kind, type) and issubclass(kind, ast.AST):
             fields[kind] = tuple(name for name in kind._fields if name not in _UNWALKED)
-    for leaf in (ast.Name, ast.Constant, ast.Global, ast.Nonlocal, ast.Pass, ast.Import, ast.ImportFrom, ast.MatchSingleton):
+    for leaf in (
+        ast.Name,
+        ast.Constant,
+        ast.Global,
+        ast.Nonlocal,
+        ast.Pass,
+        ast.Import,
+        ast.ImportFrom,
+        ast.MatchSingleton,
+    ):
         fields[leaf] = ()
     fields[ast.Attribute] = ("value",)
     fields[ast.keyword] = ("value",)

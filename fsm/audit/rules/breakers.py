@@ -13,8 +13,12 @@ from fsm.audit.rules.profile import ClassProfile, own_attribute, stores
 from fsm.audit.scopes import Scope, last_name
 
 CODE: Final = "FSM007"
-_FAILURES: Final = re.compile(r"(failure|error|fail)s?_?(count|counter|total)?s?$|consecutive_(failures|errors)")
-_OPENED: Final = re.compile(r"(circuit|breaker).*(open|state|tripped)|(open(ed)?|tripped)_(at|until|since)|last_failure")
+_FAILURES: Final = re.compile(
+    r"(failure|error|fail)s?_?(count|counter|total)?s?$|consecutive_(failures|errors)"
+)
+_OPENED: Final = re.compile(
+    r"(circuit|breaker).*(open|state|tripped)|(open(ed)?|tripped)_(at|until|since)|last_failure"
+)
 _THRESHOLD: Final = re.compile(r"threshold|max_failures|failure_limit|max_errors")
 
 
@@ -49,18 +53,20 @@ def _constructed(context: FileContext, profile: ClassProfile) -> None:
 
 def _field(scope: Scope, target: ast.expr, value: ast.expr | None) -> str:
     """A dataclass field with a default factory makes one per object; a class attribute is shared."""
-    is_field = isinstance(value, ast.Call) and any(k.arg in {"default_factory", "factory"} for k in value.keywords)
+    is_field = isinstance(value, ast.Call) and any(
+        k.arg in {"default_factory", "factory"} for k in value.keywords
+    )
     return target.id if scope.kind == "class" and is_field and isinstance(target, ast.Name) else ""
 
 
-def _made(value: ast.expr | None, context: FileContext) -> str:
+def _made(value: ast.AST | None, context: FileContext) -> str:
     """Name the breaker that an expression constructs."""
     if isinstance(value, (ast.BoolOp, ast.IfExp)):
         options = value.values if isinstance(value, ast.BoolOp) else [value.body, value.orelse]
         return next((name for option in options if (name := _made(option, context))), "")
     if isinstance(value, (ast.Dict, ast.List, ast.Tuple)):
         # A breaker per key that is kept by one object is still that object's own.
-        return next((name for part in ast.iter_child_nodes(value) if (name := _made(part, context))), "")  # type: ignore[arg-type] # contexts are not judged
+        return next((name for part in ast.iter_child_nodes(value) if (name := _made(part, context))), "")
     if isinstance(value, ast.Lambda):
         return _made(value.body, context)
     if not isinstance(value, ast.Call):
@@ -68,20 +74,20 @@ def _made(value: ast.expr | None, context: FileContext) -> str:
     name = last_name(value.func)
     if _is_breaker(name, context) and name[:1].isupper():
         return name
-    for keyword in value.keywords:
-        if keyword.arg in {"default_factory", "factory"}:
-            factory = last_name(keyword.value)
-            if _is_breaker(factory, context):
-                return factory
-            if made := _made(keyword.value, context):
-                return made
+    factories = [keyword.value for keyword in value.keywords if keyword.arg in {"default_factory", "factory"}]
+    if name == "defaultdict":
+        factories.extend(value.args[:1])
+    for factory in factories:
+        if _is_breaker(last_name(factory), context):
+            return last_name(factory)
+        if made := _made(factory, context):
+            return made
     return ""
 
 
 def _home_grown(context: FileContext, profile: ClassProfile) -> None:
     """Recognise failures that are counted against a threshold to open something."""
     names = {own_attribute(target) for method in profile.methods for target, _ in stores(method)} - {""}
-    names |= {name for name in names if name}
     failures = sorted(name for name in names if _FAILURES.search(name) and not _THRESHOLD.search(name))
     opened = sorted(name for name in names if _OPENED.search(name) and not _THRESHOLD.search(name))
     if failures and opened and _compared(profile, failures):
@@ -96,6 +102,8 @@ def _home_grown(context: FileContext, profile: ClassProfile) -> None:
 def _compared(profile: ClassProfile, failures: list[str]) -> bool:
     for method in profile.methods:
         for comparison in method.of(ast.Compare):
-            if own_attribute(comparison.left) in failures and isinstance(comparison.ops[0], (ast.Gt, ast.GtE, ast.Eq)):
+            if own_attribute(comparison.left) in failures and isinstance(
+                comparison.ops[0], (ast.Gt, ast.GtE, ast.Eq)
+            ):
                 return True
     return False

@@ -110,5 +110,3 @@ class _Constructions:
             short = name.rpartition(".")[2]
             message = f"{short} {how} outside its factory; ask the factory for the one instance"
             self.context.report(CODE, where, message, scope)
-
-

@@ -11,7 +11,7 @@ from fsm.audit.made import Maker
 from fsm.audit.model import Finding, Owner
 from fsm.audit.names import snake
 from fsm.audit.rules.profile import ClassProfile
-from fsm.audit.scopes import Scope, release
+from fsm.audit.scopes import FunctionNode, Scope, last_name, release
 
 _TAIL = re.compile(r"(_?(\d+|[a-z]|str|hex|value|first|second|one|two|user_?\d+|user_?[ab]))?$")
 
@@ -58,7 +58,10 @@ class IdNames:
             False when looking closer is a waste of time.
         """
         lowered = text.lower()
-        return any(spelling in lowered for spelling in self._spellings)
+        if any(spelling in lowered for spelling in self._spellings):
+            return True
+        # execution.id = uuid4() has no such name, and is one all the same.
+        return "uuid" in lowered and ("exec" in lowered or "run" in lowered)
 
     def _judge(self, name: str) -> bool:
         if not name.isascii() or len(name) > 80 or not name.replace("-", "_").isidentifier():
@@ -78,7 +81,19 @@ class FileContext:
         id_names: Judges names of execution ids; shared between files for its memory.
     """
 
-    __slots__ = ("_lines", "_profiles", "config", "findings", "id_names", "maker", "owners", "scopes", "source", "text")
+    __slots__ = (
+        "_lines",
+        "_profiles",
+        "_signatures",
+        "config",
+        "findings",
+        "id_names",
+        "maker",
+        "owners",
+        "scopes",
+        "source",
+        "text",
+    )
 
     def __init__(
         self, source: Source, text: str, scopes: list[Scope], config: AuditConfig, id_names: IdNames
@@ -93,6 +108,7 @@ class FileContext:
         self.owners: list[Owner] = []
         self._lines: list[str] | None = None
         self._profiles: list[ClassProfile] | None = None
+        self._signatures: dict[str, list[str]] | None = None
 
     def close(self) -> None:
         """Let go of the syntax tree, without waiting for the collector to find the cycles."""
@@ -111,7 +127,30 @@ class FileContext:
             self._profiles = [ClassProfile(self, scope) for scope in self.scopes if scope.kind == "class"]
         return self._profiles
 
-    def report(self, code: str, node: ast.AST, message: str, scope: Scope, *, span: ast.AST | None = None) -> None:
+    def parameters_of(self, func: ast.expr, scope: Scope) -> list[str]:
+        """Name the positional parameters of a function or class that this file defines.
+
+        Args:
+            func: What is called.
+            scope: Where.
+
+        Returns:
+            The names in order, without ``self``; empty for anything from elsewhere.
+        """
+        if self._signatures is None:
+            self._signatures = signatures(self.scopes)
+        if isinstance(func, ast.Name):
+            name = func.id
+        elif isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name) and func.value.id == "self":
+            owner = scope.enclosing_class()
+            name = f"{owner.qualname}.{func.attr}" if owner is not None else ""
+        else:
+            return []
+        return self._signatures.get(name, [])
+
+    def report(
+        self, code: str, node: ast.AST, message: str, scope: Scope, *, span: ast.AST | None = None
+    ) -> None:
         """Record a finding.
 
         Args:
@@ -149,3 +188,33 @@ class FileContext:
             # str.splitlines also splits at form feeds and the like, which Python does not count as lines.
             self._lines = self.text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         return self._lines[number - 1].strip()[:200] if 0 < number <= len(self._lines) else ""
+
+
+def signatures(scopes: list[Scope]) -> dict[str, list[str]]:
+    """List the positional parameters of what a file defines.
+
+    Args:
+        scopes: The scopes of the file.
+
+    Returns:
+        Names in order under each function's or class's qualified name; a dataclass has its fields.
+    """
+    found: dict[str, list[str]] = {}
+    for scope in scopes:
+        node = scope.node
+        if isinstance(node, FunctionNode):
+            names = [parameter.arg for parameter in (*node.args.posonlyargs, *node.args.args)]
+            owner = scope.parent if scope.parent is not None and scope.parent.kind == "class" else None
+            names = names[1:] if owner is not None and names[:1] in (["self"], ["cls"]) else names
+            found[scope.qualname] = names
+            if owner is not None and scope.name == "__init__":
+                found[owner.qualname] = names
+        elif isinstance(node, ast.ClassDef) and _is_dataclass(node):
+            fields = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]
+            found.setdefault(scope.qualname, [field.id for field in fields if isinstance(field, ast.Name)])
+    return found
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    decorators = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
+    return any(last_name(decorator) in {"dataclass", "define", "attrs"} for decorator in decorators)

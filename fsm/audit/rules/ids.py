@@ -9,11 +9,16 @@ from typing import Final
 from fsm.audit.made import is_id_maker
 from fsm.audit.names import snake
 from fsm.audit.rules.context import FileContext
-from fsm.audit.scopes import FunctionNode, Scope, string_of
+from fsm.audit.rules.lifecycle import is_record
+from fsm.audit.scopes import FunctionNode, Scope, last_name, string_of
 
 CODE: Final = "FSM002"
 # Functions that shape an id for the eye or take one apart; what they return is not a new id.
-_SHAPERS: Final = re.compile(r"(^|_)(parse|format|mask|redact|normalize|sanitize|validate|describe|short|display)_")
+_SHAPERS: Final = re.compile(
+    r"(^|_)(parse|format|mask|redact|normalize|sanitize|validate|describe|short|display)_"
+)
+_PREFIX: Final = re.compile(r"(agent[-_])?(exec|execution|run)[-_:]")
+_RECORD: Final = re.compile(r"^(Agent)?(Execution|Run)(Record|Info|Entry)?$")
 _KEYED_CALLS: Final = {"get": 1, "pop": 1, "setdefault": 1, "getattr": 2, "setattr": 2, "setitem": 2}
 
 
@@ -52,7 +57,8 @@ class _Ids:
         self._function()
 
     def judge(self, name: str, value: ast.expr | None, where: ast.AST, span: ast.AST | None = None) -> None:
-        if value is None or not self.means_id(name):
+        """Report a value that is made by hand, if the name it goes to means an execution id."""
+        if value is None or not (self.means_id(name) or _is_id_of_execution(name, value, where)):
             return
         for expression in _elements(value) if snake(name).endswith("s") else [value]:
             how = self.context.maker.made(expression, self.scope)
@@ -78,14 +84,27 @@ class _Ids:
 
     def _calls(self) -> None:
         for node in self.scope.of(ast.Call):
+            record = _RECORD.search(last_name(node.func)) is not None
             for keyword in node.keywords:
                 if keyword.arg is not None:
-                    self.judge(keyword.arg, keyword.value, keyword, node)
+                    name = "execution_id" if record and keyword.arg == "id" else keyword.arg
+                    self.judge(name, keyword.value, keyword, node)
+            self._positional(node)
             func = node.func
             name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
             at = _KEYED_CALLS.get(name)
             if at is not None and len(node.args) > at:
                 self.judge(string_of(node.args[at - 1]) or "", node.args[at], node)
+
+    def _positional(self, node: ast.Call) -> None:
+        """Judge arguments without a keyword, where the called function stands in this file."""
+        if not node.args or not isinstance(node.args[0], ast.expr):
+            return
+        names = self.context.parameters_of(node.func, self.scope)
+        for name, argument in zip(names, node.args, strict=False):
+            if isinstance(argument, ast.Starred):
+                return
+            self.judge(name, argument, argument, node)
 
     def _dictionaries(self) -> None:
         for node in self.scope.of(ast.Dict):
@@ -127,6 +146,19 @@ def target_name(target: ast.expr) -> str:
     if isinstance(target, ast.Subscript):
         return string_of(target.slice) or ""
     return ""
+
+
+def _is_id_of_execution(name: str, value: ast.expr, where: ast.AST) -> bool:
+    """Recognise ``execution.id = …`` and ``id = f"exec_{…}"``, where the name alone says too little."""
+    if snake(name) not in {"id", "eid", "identifier"}:
+        return False
+    targets = where.targets if isinstance(where, ast.Assign) else []
+    if any(isinstance(target, ast.Attribute) and is_record(target.value) for target in targets):
+        return True
+    first = (
+        value.values[0] if isinstance(value, ast.JoinedStr) and value.values else getattr(value, "left", None)
+    )
+    return _PREFIX.match(string_of(first) or "") is not None
 
 
 def _elements(value: ast.expr) -> list[ast.expr]:

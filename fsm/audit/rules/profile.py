@@ -31,7 +31,17 @@ _MAPPINGS: Final = {
     "ConcurrentDict",
     "Manager",
 }
-_SEQUENCES: Final = {"list", "set", "deque", "List", "Set", "Deque", "WeakSet", "MutableSequence", "MutableSet"}
+_SEQUENCES: Final = {
+    "list",
+    "set",
+    "deque",
+    "List",
+    "Set",
+    "Deque",
+    "WeakSet",
+    "MutableSequence",
+    "MutableSet",
+}
 _VALUE_TYPE: Final = re.compile(
     r"\b\w*(Execution(?!Plan|Config|Lock|Factory|Error|Policy|Options)|ExecutionRecord|AgentRun(?!time|ner)|RunState"
     r"|RunRecord|RunContext|AgentState|AgentPhase|RunInfo)"
@@ -42,7 +52,9 @@ _SERVICE: Final = re.compile(
     r"|metrics?|stats|counts?|counters?|times?|durations?|limits?|plans?|hooks?|results?|waiters?|futures?)$"
 )
 _STATE_WORDS: Final = {"state", "states", "status", "statuses", "phase", "phases"}
-_DOUBLE: Final = re.compile(r"^_*(Mock|Fake|Stub|Dummy|Spy|Test)|(Mock|Stub|Fake|Double|Test|Tests|TestCase)$")
+_DOUBLE: Final = re.compile(
+    r"^_*(Mock|Fake|Stub|Dummy|Spy|Test)|(Mock|Stub|Fake|Double|Test|Tests|TestCase)$"
+)
 _SETTER: Final = re.compile(
     r"^_*(set|update|transition|mark|advance|change|move|record|register|start|begin|complete|finish|fail|cancel"
     r"|end|abort|stop|timeout|time_out)(_|$).*"
@@ -51,12 +63,26 @@ _FACTORIES: Final = {"default_factory", "factory"}
 _READS: Final = {"get", "pop", "setdefault", "__contains__", "__getitem__"}
 
 
+def is_double_name(name: str) -> bool:
+    """Say whether a class is called like a stand-in for tests.
+
+    Args:
+        name: The class's name.
+
+    Returns:
+        True for names such as ``FakeTracker`` and ``MockEngine``.
+    """
+    return _DOUBLE.search(name) is not None
+
+
 class Keeping:
     """An attribute of a class that holds several things."""
 
     __slots__ = ("annotation", "class_level", "keyed_by_id", "mapping", "mutated", "name", "node")
 
-    def __init__(self, name: str, node: ast.AST, *, mapping: bool, class_level: bool, annotation: str) -> None:
+    def __init__(
+        self, name: str, node: ast.AST, *, mapping: bool, class_level: bool, annotation: str
+    ) -> None:
         self.name = name
         self.node = node
         self.mapping = mapping
@@ -100,7 +126,7 @@ class ClassProfile:
         Returns:
             True for classes in test files and for those called Mock, Fake and the like.
         """
-        return self.context.source.is_test or _DOUBLE.search(self.name) is not None
+        return self.context.source.is_test or is_double_name(self.name)
 
     def registries(self) -> list[Keeping]:
         """List the attributes that keep executions.
@@ -139,7 +165,8 @@ class ClassProfile:
                 if kind:
                     level = scope is self.scope and not self._per_object(node)
                     self.keepings.setdefault(
-                        name, Keeping(name, node, mapping=kind == "mapping", class_level=level, annotation=note)
+                        name,
+                        Keeping(name, node, mapping=kind == "mapping", class_level=level, annotation=note),
                     )
 
     def _per_object(self, node: ast.Assign | ast.AnnAssign) -> bool:
@@ -239,7 +266,19 @@ class ClassProfile:
 
 
 MUTATORS: Final = frozenset(
-    {"append", "add", "insert", "extend", "update", "pop", "popitem", "remove", "discard", "clear", "setdefault"}
+    {
+        "append",
+        "add",
+        "insert",
+        "extend",
+        "update",
+        "pop",
+        "popitem",
+        "remove",
+        "discard",
+        "clear",
+        "setdefault",
+    }
     | {"appendleft", "popleft"}
 )
 
@@ -299,7 +338,11 @@ def own_attribute(node: ast.AST | None) -> str:
     Returns:
         ``x`` for ``self.x`` and ``cls.x``, else the empty string.
     """
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}:
+    if (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in {"self", "cls"}
+    ):
         return node.attr
     return ""
 
@@ -344,5 +387,3 @@ def _container(value: ast.expr | None, annotation: str) -> str:
     if any(name in _MAPPINGS for name in names):
         return "mapping"
     return "sequence" if any(name in _SEQUENCES for name in names) else ""
-
-

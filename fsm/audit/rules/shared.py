@@ -24,8 +24,9 @@ _PERSONAL: Final = re.compile(
 _SERVICE: Final = re.compile(
     r"(^|_)(locks?|semaphores?|pools?|background_tasks|tasks_refs?|task_refs|factory|factories|handlers?|hooks?|events?)$"
 )
-_KEY: Final = re.compile(r"(^|_)(execution|exec|run|session|user|thread|agent|task|request|conversation|job)_?(id|uuid|key)$")
-
+_KEY: Final = re.compile(
+    r"(^|_)(execution|exec|run|session|user|thread|agent|task|request|conversation|job)_?(id|uuid|key)$"
+)
 
 
 def check(context: FileContext) -> None:
@@ -90,7 +91,9 @@ def _mutations(scope: Scope) -> list[tuple[ast.expr, ast.expr | None]]:
         if isinstance(target, ast.Subscript):
             found.append((target.value, target.slice))
     for deletion in scope.of(ast.Delete):
-        found.extend((target.value, target.slice) for target in deletion.targets if isinstance(target, ast.Subscript))
+        found.extend(
+            (target.value, target.slice) for target in deletion.targets if isinstance(target, ast.Subscript)
+        )
     for call in scope.of(ast.Call):
         if isinstance(call.func, ast.Attribute) and call.func.attr in MUTATORS:
             found.append((call.func.value, call.args[0] if call.args else None))
@@ -126,7 +129,9 @@ def _class_level(context: FileContext, profile: ClassProfile) -> None:
                 continue
             if _is_personal(name, key):
                 del shared[name]
-                message = f"{profile.name}.{name} is mutable state at class level: all objects and users share it"
+                message = (
+                    f"{profile.name}.{name} is mutable state at class level: all objects and users share it"
+                )
                 context.report(CODE, keeping.node, message, profile.scope)
                 line: int = getattr(keeping.node, "lineno", 1)
                 place = f"{context.source.module}.{profile.scope.qualname}"

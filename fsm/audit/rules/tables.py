@@ -81,7 +81,9 @@ def _row(node: ast.expr) -> bool:
         return sum(_is_state(element) for element in node.elts) >= _FEW
     if isinstance(node, ast.Dict):
         keys = {string_of(key) for key in node.keys}
-        return bool(keys & {"source", "from", "from_state"}) and bool(keys & {"dest", "target", "to", "to_state"})
+        return bool(keys & {"source", "from", "from_state"}) and bool(
+            keys & {"dest", "target", "to", "to_state"}
+        )
     if isinstance(node, ast.Call) and last_name(node.func).lower().endswith("transition"):
         named = sum(_is_state(argument) for argument in node.args)
         return named + sum(_is_state(keyword.value) for keyword in node.keywords) >= _FEW
@@ -92,7 +94,12 @@ def _is_lifecycle_enum(scope: Scope) -> bool:
     node = scope.node
     if not isinstance(node, ast.ClassDef) or not any(last_name(base) in _ENUM_BASES for base in node.bases):
         return False
-    words = {snake(target.id) for item in scope.of(ast.Assign) for target in item.targets if isinstance(target, ast.Name)}
+    words = {
+        snake(target.id)
+        for item in scope.of(ast.Assign)
+        for target in item.targets
+        if isinstance(target, ast.Name)
+    }
     known = words & WORDS
     return len(known) > _FEW and bool(known & OPEN_WORDS) and bool(known & ENDED_WORDS)
 
@@ -102,12 +109,16 @@ def _enum(context: FileContext, scope: Scope) -> None:
     for child in scope.children:
         if _CHECKS.search(child.name):
             message = f"{scope.name} lists lifecycle states and checks transitions in {child.name}()"
-            context.report(CODE, scope.node, f"{message}: a second table of transitions", scope, span=child.node)
+            context.report(
+                CODE, scope.node, f"{message}: a second table of transitions", scope, span=child.node
+            )
             return
     for other in context.scopes:
         if isinstance(other.node, FunctionNode) and _compares_members(other, scope.name):
             message = f"{scope.name} lists lifecycle states and {other.qualname}() checks their transitions"
-            context.report(CODE, scope.node, f"{message}: a second table of transitions", scope, span=other.node)
+            context.report(
+                CODE, scope.node, f"{message}: a second table of transitions", scope, span=other.node
+            )
             return
 
 

@@ -18,7 +18,18 @@ ENGINE: Final = "FSM005"
 _DRIVES: Final = re.compile(r"^(a?run|a?execute|process|drive|launch|a?invoke|orchestrate)(_|$)")
 # These verbs drive executions only in a class that is called an engine; elsewhere they start anything.
 _STARTS: Final = re.compile(r"^(start|submit|spawn|dispatch|call|handle|__call__)(_|$)")
-_WORK: Final = {"execute", "run", "arun", "invoke", "ainvoke", "aexecute", "astream", "process", "step", "act"} | {
+_WORK: Final = {
+    "execute",
+    "run",
+    "arun",
+    "invoke",
+    "ainvoke",
+    "aexecute",
+    "astream",
+    "process",
+    "step",
+    "act",
+} | {
     "create_task",
     "ensure_future",
     "wait_for",
@@ -31,7 +42,9 @@ _WORK: Final = {"execute", "run", "arun", "invoke", "ainvoke", "aexecute", "astr
     "execute_with_retry",
 }
 _WORK_VERB: Final = re.compile(r"^_*(a?run|a?execute|a?invoke)_")
-_ENGINE_NAME: Final = re.compile(r"(Engine|Executor|Orchestrator|Runner|Supervisor|Dispatcher|Worker|ExecutionManager)$")
+_ENGINE_NAME: Final = re.compile(
+    r"(Engine|Executor|Orchestrator|Runner|Supervisor|Dispatcher|Worker|ExecutionManager)$"
+)
 _RUN_STATE: Final = re.compile(
     r"(^|_)(active|current|running|in_flight|inflight|pending|completed|finished)_(runs?|executions?|agents?|tasks?)"
     r"|(^|_)(run|execution)s?_(history|state|states|status|log|stats|results?|records?|queue|tasks?|registry|map)$"
@@ -56,7 +69,10 @@ def check(context: FileContext) -> None:
 
 
 def _allowed(name: str, patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}") for pattern in patterns)
+    return any(
+        fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")
+        for pattern in patterns
+    )
 
 
 def _tracker(context: FileContext, profile: ClassProfile, name: str) -> None:
@@ -127,7 +143,8 @@ def _run_state(profile: ClassProfile) -> list[str]:
     kept = {
         keeping.name
         for keeping in profile.keepings.values()
-        if keeping.mutated and (_RUN_STATE.search(keeping.name) or (keeping.mapping and profile.keeps_runs(keeping)))
+        if keeping.mutated
+        and (_RUN_STATE.search(keeping.name) or (keeping.mapping and profile.keeps_runs(keeping)))
     }
     kept.update(_own_states(profile))
     return sorted(kept)

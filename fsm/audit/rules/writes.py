@@ -14,7 +14,9 @@ from fsm.audit.rules.profile import own_attribute
 from fsm.audit.scopes import Scope, last_name, string_of
 
 CODE: Final = "FSM006"
-_REGISTRY: Final = re.compile(r"^_*((active|running|current|all|agent|tracked|pending|live)_)*(executions|execs|runs)$")
+_REGISTRY: Final = re.compile(
+    r"^_*((active|running|current|all|agent|tracked|pending|live)_)*(executions|execs|runs)$"
+)
 _FOREIGN: Final = re.compile(
     r"(^|_)(response|resp|request|req|http|socket|ws|websocket|connection|conn|button|widget|door|order|invoice"
     r"|breaker|circuit|service|node|host|span|health|check|step|todo|issue|ticket|payment|user|account)$"
@@ -84,7 +86,11 @@ def _behind_dict(node: ast.expr) -> ast.expr:
 def _attribute(
     target: ast.expr, base: ast.expr, name: str, value: ast.expr | None, context: FileContext
 ) -> str:
-    if name.lstrip("_") not in context.config.state_names or value is None and isinstance(target, ast.Subscript):
+    if (
+        name.lstrip("_") not in context.config.state_names
+        or value is None
+        and isinstance(target, ast.Subscript)
+    ):
         return ""
     # An object may keep a state of its own; several of them with ids are another rule's business.
     if isinstance(base, ast.Name) and base.id in {"self", "cls"}:
@@ -128,5 +134,3 @@ def _mutated(call: ast.Call, base: ast.expr, name: str, context: FileContext) ->
     if private and _REGISTRY.match(snake(held)):
         return f"the registry {held!r}"
     return ""
-
-

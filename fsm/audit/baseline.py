@@ -102,8 +102,8 @@ def write_baseline(path: Path, findings: list[Finding], *, allow_growth: bool = 
         if grown:
             rule, where, symbol, _ = min(grown)
             raise BaselineError(
-                f"the baseline would grow by {grown.total()} findings, the first is {rule} in {where} ({symbol}); "
-                "fix them, or accept them with --allow-growth"
+                f"the baseline would grow by {grown.total()} findings, the first is {rule} in {where} "
+                f"({symbol}); fix them, or accept them with --allow-growth"
             )
     entries = [
         dict(zip(_FIELDS, key, strict=True)) | {"count": count} for key, count in sorted(found.items())

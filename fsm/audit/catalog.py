@@ -63,8 +63,8 @@ _ALL: Final = (
         "FSM002",
         "an execution id made by hand",
         "error",
-        why="An id that the registry did not hand out belongs to no execution: logs and events point nowhere.",
-        hint="Take the id from tracker.create(...).id, or name the one function that may make ids in id_makers.",
+        why="An id that the registry did not hand out belongs to no execution: logs point nowhere.",
+        hint="Take the id from tracker.create(...).id, or name what may make ids in id_makers.",
         bad="""
             import uuid
 
@@ -84,7 +84,7 @@ _ALL: Final = (
         "FSM003",
         "a second tracker",
         "error",
-        why="A class that keeps executions and their states for itself drifts from the registry at the first crash.",
+        why="A class that keeps executions and states for itself drifts from the registry at the first crash.",
         hint="Keep no executions: read them from get_tracker(), and subscribe to what you want to know.",
         bad="""
             class RunBook:
@@ -129,7 +129,7 @@ _ALL: Final = (
         "FSM005",
         "a second engine",
         "warning",
-        why="An engine with run state of its own decides by itself what is running, and forgets it when it dies.",
+        why="An engine with run state of its own decides alone what is running, and forgets it when it dies.",
         hint="Drive agents with fsm's Engine, and keep no runs beside the registry.",
         bad="""
             class AgentRunner:
@@ -159,7 +159,7 @@ _ALL: Final = (
         "a state written around the tracker",
         "error",
         why="A state that no transition led to has no guard, no journal row and no deadline.",
-        hint="Fire the event at the tracker (tracker.fire(execution_id, 'complete')) and let the table decide.",
+        hint="Fire the event (tracker.fire(execution_id, 'complete')) and let the table decide.",
         bad="""
             def give_up(execution):
                 execution.state = "failed"
@@ -175,8 +175,8 @@ _ALL: Final = (
         "FSM007",
         "a circuit breaker of its own per object",
         "warning",
-        why="A breaker per object learns nothing from the others: each of them hammers the same broken service.",
-        hint="Share one breaker per key (provider, model, tenant): run.model('openai:gpt-5') takes it for you.",
+        why="A breaker per object learns nothing from the others: each hammers the same broken service.",
+        hint="Share one breaker per key (provider, model, tenant), as run.model(...) does for you.",
         bad="""
             class Client:
                 def __init__(self):
@@ -192,7 +192,7 @@ _ALL: Final = (
         "FSM008",
         "mutable state shared between users",
         "warning",
-        why="State at module or class level is one for all users: one user's run shows up in another's answer.",
+        why="State at module or class level is one for all users: one user's run shows up for another.",
         hint="Keep executions in the registry and narrow it with tracker.for_user(user_id).",
         bad="""
             _active_executions = {}

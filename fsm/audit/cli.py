@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +19,8 @@ from fsm.audit.drawing import as_mermaid
 from fsm.audit.errors import AuditError
 from fsm.audit.model import AuditResult
 from fsm.audit.report import FORMATS, summary
-from fsm.audit.runner import audit
 from fsm.audit.runner import Progress as Advance
+from fsm.audit.runner import audit
 
 app = typer.Typer(add_completion=False)
 FOUND = 1
@@ -28,7 +28,7 @@ COULD_NOT_RUN = 2
 
 
 @app.command(name="audit")
-def audit_command(
+def audit_command(  # noqa: PLR0913, PLR0917 # an option is a parameter
     paths: Annotated[
         list[Path] | None, typer.Argument(help="Files and folders; the current folder if none.")
     ] = None,
@@ -42,11 +42,11 @@ def audit_command(
     ignore: Annotated[list[str] | None, typer.Option("--ignore", help="Do not report these codes.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="The TOML file to read.")] = None,
     baseline: Annotated[Path | None, typer.Option("--baseline", help="A file of known findings.")] = None,
-    update_baseline: Annotated[
+    update_baseline: Annotated[  # noqa: FBT002 # a flag is a boolean
         bool,
         typer.Option("--update-baseline", help="Write the findings to the baseline; it may only shrink."),
     ] = False,
-    allow_growth: Annotated[
+    allow_growth: Annotated[  # noqa: FBT002 # a flag is a boolean
         bool, typer.Option("--allow-growth", help="Let --update-baseline add findings.")
     ] = False,
     include_tests: Annotated[
@@ -67,8 +67,7 @@ def audit_command(
         if explained is not None:
             typer.echo(explain(explained), nl=False)
             return
-        if output_format not in FORMATS:
-            raise AuditError(f"no format is called {output_format!r}; the formats are {', '.join(FORMATS)}")
+        write = _writer(output_format)
         targets = paths or [Path()]
         settings, project = _settings(targets, config, select, ignore, include_tests)
         with _progress() as advance:
@@ -79,11 +78,17 @@ def audit_command(
             return
         if known is not None:
             apply_baseline(result, read_baseline(known))
-        _deliver(result, output_format, output, drawing)
+        _deliver(result, write(result), output, drawing)
     except AuditError as error:
         typer.echo(f"fsm audit: {error}", err=True)
         raise typer.Exit(COULD_NOT_RUN) from None
     raise typer.Exit(FOUND if result.findings else 0)
+
+
+def _writer(name: str) -> Callable[[AuditResult], str]:
+    if name not in FORMATS:
+        raise AuditError(f"no format is called {name!r}; the formats are {', '.join(FORMATS)}")
+    return FORMATS[name]
 
 
 def _settings(
@@ -122,10 +127,9 @@ def _update(path: Path, result: AuditResult, *, allow_growth: bool) -> None:
     typer.echo(f"{path} now holds {count} known findings", err=True)
 
 
-def _deliver(result: AuditResult, output_format: str, output: Path | None, drawing: Path | None) -> None:
+def _deliver(result: AuditResult, text: str, output: Path | None, drawing: Path | None) -> None:
     for skipped in result.skipped:
         typer.echo(f"{skipped.path}:{skipped.line}: skipped, it {skipped.reason}", err=True)
-    text = FORMATS[output_format](result)
     try:
         if output is not None:
             output.write_text(text + "\n", encoding="utf-8")

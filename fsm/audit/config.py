@@ -66,15 +66,41 @@ class AuditConfig(BaseModel):
     )
     registry_words: list[str] = Field(default=["execution", "executions", "exec", "execs", "run", "runs"])
     state_names: list[str] = Field(
-        default=["state", "status", "phase", "execution_state", "execution_status", "current_phase"]
-        + ["current_state", "run_state", "run_status", "agent_state", "execution_phase"]
+        default=[
+            "state",
+            "status",
+            "phase",
+            "execution_state",
+            "execution_status",
+            "execution_phase",
+            "current_phase",
+            "current_state",
+            "run_state",
+            "run_status",
+            "agent_state",
+        ]
     )
     tracker_patterns: list[str] = Field(default=["fsm.*"])
     engine_patterns: list[str] = Field(default=["fsm.*"])
     breaker_patterns: list[str] = Field(default=["*CircuitBreaker", "*Breaker"])
     exclude: list[str] = Field(
-        default=[".git", ".hg", ".svn", ".venv", ".tox", ".nox", ".eggs", ".mypy_cache", ".ruff_cache"]
-        + ["__pycache__", "node_modules", "site-packages", "venv", "build", "dist"]
+        default=[
+            ".git",
+            ".hg",
+            ".svn",
+            ".venv",
+            ".tox",
+            ".nox",
+            ".eggs",
+            ".mypy_cache",
+            ".ruff_cache",
+            "__pycache__",
+            "node_modules",
+            "site-packages",
+            "venv",
+            "build",
+            "dist",
+        ]
     )
     include_tests: bool = True
     select: list[str] = Field(default=[])

@@ -29,9 +29,11 @@ def as_mermaid(result: AuditResult) -> str:
         a thick one a construction outside it.
     """
     names = _Names()
-    lines = ["flowchart LR"]
-    for owner in sorted(result.owners):
-        lines.append(f"    {names.of(owner.symbol, owner.role)}{_shape(owner)}")
+    owners = sorted(result.owners)
+    lines = [
+        "flowchart LR",
+        *(f"    {names.of(owner.symbol, owner.role)}{_shape(owner)}" for owner in owners),
+    ]
     drawn = {owner.symbol for owner in result.owners}
     sites: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     for made in result.constructions:

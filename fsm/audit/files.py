@@ -8,7 +8,7 @@ import os
 import re
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 from fsm.audit.errors import PathError
 from fsm.audit.model import Skipped
 
+Unwanted = Callable[[str], re.Match[str] | None]
 _TEST_FILE = re.compile(r"(^|/)(tests?|testing|conftest\.py|test_[^/]*\.py|[^/]*_test\.py)(/|$)")
 
 
@@ -68,7 +69,7 @@ def find_sources(paths: list[Path], project: Path, exclude: list[str]) -> Iterat
                 yield _source(file, absolute, base, project)
 
 
-def _walk(top: Path, project: Path, unwanted: re.Pattern[str].match) -> Iterator[str]:  # type: ignore[name-defined,valid-type] # a bound method
+def _walk(top: Path, project: Path, unwanted: Unwanted) -> Iterator[str]:
     for folder, folders, files in os.walk(top):
         where = _shown(folder, project)
         folders[:] = sorted(name for name in folders if not (unwanted(name) or unwanted(f"{where}/{name}")))
@@ -97,7 +98,7 @@ def _source(file: str, absolute: str, base: str, project: Path) -> Source:
     shown = _shown(absolute, project)
     # A folder called tests above the project says nothing about the project.
     is_test = _TEST_FILE.search(inside if os.path.isabs(shown) else shown) is not None  # noqa: PTH117 # a str
-    parts = inside.split(os.sep)
+    parts = list(Path(inside).parts)
     stem = parts.pop().rsplit(".", 1)[0]
     is_package = stem == "__init__"
     if not is_package:

@@ -133,7 +133,7 @@ class Maker:
         Returns:
             A few words such as ``an f-string``, or the empty string when nothing is made.
         """
-        judge = _JUDGES.get(node.__class__)  # type: ignore[arg-type] # a type that is no key finds nothing
+        judge = _JUDGES.get(node.__class__)
         if judge is None or depth >= _DEPTH:
             return ""
         how: str = getattr(self, judge)(node, scope, depth + 1)

@@ -49,7 +49,7 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Owner:
     """A class that keeps execution state, for the map of the code base.
 

@@ -36,9 +36,10 @@ def import_targets(node: ast.Import | ast.ImportFrom, source: Source) -> list[tu
         Pairs of the local name and the dotted target; ``*`` stands for itself.
     """
     if isinstance(node, ast.Import):
+        heads = [alias.name.partition(".")[0] for alias in node.names]
         return [
-            (alias.asname, alias.name) if alias.asname else (alias.name.partition(".")[0],) * 2
-            for alias in node.names
+            (alias.asname, alias.name) if alias.asname else (head, head)
+            for alias, head in zip(node.names, heads, strict=True)
         ]
     base = absolute_module(node, source)
     return [(alias.asname or alias.name, f"{base}.{alias.name}") for alias in node.names]

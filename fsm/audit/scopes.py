@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from typing import Final, TypeVar
+from itertools import chain
+from typing import Any, Final, TypeVar, overload
 
-Node = TypeVar("Node", bound=ast.AST)
+A = TypeVar("A", bound=ast.AST)
+B = TypeVar("B", bound=ast.AST)
+C = TypeVar("C", bound=ast.AST)
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 # Operators, contexts and annotations never construct or assign anything, so they are not walked.
@@ -106,17 +109,26 @@ class Scope:
         else:
             self.qualname = f"{parent.qualname}.{name}"
 
-    def of(self, *kinds: type[Node]) -> Iterator[Node]:
+    @overload
+    def of(self, kind: type[A], /) -> Iterator[A]: ...
+
+    @overload
+    def of(self, kind: type[A], second: type[B], /) -> Iterator[A | B]: ...
+
+    @overload
+    def of(self, kind: type[A], second: type[B], third: type[C], /) -> Iterator[A | B | C]: ...
+
+    def of(self, *kinds: type[ast.AST]) -> Iterator[Any]:
         """Give the nodes of some kinds that stand directly in this scope.
 
         Args:
             kinds: Classes of `ast`.
 
-        Yields:
-            Each node, in no promised order.
+        Returns:
+            The nodes, in no promised order.
         """
-        for kind in kinds:
-            yield from self.nodes.get(kind, ())  # type: ignore[misc] # filed under its own type
+        found = [self.nodes[kind] for kind in kinds if kind in self.nodes]
+        return chain.from_iterable(found)
 
     def enclosing(self) -> Iterator[Scope]:
         """Give this scope and every one around it.

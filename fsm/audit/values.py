@@ -55,7 +55,7 @@ class Values:
         Returns:
             Absolute dotted symbols, or ones that start with ``?`` where the origin is unknown.
         """
-        judge = _JUDGES.get(node.__class__)  # type: ignore[arg-type] # a type that is no key finds nothing
+        judge = _JUDGES.get(node.__class__)
         if judge is None or depth >= _DEPTH:
             return []
         symbols: list[str] = getattr(self, judge)(node, scope, depth + 1)
@@ -170,12 +170,14 @@ class Values:
         if name == "get" and isinstance(node.func, ast.Attribute):
             held = self._held_in(node.func.value, text, scope, depth) or []
             return held + (self.of(args[1], scope, depth) if len(args) > 1 else [])
-        if len(args) < 2:  # noqa: PLR2004 # the name and what it is looked up in
-            return []
-        if name == "getattr":
-            attribute = string_of(args[1])
-            bases = self.of(args[0], scope, depth)
-            return [f"{base}.{attribute}" for base in bases] if attribute else []
+        return self._two(name, node, scope, depth) if len(args) > 1 else []
+
+    def _two(self, name: str, node: ast.Call, scope: Scope, depth: int) -> list[str]:
+        """Evaluate the builtins that hand out a class when called with two arguments."""
+        args = node.args
+        attribute = string_of(args[1])
+        if name == "getattr" and attribute:
+            return [f"{base}.{attribute}" for base in self.of(args[0], scope, depth)]
         if name == "cast" and imported_name(dotted(node.func), scope, self._source).startswith("typing"):
             return self.of(args[1], scope, depth)
         if name == "type" and isinstance(args[1], ast.Tuple):

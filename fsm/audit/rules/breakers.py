@@ -61,16 +61,13 @@ def _field(scope: Scope, target: ast.expr, value: ast.expr | None) -> str:
 
 def _made(value: ast.AST | None, context: FileContext) -> str:
     """Name the breaker that an expression constructs."""
-    if isinstance(value, (ast.BoolOp, ast.IfExp)):
-        options = value.values if isinstance(value, ast.BoolOp) else [value.body, value.orelse]
-        return next((name for option in options if (name := _made(option, context))), "")
-    if isinstance(value, (ast.Dict, ast.List, ast.Tuple)):
+    if isinstance(value, (ast.BoolOp, ast.IfExp, ast.Dict, ast.List, ast.Tuple, ast.Lambda)):
         # A breaker per key that is kept by one object is still that object's own.
         return next((name for part in ast.iter_child_nodes(value) if (name := _made(part, context))), "")
-    if isinstance(value, ast.Lambda):
-        return _made(value.body, context)
-    if not isinstance(value, ast.Call):
-        return ""
+    return _called(value, context) if isinstance(value, ast.Call) else ""
+
+
+def _called(value: ast.Call, context: FileContext) -> str:
     name = last_name(value.func)
     if _is_breaker(name, context) and name[:1].isupper():
         return name
@@ -91,7 +88,8 @@ def _home_grown(context: FileContext, profile: ClassProfile) -> None:
     failures = sorted(name for name in names if _FAILURES.search(name) and not _THRESHOLD.search(name))
     opened = sorted(name for name in names if _OPENED.search(name) and not _THRESHOLD.search(name))
     if failures and opened and _compared(profile, failures):
-        message = f"{profile.name} counts {failures[0]} and opens {opened[0]}: a circuit breaker of its own per object"
+        how = f"{profile.name} counts {failures[0]} and opens {opened[0]}"
+        message = f"{how}: a circuit breaker of its own per object"
         node = profile.scope.node
         context.report(CODE, node, message, profile.scope, span=profile.methods[0].node)
         place = f"{context.source.module}.{profile.scope.qualname}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from typing import Final
 
 from fsm.audit.config import AuditConfig
 from fsm.audit.files import Source
@@ -13,6 +14,7 @@ from fsm.audit.names import snake
 from fsm.audit.rules.profile import ClassProfile
 from fsm.audit.scopes import FunctionNode, Scope, last_name, release
 
+_LONGEST: Final = 80
 _TAIL = re.compile(r"(_?(\d+|[a-z]|str|hex|value|first|second|one|two|user_?\d+|user_?[ab]))?$")
 
 
@@ -64,7 +66,7 @@ class IdNames:
         return "uuid" in lowered and ("exec" in lowered or "run" in lowered)
 
     def _judge(self, name: str) -> bool:
-        if not name.isascii() or len(name) > 80 or not name.replace("-", "_").isidentifier():
+        if not name.isascii() or len(name) > _LONGEST or not name.replace("-", "_").isidentifier():
             return False
         match = self._pattern.match(snake(name.replace("-", "_")))
         return match is not None and _TAIL.fullmatch(match.group(5)) is not None

@@ -72,9 +72,9 @@ def _mutated_globally(held: Mapping[str, ast.stmt], context: FileContext) -> set
             continue
         for container, key in _mutations(scope):
             name = container.id if isinstance(container, ast.Name) else ""
-            if name in held and name not in found and not _hides(name, scope, context):
-                if _is_personal(name, key):
-                    found.add(name)
+            known = name in held and name not in found and _is_personal(name, key)
+            if known and not _hides(name, scope, context):
+                found.add(name)
     return found
 
 
@@ -94,9 +94,11 @@ def _mutations(scope: Scope) -> list[tuple[ast.expr, ast.expr | None]]:
         found.extend(
             (target.value, target.slice) for target in deletion.targets if isinstance(target, ast.Subscript)
         )
-    for call in scope.of(ast.Call):
-        if isinstance(call.func, ast.Attribute) and call.func.attr in MUTATORS:
-            found.append((call.func.value, call.args[0] if call.args else None))
+    found.extend(
+        (call.func.value, call.args[0] if call.args else None)
+        for call in scope.of(ast.Call)
+        if isinstance(call.func, ast.Attribute) and call.func.attr in MUTATORS
+    )
     return [(_outermost(container), key) for container, key in found]
 
 
@@ -144,6 +146,6 @@ def _through_class(node: ast.expr, name: str) -> str:
     base = node.value
     if isinstance(base, ast.Name) and base.id == name:
         return node.attr
-    # type(self).x and self.__class__.x
+    # Reached through the type of the object.
     by_type = isinstance(base, ast.Call) and last_name(base.func) == "type"
     return node.attr if by_type or last_name(base) == "__class__" else ""

@@ -86,10 +86,8 @@ def _behind_dict(node: ast.expr) -> ast.expr:
 def _attribute(
     target: ast.expr, base: ast.expr, name: str, value: ast.expr | None, context: FileContext
 ) -> str:
-    if (
-        name.lstrip("_") not in context.config.state_names
-        or value is None
-        and isinstance(target, ast.Subscript)
+    if name.lstrip("_") not in context.config.state_names or (
+        value is None and isinstance(target, ast.Subscript)
     ):
         return ""
     # An object may keep a state of its own; several of them with ids are another rule's business.

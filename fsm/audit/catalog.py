@@ -84,7 +84,7 @@ _ALL: Final = (
         "FSM003",
         "a second tracker",
         "error",
-        why="A class that keeps executions and states for itself drifts from the registry at the first crash.",
+        why="A class that keeps executions and states for itself drifts from the registry at once.",
         hint="Keep no executions: read them from get_tracker(), and subscribe to what you want to know.",
         bad="""
             class RunBook:

@@ -31,8 +31,7 @@ def check(context: FileContext) -> None:
     if not context.id_names.mentioned(context.text):
         return
     for scope in context.scopes:
-        if not _may_make_here(scope, context):
-            _Ids(context, scope).run()
+        _Ids(context, scope).run()
 
 
 def _may_make_here(scope: Scope, context: FileContext) -> bool:
@@ -62,7 +61,7 @@ class _Ids:
             return
         for expression in _elements(value) if snake(name).endswith("s") else [value]:
             how = self.context.maker.made(expression, self.scope)
-            if how and id(value) not in self.seen:
+            if how and id(value) not in self.seen and not _may_make_here(self.scope, self.context):
                 self.seen.update(id(part) for part in ast.walk(value))
                 message = f"{name!r} is made by hand with {how}; let the registry hand out execution ids"
                 self.context.report(CODE, where, message, self.scope, span=span or value)

@@ -62,13 +62,22 @@ def check(context: FileContext) -> None:
         if profile.is_double:
             continue
         name = f"{context.source.module}.{profile.scope.qualname}"
-        if not _allowed(name, context.config.tracker_patterns):
+        if not matches_name(name, context.config.tracker_patterns):
             _tracker(context, profile, name)
-        if not _allowed(name, context.config.engine_patterns):
+        if not matches_name(name, context.config.engine_patterns):
             _engine(context, profile, name)
 
 
-def _allowed(name: str, patterns: list[str]) -> bool:
+def matches_name(name: str, patterns: list[str]) -> bool:
+    """Say whether a class is one of those that a configuration names.
+
+    Args:
+        name: The dotted name of the class.
+        patterns: Names, with or without their module, with ``*`` as a wildcard.
+
+    Returns:
+        True when one of them matches.
+    """
     return any(
         fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")
         for pattern in patterns

@@ -11,6 +11,7 @@ from fsm.audit.names import snake
 from fsm.audit.rules.context import FileContext
 from fsm.audit.rules.lifecycle import is_record, is_state_member
 from fsm.audit.rules.profile import own_attribute
+from fsm.audit.rules.trackers import matches_name
 from fsm.audit.scopes import Scope, last_name, string_of
 
 CODE: Final = "FSM006"
@@ -32,8 +33,7 @@ def check(context: FileContext) -> None:
     owners = {owner.symbol for owner in context.owners}
     for scope in context.scopes:
         inside = scope.enclosing_class()
-        if inside is not None and f"{context.source.module}.{inside.qualname}" in owners:
-            # The class as a whole is reported as a second tracker or engine already.
+        if inside is not None and _is_keeper(f"{context.source.module}.{inside.qualname}", owners, context):
             continue
         for target, value, where in _writes(scope):
             what = _judge(target, value, context)
@@ -43,6 +43,11 @@ def check(context: FileContext) -> None:
             what = _called(call, context)
             if what:
                 context.report(CODE, call, f"{what} is written around the tracker", scope)
+
+
+def _is_keeper(name: str, owners: set[str], context: FileContext) -> bool:
+    """Say whether a class keeps executions as a whole: the registry may, and another one is reported as such."""
+    return name in owners or matches_name(name, context.config.tracker_patterns)
 
 
 def _writes(scope: Scope) -> Iterator[tuple[ast.expr, ast.expr | None, ast.AST]]:

@@ -199,7 +199,7 @@ def test_every_rule_can_be_explained(project: Path, code: str):
 
 
 def test_the_map_names_trackers_and_who_constructs_them(project: Path):
-    """The drawing holds the trackers with what they keep, and an arrow from each place that constructs them."""
+    """The drawing holds the trackers with what they keep, and an arrow from each constructor."""
     (project / "book.py").write_text(
         "class ExecutionTracker:\n"
         "    def __init__(self):\n        self._executions = {}\n"

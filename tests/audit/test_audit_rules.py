@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from audit_corpus import RULES, Snippet, score, snippets
 
 import fsm
-from audit_corpus import RULES, Snippet, score, snippets
 from fsm.audit import AuditConfig, audit
 from fsm.audit.catalog import RULES as CATALOG
 from fsm.audit.config import CODES
@@ -17,7 +17,7 @@ ENOUGH = 12
 
 @pytest.mark.parametrize("code", RULES)
 def test_the_corpus_is_large_enough_and_marked(code: str):
-    """Every rule has twelve marked violations and twelve look-alikes without a mark, under distinct titles."""
+    """Every rule has twelve marked violations and twelve unmarked look-alikes, each with a title."""
     found = snippets(code)
     bad = [snippet for snippet in found if snippet.kind == "bad"]
     good = [snippet for snippet in found if snippet.kind == "good"]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from fsm.audit.names import snake
+from fsm.audit.names import bindings_of, snake
 from fsm.audit.rules.lifecycle import is_record, is_state_member, state_word
 from fsm.audit.scopes import FunctionNode, Scope, last_name, string_of
 
@@ -58,6 +58,10 @@ _DOUBLE: Final = re.compile(
 _SETTER: Final = re.compile(
     r"^_*(set|update|transition|mark|advance|change|move|record|register|start|begin|complete|finish|fail|cancel"
     r"|end|abort|stop|timeout|time_out)(_|$).*"
+)
+_STATE_NAME: Final = re.compile(r"(^|_)(state|status|phase)$")
+_MOVES: Final = re.compile(
+    r"^(set|update|change|advance)_(state|status|phase)$|^transition(_to|_state)?$|^mark_\w+"
 )
 _FACTORIES: Final = {"default_factory", "factory"}
 _READS: Final = {"get", "pop", "setdefault", "__contains__", "__getitem__"}
@@ -227,21 +231,36 @@ class ClassProfile:
         return bool(name) and self.context.id_names(name)
 
     def _read_store(self, target: ast.expr, value: ast.expr | None, method: Scope) -> None:
-        states = self.context.config.state_names
         if isinstance(target, ast.Attribute):
-            if target.attr in states and not own_attribute(target):
+            if self.is_state_name(target.attr) and not own_attribute(target):
                 self.setters.add(method.name)
         elif isinstance(target, ast.Subscript):
             self._note_mutation(target.value)
             inner = own_attribute(target.value)
             key = string_of(target.slice)
-            if key in states or (inner and self._holds_state(inner, value)):
+            if (key and self.is_state_name(key)) or (inner and self._holds_state(inner, value, method)):
                 self.setters.add(method.name)
 
-    def _holds_state(self, name: str, value: ast.expr | None) -> bool:
+    def is_state_name(self, name: str) -> bool:
+        """Say whether an attribute or key holds a state.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            True for the configured names and for what ends in state, status or phase.
+        """
+        return name in self.context.config.state_names or _STATE_NAME.search(name) is not None
+
+    def _holds_state(self, name: str, value: ast.expr | None, method: Scope) -> bool:
         """Say whether a value that goes into a registry is, or carries, a state."""
         if name not in self.keepings:
             return False
+        if isinstance(value, ast.Name):
+            # A record is often built first and stored afterwards.
+            bound = bindings_of(method, self.context.source).get(value.id, ())
+            built = (binding.value for binding in bound if isinstance(binding.value, (ast.Dict, ast.Call)))
+            value = next(built, value)
         if isinstance(value, ast.Dict):
             return any(string_of(key) in self.context.config.state_names for key in value.keys)
         if isinstance(value, ast.Call):
@@ -259,6 +278,9 @@ class ClassProfile:
             if func.attr in MUTATORS:
                 self._note_mutation(func.value)
         if name in {"setattr", "update", "replace"} and _carries_state(call, states):
+            self.setters.add(method.name)
+        elif isinstance(func, ast.Attribute) and _MOVES.match(name) and not _is_self(func.value):
+            # The record moves itself; the order comes from here.
             self.setters.add(method.name)
         elif name[:1].isupper() and _SETTER.match(method.name) and _carries_state(call, states):
             # A record that is born with a state, by a method that starts executions.
@@ -281,6 +303,10 @@ MUTATORS: Final = frozenset(
     }
     | {"appendleft", "popleft"}
 )
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in {"self", "cls"}
 
 
 def _carries_state(call: ast.Call, states: list[str]) -> bool:

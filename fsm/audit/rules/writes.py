@@ -46,7 +46,7 @@ def check(context: FileContext) -> None:
 
 
 def _is_keeper(name: str, owners: set[str], context: FileContext) -> bool:
-    """Say whether a class keeps executions as a whole: the registry may, and another one is reported as such."""
+    """Say whether a class keeps executions: the registry may, and another is reported as a whole."""
     return name in owners or matches_name(name, context.config.tracker_patterns)
 
 

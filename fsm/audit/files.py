@@ -7,7 +7,6 @@ import fnmatch
 import os
 import re
 import tokenize
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -154,10 +153,7 @@ def parse_source(source: Source, text: str) -> ast.Module | Skipped:
         The syntax tree, or why there is none.
     """
     try:
-        with warnings.catch_warnings():
-            # Invalid escapes in the audited code are its own business.
-            warnings.simplefilter("ignore")
-            return ast.parse(text, source.shown)
+        return ast.parse(text, source.shown)
     except SyntaxError as error:
         return Skipped(source.shown, error.lineno or 1, f"does not parse: {error.msg}")
     except (RecursionError, MemoryError):

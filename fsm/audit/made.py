@@ -6,6 +6,7 @@ import ast
 import fnmatch
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from fsm.audit.files import Source
@@ -117,7 +118,7 @@ class Maker:
 
     __slots__ = ("_id_makers", "_means_id", "_source")
 
-    def __init__(self, source: Source, id_makers: list[str], means_id: Callable[[str], bool]) -> None:
+    def __init__(self, source: Source, id_makers: tuple[str, ...], means_id: Callable[[str], bool]) -> None:
         self._source = source
         self._id_makers = id_makers
         self._means_id = means_id
@@ -293,7 +294,8 @@ class Maker:
         return bool(text) and is_id_maker(imported_name(text, scope, self._source), self._id_makers)
 
 
-def is_id_maker(name: str, patterns: list[str]) -> bool:
+@lru_cache(maxsize=16_384)
+def is_id_maker(name: str, patterns: tuple[str, ...]) -> bool:
     """Say whether a dotted name is, or belongs to, something that may make ids.
 
     Args:

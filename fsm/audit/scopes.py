@@ -118,17 +118,20 @@ class Scope:
     @overload
     def of(self, kind: type[A], second: type[B], third: type[C], /) -> Iterator[A | B | C]: ...
 
-    def of(self, *kinds: type[ast.AST]) -> Iterator[Any]:
+    def of(self, kind: type[ast.AST], *more: type[ast.AST]) -> Iterator[Any]:
         """Give the nodes of some kinds that stand directly in this scope.
 
         Args:
-            kinds: Classes of `ast`.
+            kind: A class of `ast`.
+            more: Further ones.
 
         Returns:
             The nodes, in no promised order.
         """
-        found = [self.nodes[kind] for kind in kinds if kind in self.nodes]
-        return chain.from_iterable(found)
+        nodes = self.nodes
+        if not more:
+            return iter(nodes.get(kind, ()))
+        return chain.from_iterable([nodes[one] for one in (kind, *more) if one in nodes])
 
     def enclosing(self) -> Iterator[Scope]:
         """Give this scope and every one around it.
@@ -201,6 +204,9 @@ def _fill(scope: Scope, body: list[ast.stmt]) -> list[Scope]:
     while stack:
         node = pop()
         kind = node.__class__
+        if kind is ast.Name or kind is ast.Constant:
+            # Half of all nodes, with nothing below them.
+            continue
         if kind in _KEPT:
             if kind in nodes:
                 nodes[kind].append(node)  # type: ignore[arg-type] # None is not in _KEPT

@@ -152,7 +152,7 @@ def test_very_many_files_are_survived(tmp_path: Path):
 def test_no_syntax_tree_outlives_its_file(tmp_path: Path):
     """Trees are freed without the collector, so memory does not grow with the code."""
     body = VIOLATION + "".join(
-        f"class C{n}:\n    def m(self, execution_id):\n        self.x = str(execution_id)\n        return [self.x]\n"
+        f"class C{n}:\n    def m(self, execution_id):\n        self.x = {{execution_id: {n}}}\n"
         for n in range(200)
     )
     for number in range(5):

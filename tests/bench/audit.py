@@ -65,8 +65,14 @@ async def test_agent_{n}(client, tracker) -> None:
 VIOLATIONS = (
     'import uuid\ndef start{n}(f):\n    return f(execution_id=f"exec_{{uuid.uuid4().hex}}")\n',
     "from fsm import Tracker\ndef use{n}():\n    return Tracker()\n",
-    "class Book{n}:\n    def __init__(self):\n        self._executions = {{}}\n"
-    "    def set_state(self, execution_id, state):\n        self._executions[execution_id].state = state\n",
+    """
+class Book{n}:
+    def __init__(self):
+        self._executions = {{}}
+
+    def set_state(self, execution_id, state):
+        self._executions[execution_id].state = state
+""",
 )
 
 

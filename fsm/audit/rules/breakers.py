@@ -28,10 +28,8 @@ def check(context: FileContext) -> None:
     Args:
         context: The file.
     """
-    if context.source.is_test:
-        return
     for profile in context.profiles():
-        if not profile.is_double and not _is_breaker(profile.name, context):
+        if not _is_breaker(profile.name, context):
             _constructed(context, profile)
             _home_grown(context, profile)
 

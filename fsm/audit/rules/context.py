@@ -11,7 +11,7 @@ from fsm.audit.files import Source
 from fsm.audit.made import Maker
 from fsm.audit.model import Finding, Owner
 from fsm.audit.names import snake
-from fsm.audit.rules.profile import ClassProfile
+from fsm.audit.rules.profile import ClassProfile, is_double_name
 from fsm.audit.scopes import FunctionNode, Scope, last_name, release
 
 _LONGEST: Final = 80
@@ -105,7 +105,7 @@ class FileContext:
         self.scopes = scopes
         self.config = config
         self.id_names = id_names
-        self.maker = Maker(source, config.id_makers, id_names)
+        self.maker = Maker(source, tuple(config.id_makers), id_names)
         self.findings: list[Finding] = []
         self.owners: list[Owner] = []
         self._lines: list[str] | None = None
@@ -123,10 +123,11 @@ class FileContext:
         """Profile the classes of the file, once for all rules.
 
         Returns:
-            A profile per class.
+            A profile per class that is no stand-in for tests; none of a test file's.
         """
         if self._profiles is None:
-            self._profiles = [ClassProfile(self, scope) for scope in self.scopes if scope.kind == "class"]
+            classes = [] if self.source.is_test else [s for s in self.scopes if s.kind == "class"]
+            self._profiles = [ClassProfile(self, s) for s in classes if not is_double_name(s.name)]
         return self._profiles
 
     def parameters_of(self, func: ast.expr, scope: Scope) -> list[str]:
@@ -137,10 +138,14 @@ class FileContext:
             scope: Where.
 
         Returns:
-            The names in order, without ``self``; empty for anything from elsewhere.
+            The names in order, without ``self``; empty for anything from elsewhere, and where none of them
+            means an execution id.
         """
         if self._signatures is None:
-            self._signatures = signatures(self.scopes)
+            every = signatures(self.scopes).items()
+            self._signatures = {name: names for name, names in every if any(map(self.id_names, names))}
+        if not self._signatures:
+            return []
         if isinstance(func, ast.Name):
             name = func.id
         elif isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name) and func.value.id == "self":

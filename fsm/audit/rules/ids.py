@@ -18,6 +18,7 @@ _SHAPERS: Final = re.compile(
     r"(^|_)(parse|format|mask|redact|normalize|sanitize|validate|describe|short|display)_"
 )
 _PREFIX: Final = re.compile(r"(agent[-_])?(exec|execution|run)[-_:]")
+_PLAIN: Final = {"id", "_id", "ID", "eid", "identifier"}
 _RECORD: Final = re.compile(r"^(Agent)?(Execution|Run)(Record|Info|Entry)?$")
 _KEYED_CALLS: Final = {"get": 1, "pop": 1, "setdefault": 1, "getattr": 2, "setattr": 2, "setitem": 2}
 
@@ -37,7 +38,7 @@ def check(context: FileContext) -> None:
 def _may_make_here(scope: Scope, context: FileContext) -> bool:
     module = context.source.module
     name = f"{module}.{scope.qualname}" if scope.qualname else module
-    return is_id_maker(name, context.config.id_makers)
+    return is_id_maker(name, tuple(context.config.id_makers))
 
 
 class _Ids:
@@ -83,22 +84,23 @@ class _Ids:
 
     def _calls(self) -> None:
         for node in self.scope.of(ast.Call):
-            record = _RECORD.search(last_name(node.func)) is not None
+            func = node.func
             for keyword in node.keywords:
                 if keyword.arg is not None:
-                    name = "execution_id" if record and keyword.arg == "id" else keyword.arg
-                    self.judge(name, keyword.value, keyword, node)
-            self._positional(node)
-            func = node.func
-            name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+                    self.judge(self._meant(keyword.arg, func), keyword.value, keyword, node)
+            if node.args:
+                self._positional(node)
+            name = last_name(func)
             at = _KEYED_CALLS.get(name)
             if at is not None and len(node.args) > at:
                 self.judge(string_of(node.args[at - 1]) or "", node.args[at], node)
 
+    def _meant(self, name: str, func: ast.expr) -> str:
+        """Read Execution(id=…) as what it means."""
+        return "execution_id" if name == "id" and _RECORD.search(last_name(func)) else name
+
     def _positional(self, node: ast.Call) -> None:
         """Judge arguments without a keyword, where the called function stands in this file."""
-        if not node.args or not isinstance(node.args[0], ast.expr):
-            return
         names = self.context.parameters_of(node.func, self.scope)
         for name, argument in zip(names, node.args, strict=False):
             if isinstance(argument, ast.Starred):
@@ -149,7 +151,7 @@ def target_name(target: ast.expr) -> str:
 
 def _is_id_of_execution(name: str, value: ast.expr, where: ast.AST) -> bool:
     """Recognise ``execution.id = …`` and ``id = f"exec_{…}"``, where the name alone says too little."""
-    if snake(name) not in {"id", "eid", "identifier"}:
+    if name not in _PLAIN:
         return False
     targets = where.targets if isinstance(where, ast.Assign) else []
     if any(isinstance(target, ast.Attribute) and is_record(target.value) for target in targets):

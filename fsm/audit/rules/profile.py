@@ -111,8 +111,10 @@ class ClassProfile:
         self.keepings: dict[str, Keeping] = {}
         self.setters: set[str] = set()
         self._find_keepings()
-        for method in self.methods:
-            self._read_method(method)
+        # What the methods do matters only to what the class keeps.
+        if self.keepings:
+            for method in self.methods:
+                self._read_method(method)
 
     @property
     def name(self) -> str:
@@ -122,15 +124,6 @@ class ClassProfile:
             The name.
         """
         return self.scope.name
-
-    @property
-    def is_double(self) -> bool:
-        """Say whether the class stands in for another one in tests.
-
-        Returns:
-            True for classes in test files and for those called Mock, Fake and the like.
-        """
-        return self.context.source.is_test or is_double_name(self.name)
 
     def registries(self) -> list[Keeping]:
         """List the attributes that keep executions.

@@ -39,8 +39,7 @@ def check(context: FileContext) -> None:
         return
     _module_level(context)
     for profile in context.profiles():
-        if not profile.is_double:
-            _class_level(context, profile)
+        _class_level(context, profile)
 
 
 def _module_level(context: FileContext) -> None:

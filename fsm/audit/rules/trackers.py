@@ -59,8 +59,6 @@ def check(context: FileContext) -> None:
         context: The file.
     """
     for profile in context.profiles():
-        if profile.is_double:
-            continue
         name = f"{context.source.module}.{profile.scope.qualname}"
         if not matches_name(name, context.config.tracker_patterns):
             _tracker(context, profile, name)

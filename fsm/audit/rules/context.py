@@ -31,9 +31,10 @@ class IdNames:
         options = "|".join(re.escape(snake(name)) for name in names) or "(?!)"
         squeezed = "|".join(re.escape(snake(name).replace("_", "")) for name in names) or "(?!)"
         self._pattern = re.compile(rf"((.*_)?({options})s?|({squeezed}))(?=(.*))")
-        # A file without such a name is let off at the price of one search.
-        spellings = {snake(name) for name in names}
-        self._spellings = sorted(spellings | {name.replace("_", "") for name in spellings})
+        # execution.id = uuid4() and id = f"run_{n}" have no such name, and make such an id all the same.
+        spellings = {snake(name).replace("_", joint) for name in names for joint in ("_", "-", "")}
+        quoted = [quote + word for quote in "\"'" for word in ("exec", "run", "agent_exec", "agent_run")]
+        self._spellings = [*sorted(spellings), "uuid", *quoted]
         self._known: dict[str, bool] = {}
 
     def __call__(self, name: str) -> bool:
@@ -50,20 +51,30 @@ class IdNames:
             known = self._known[name] = self._judge(name)
         return known
 
-    def mentioned(self, text: str) -> bool:
-        """Say whether a text can hold such a name at all.
+    def mentions(self, text: str) -> list[int]:
+        """Find where a text may speak of such an id at all; looking closer elsewhere is a waste of time.
 
         Args:
             text: The text of a file.
 
         Returns:
-            False when looking closer is a waste of time.
+            Line numbers in rising order.
         """
         lowered = text.lower()
-        if any(spelling in lowered for spelling in self._spellings):
-            return True
-        # execution.id = uuid4() has no such name, and is one all the same.
-        return "uuid" in lowered and ("exec" in lowered or "run" in lowered)
+        places: list[int] = []
+        for spelling in self._spellings:
+            # Many plain searches are several times faster than one pattern of alternatives.
+            place = lowered.find(spelling)
+            while place >= 0:
+                places.append(place)
+                place = lowered.find(spelling, place + 1)
+        lines: list[int] = []
+        line, last = 1, 0
+        for place in sorted(places):
+            line += lowered.count("\n", last, place)
+            last = place
+            lines.append(line)
+        return lines
 
     def _judge(self, name: str) -> bool:
         if not name.isascii() or len(name) > _LONGEST or not name.replace("-", "_").isidentifier():
@@ -141,10 +152,7 @@ class FileContext:
             The names in order, without ``self``; empty for anything from elsewhere, and where none of them
             means an execution id.
         """
-        if self._signatures is None:
-            every = signatures(self.scopes).items()
-            self._signatures = {name: names for name, names in every if any(map(self.id_names, names))}
-        if not self._signatures:
+        if not self.has_id_parameters():
             return []
         if isinstance(func, ast.Name):
             name = func.id
@@ -153,7 +161,18 @@ class FileContext:
             name = f"{owner.qualname}.{func.attr}" if owner is not None else ""
         else:
             return []
-        return self._signatures.get(name, [])
+        return (self._signatures or {}).get(name, [])
+
+    def has_id_parameters(self) -> bool:
+        """Say whether the file defines anything that is handed an execution id by position.
+
+        Returns:
+            True for a function or dataclass with such a parameter.
+        """
+        if self._signatures is None:
+            every = signatures(self.scopes).items()
+            self._signatures = {name: names for name, names in every if any(map(self.id_names, names))}
+        return bool(self._signatures)
 
     def report(
         self, code: str, node: ast.AST, message: str, scope: Scope, *, span: ast.AST | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from bisect import bisect_left
 from typing import Final
 
 from fsm.audit.made import is_id_maker
@@ -29,10 +30,20 @@ def check(context: FileContext) -> None:
     Args:
         context: The file.
     """
-    if not context.id_names.mentioned(context.text):
+    lines = context.id_names.mentions(context.text)
+    if not lines:
         return
     for scope in context.scopes:
-        _Ids(context, scope).run()
+        if _within(scope, lines):
+            _Ids(context, scope).run()
+
+
+def _within(scope: Scope, lines: list[int]) -> bool:
+    node = scope.node
+    if not isinstance(node, (FunctionNode, ast.ClassDef)):
+        return True
+    at = bisect_left(lines, node.lineno)
+    return at < len(lines) and lines[at] <= (node.end_lineno or node.lineno)
 
 
 def _may_make_here(scope: Scope, context: FileContext) -> bool:

@@ -209,7 +209,7 @@ class Maker:
             return "str.format" if variable and text != "{}" else self._first(node.args, scope, depth)
         if func.attr in _RESHAPES:
             return self.made(func.value, scope, depth)
-        if func.attr in {"get", "pop", "setdefault"} and len(node.args) > 1:
+        if func.attr in {"get", "pop", "setdefault", "getenv"} and len(node.args) > 1:
             return self.made(node.args[1], scope, depth)
         if _ID_TYPE.match(func.attr) and node.args:
             return self.made(node.args[0], scope, depth)

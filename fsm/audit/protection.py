@@ -8,6 +8,7 @@ from typing import Final
 
 from fsm.audit.config import AuditConfig
 from fsm.audit.modules import UNKNOWN, ClassInfo, Linker, Module
+from fsm.audit.rules.profile import is_double_name
 from fsm.audit.scopes import FunctionNode, Scope
 
 # In the module that defines a class, functions of these names are its factories.
@@ -33,12 +34,11 @@ class Protection:
         self._classes: dict[int, bool] = {}
         self._symbols: dict[tuple[str, str], ClassInfo | str | None] = {}
 
-    def tokens(self) -> list[str]:
+    def tokens(self) -> set[str]:
         """List the words a file must hold to construct a protected class at all.
 
         Returns:
-            The names of protected classes, of their subclasses and aliases, without those that contain
-            another one.
+            The names of protected classes, of their subclasses and of their aliases.
         """
         words = {name.rpartition(".")[2] for name in self._bare | self._dotted}
         for module in self.linker.modules:
@@ -47,7 +47,7 @@ class Protection:
                 for target in targets:
                     if target.rpartition(".")[2].lstrip("=") != name and self._stands_for(target, module):
                         words.add(name)
-        return [word for word in words if not any(other in word for other in words if other != word)]
+        return words
 
     def _stands_for(self, target: str, module: Module) -> bool:
         symbol = target[1:] if target.startswith("=") else f"{module.name}.{target}"
@@ -67,14 +67,19 @@ class Protection:
         if known is not None or depth > _CHAIN:
             return bool(known)
         self._classes[id(info)] = False
-        named = any(_ends_with(info.symbol, name) for name in self._dotted)
-        # A class of the same name inside a function or a test file is a double, not the class itself.
-        named = named or (info.name in self._bare and not info.nested and not info.module.source.is_test)
-        result = named or any(
-            self._base_guards(base, info.module, depth + 1) for base in self.linker.bases_of(info)
+        result = self._is_named(info) or (
+            # A fake that inherits is still a fake, as long as it stays among the tests.
+            not (info.module.source.is_test and is_double_name(info.name))
+            and any(self._base_guards(base, info.module, depth + 1) for base in self.linker.bases_of(info))
         )
         self._classes[id(info)] = result
         return result
+
+    def _is_named(self, info: ClassInfo) -> bool:
+        if any(_ends_with(info.symbol, name) for name in self._dotted):
+            return True
+        # A class of the same name inside a function or a test file is a double, not the class itself.
+        return info.name in self._bare and not info.nested and not info.module.source.is_test
 
     def _base_guards(self, symbol: str, module: Module, depth: int) -> bool:
         resolved = self.linker.resolve(symbol, module)
@@ -143,12 +148,14 @@ class Protection:
                 return True
         if not isinstance(owner, ClassInfo) or owner.module is not module:
             return False
-        for around in scope.enclosing():
-            if around.kind == "class" and around.qualname == owner.qualname:
-                return True
-            if isinstance(around.node, FunctionNode) and _FACTORY.match(around.name):
-                return True
-        return scope.kind == "module"
+        around = list(scope.enclosing())
+        if any(place.kind == "class" and place.qualname == owner.qualname for place in around):
+            return True
+        if not self._is_named(owner):
+            # Only the class that is the registry has a factory; a subclass would be a second registry.
+            return False
+        functions = [place.name for place in around if isinstance(place.node, FunctionNode)]
+        return scope.kind == "module" or any(_FACTORY.match(name) for name in functions)
 
     def owner_name(self, owner: ClassInfo | str) -> str:
         """Name a protected class for people.

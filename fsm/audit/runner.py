@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -144,15 +145,15 @@ class _Run:
     def _link_constructions(self, linker: Linker) -> None:
         protection = Protection(linker, self.config)
         # Subclasses and aliases may go by names that pass one did not know yet.
-        more = [word for word in protection.tokens() if not any(known in word for known in self.words)]
+        new = [word for word in protection.tokens() if not any(known in word for known in self.words)]
+        more = re.compile(rf"\b({'|'.join(map(re.escape, sorted(new)))})\b") if new else None
         for module in self.modules:
             source = module.source
-            if source.shown not in self.mentions and not more:
+            known = source.shown in self.mentions
+            if not known and more is None:
                 continue
             text = read_source(source, self.config.max_file_bytes)
-            if not isinstance(text, str):
-                continue
-            if source.shown not in self.mentions and not any(word in text for word in more):
+            if not isinstance(text, str) or not (known or (more is not None and more.search(text))):
                 continue
             tree = parse_source(source, text)
             if isinstance(tree, Skipped):

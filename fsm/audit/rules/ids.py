@@ -40,7 +40,7 @@ def check(context: FileContext) -> None:
 
 def _within(scope: Scope, lines: list[int]) -> bool:
     node = scope.node
-    if not isinstance(node, (FunctionNode, ast.ClassDef)):
+    if not isinstance(node, FunctionNode | ast.ClassDef):
         return True
     at = bisect_left(lines, node.lineno)
     return at < len(lines) and lines[at] <= (node.end_lineno or node.lineno)
@@ -125,6 +125,8 @@ class _Ids:
                     self.judge(text, value, key, value)
 
     def _function(self) -> None:
+        for function in self.scope.of(ast.Lambda):
+            _defaults(function.args, self)
         node = self.scope.node
         if not isinstance(node, FunctionNode):
             return

@@ -198,12 +198,12 @@ class ClassProfile:
                     self._note_mutation(target.value)
 
     def _note_key(self, container: ast.expr, key: ast.expr) -> None:
-        keeping = self.keepings.get(own_attribute(container))
+        keeping = self.keepings.get(own_attribute(_outermost(container)))
         if keeping is not None and self.is_id(key):
             keeping.keyed_by_id = True
 
     def _note_mutation(self, container: ast.expr) -> None:
-        keeping = self.keepings.get(own_attribute(container))
+        keeping = self.keepings.get(own_attribute(_outermost(container)))
         if keeping is not None:
             keeping.mutated = True
 
@@ -229,7 +229,7 @@ class ClassProfile:
                 self.setters.add(method.name)
         elif isinstance(target, ast.Subscript):
             self._note_mutation(target.value)
-            inner = own_attribute(target.value)
+            inner = own_attribute(_outermost(target.value))
             key = string_of(target.slice)
             if (key and self.is_state_name(key)) or (inner and self._holds_state(inner, value, method)):
                 self.setters.add(method.name)
@@ -296,6 +296,13 @@ MUTATORS: Final = frozenset(
     }
     | {"appendleft", "popleft"}
 )
+
+
+def _outermost(node: ast.expr) -> ast.expr:
+    # self._by_user[user_id][execution_id] is kept in self._by_user.
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    return node
 
 
 def _is_self(node: ast.expr) -> bool:
@@ -394,6 +401,9 @@ def container_kind(value: ast.expr | None, annotation: str = "") -> str:
 
 
 def _container(value: ast.expr | None, annotation: str) -> str:
+    if isinstance(value, ast.BoolOp):
+        # self._executions = executions or {}
+        value = value.values[-1]
     if isinstance(value, (ast.Dict, ast.DictComp)):
         return "mapping"
     if isinstance(value, (ast.List, ast.Set, ast.ListComp, ast.SetComp)):

@@ -43,7 +43,7 @@ _WORK: Final = {
 }
 _WORK_VERB: Final = re.compile(r"^_*(a?run|a?execute|a?invoke)_")
 _ENGINE_NAME: Final = re.compile(
-    r"(Engine|Executor|Orchestrator|Runner|Supervisor|Dispatcher|Worker|ExecutionManager)$"
+    r"(Engine|Executor|Orchestrator|Runner|Supervisor|Dispatcher|Worker|ExecutionManager|ExecutionCore)$"
 )
 _RUN_STATE: Final = re.compile(
     r"(^|_)(active|current|running|in_flight|inflight|pending|completed|finished)_(runs?|executions?|agents?|tasks?)"
@@ -138,6 +138,9 @@ def _drives(method: Scope, profile: ClassProfile) -> bool:
     name = method.name.lstrip("_") if engine else method.name
     if not _DRIVES.match(name) and not (engine and _STARTS.match(name)):
         return False
+    if engine and isinstance(method.node, ast.AsyncFunctionDef):
+        # What a coroutine of an engine awaits may go by any name, such as handler(…).
+        return True
     for call in method.of(ast.Call):
         name = last_name(call.func)
         if name in _WORK or _WORK_VERB.match(name):

@@ -402,7 +402,7 @@ def container_kind(value: ast.expr | None, annotation: str = "") -> str:
 
 def _container(value: ast.expr | None, annotation: str) -> str:
     if isinstance(value, ast.BoolOp):
-        # self._executions = executions or {}
+        # What a caller may hand in falls back to a container of its own.
         value = value.values[-1]
     if isinstance(value, (ast.Dict, ast.DictComp)):
         return "mapping"

@@ -71,7 +71,7 @@ def audit_command(  # noqa: PLR0913, PLR0917 # an option is a parameter
         targets = paths or [Path()]
         settings, project = _settings(targets, config, select, ignore, include_tests)
         with _progress() as advance:
-            result = audit(targets, settings, project=project, progress=advance)
+            result = audit(targets, settings, project=project, progress=advance, with_map=drawing is not None)
         known = _baseline_path(baseline, settings, project)
         if update_baseline:
             _update(known or project / ".fsm-audit.json", result, allow_growth=allow_growth)

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from typing import Final
 
-from fsm.audit.model import AuditResult, Owner
+from fsm.audit.model import AuditResult, Construction, Owner
 
 _SHAPES: Final = {
     "tracker": ("[(", ")]"),
@@ -26,7 +26,7 @@ def as_mermaid(result: AuditResult) -> str:
     Returns:
         A Mermaid flowchart. A cylinder is a tracker, a subroutine an engine, a hexagon a breaker, a slanted
         box shared state, a rounded box a protected class. A dotted arrow is a construction in the factory,
-        a thick one a construction outside it.
+        a thick one a construction outside it, a thin one the construction of a class without protection.
     """
     names = _Names()
     owners = sorted(result.owners)
@@ -35,10 +35,9 @@ def as_mermaid(result: AuditResult) -> str:
         *(f"    {names.of(owner.symbol, owner.role)}{_shape(owner)}" for owner in owners),
     ]
     drawn = {owner.symbol for owner in result.owners}
-    sites: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    sites: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for made in result.constructions:
-        if (made.by, made.allowed) not in sites[made.owner]:
-            sites[made.owner].append((made.by, made.allowed))
+        sites[made.owner].add((made.by, _arrow(made)))
     for symbol in sorted(sites):
         role = next((owner.role for owner in result.owners if owner.symbol == symbol), "protected")
         node = names.of(symbol, role)
@@ -58,15 +57,20 @@ def as_mermaid(result: AuditResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _arrows(names: _Names, node: str, sites: list[tuple[str, bool]]) -> list[str]:
+def _arrow(made: Construction) -> str:
+    if not made.guarded:
+        return "-- constructs -->"
+    return "-. factory .->" if made.allowed else "== constructs ==>"
+
+
+def _arrows(names: _Names, node: str, sites: list[tuple[str, str]]) -> list[str]:
     lines: list[str] = []
-    for place, allowed in sites[:_MOST_SITES]:
-        arrow = "-. factory .->" if allowed else "== constructs ==>"
+    for place, arrow in sites[:_MOST_SITES]:
         lines.append(f'    {names.of(place, "site")}["{_text(place)}"] {arrow} {node}')
     if len(sites) > _MOST_SITES:
         # A drawing with a hundred arrows says no more than a number.
         more = names.of(f"{node} more", "site")
-        lines.append(f'    {more}["{len(sites) - _MOST_SITES} more places"] == constructs ==> {node}')
+        lines.append(f'    {more}["{len(sites) - _MOST_SITES} more places"] --> {node}')
     return lines
 
 

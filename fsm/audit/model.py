@@ -78,6 +78,7 @@ class Construction:
         path: The file of the construction.
         line: Its line.
         allowed: Whether it happens inside the class's factory.
+        guarded: Whether the class is protected; another tracker or engine has no factory to keep to.
     """
 
     owner: str
@@ -85,6 +86,7 @@ class Construction:
     path: str
     line: int
     allowed: bool
+    guarded: bool = True
 
 
 @dataclass(slots=True)

@@ -24,10 +24,12 @@ class Protection:
     Args:
         linker: The modules of the tree.
         config: Names the protected classes and their factories.
+        watched: Symbols of further classes whose constructions are wanted for the map.
     """
 
-    def __init__(self, linker: Linker, config: AuditConfig) -> None:
+    def __init__(self, linker: Linker, config: AuditConfig, watched: set[str] | None = None) -> None:
         self.linker = linker
+        self._watched = watched or set()
         self._bare = {name for name in config.protected if "." not in name}
         self._dotted = {name for name in config.protected if "." in name}
         self._factories = config.factories
@@ -40,7 +42,7 @@ class Protection:
         Returns:
             The names of protected classes, of their subclasses and of their aliases.
         """
-        words = {name.rpartition(".")[2] for name in self._bare | self._dotted}
+        words = {name.rpartition(".")[2] for name in self._bare | self._dotted | self._watched}
         for module in self.linker.modules:
             words.update(info.name for info in module.classes.values() if self.guards(info))
             for name, targets in module.names.items():
@@ -101,6 +103,21 @@ class Protection:
         if key not in self._symbols:
             self._symbols[key] = self._judge(symbol, near)
         return self._symbols[key]
+
+    def watches(self, symbol: str, near: Module) -> str | None:
+        """Judge a symbol for the map.
+
+        Args:
+            symbol: An absolute dotted symbol.
+            near: The module that uses it.
+
+        Returns:
+            The watched class's symbol, or None.
+        """
+        if not self._watched or symbol.startswith(UNKNOWN):
+            return None
+        info = self.linker.resolve(symbol, near).info
+        return info.symbol if info is not None and info.symbol in self._watched else None
 
     def _judge(self, symbol: str, near: Module) -> ClassInfo | str | None:
         if symbol.startswith(UNKNOWN):

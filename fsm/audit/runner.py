@@ -38,6 +38,7 @@ def audit(
     *,
     project: Path | None = None,
     progress: Progress | None = None,
+    with_map: bool = False,
 ) -> AuditResult:
     """Find where a code base keeps execution state outside the one registry.
 
@@ -46,6 +47,7 @@ def audit(
         config: What is protected, and which rules are on; the defaults if left out.
         project: The folder that reported paths are relative to; the current one if left out.
         progress: Called with the number of files done and the number of all files.
+        with_map: Also find out who constructs the trackers and engines that are not protected.
 
     Returns:
         The findings that no ``noqa`` silences, the skipped files, and the map's material.
@@ -55,6 +57,7 @@ def audit(
     """
     started = time.perf_counter()
     run = _Run(config or AuditConfig(), (project or Path.cwd()).resolve(), progress)
+    run.with_map = with_map
     with _undisturbed():
         run.read(list(find_sources(paths, run.project, run.config.exclude)))
         run.link()
@@ -83,6 +86,7 @@ class _Run:
         self.config = config
         self.project = project
         self.progress = progress
+        self.with_map = False
         self.result = AuditResult()
         self.id_names = IdNames(config.id_names)
         self.modules: list[Module] = []
@@ -143,7 +147,8 @@ class _Run:
             self._link_constructions(linker)
 
     def _link_constructions(self, linker: Linker) -> None:
-        protection = Protection(linker, self.config)
+        drawn = {owner.symbol for owner in self.owners if owner.role in {"tracker", "engine"}}
+        protection = Protection(linker, self.config, drawn if self.with_map else None)
         # Subclasses and aliases may go by names that pass one did not know yet.
         new = [word for word in protection.tokens() if not any(known in word for known in self.words)]
         more = re.compile(rf"\b({'|'.join(map(re.escape, sorted(new)))})\b") if new else None

@@ -220,6 +220,23 @@ def test_the_map_names_trackers_and_who_constructs_them(project: Path):
     assert "fsm.Tracker" in drawing
 
 
+def test_the_map_shows_who_constructs_an_unprotected_tracker(project: Path):
+    """A second tracker of any name has a thin arrow from the place in another module that constructs it."""
+    (project / "book.py").write_text(
+        "class Ledger:\n"
+        "    def __init__(self):\n        self._executions = {}\n"
+        "    def set_state(self, execution_id, state):\n"
+        "        self._executions[execution_id].state = state\n",
+        encoding="utf-8",
+    )
+    (project / "use.py").write_text("import book as b\ndef go():\n    return b.Ledger()\n", encoding="utf-8")
+    run("--map", "map.mmd", ".")
+    drawing = (project / "map.mmd").read_text(encoding="utf-8")
+    node = re.search(r'(n\d+)\[\("book\.Ledger<br/>', drawing)
+    assert node
+    assert f'["use.go"] -- constructs --> {node[1]}\n' in drawing
+
+
 def test_the_report_can_go_to_a_file(project: Path):
     """With --output the report is in the file and the summary on the error stream."""
     result = run("--format", "json", "--output", "report.json", ".")

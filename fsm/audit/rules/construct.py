@@ -98,14 +98,21 @@ class _Constructions:
             if owner is not None:
                 self._record(owner, where, scope, how)
                 return True
+            watched = self.protection.watches(symbol, self.module)
+            if watched is not None and isinstance(where, ast.Call) and expression is where.func:
+                place, line = self._place(scope), where.lineno
+                shown = self.context.source.shown
+                self.made.append(Construction(watched, place, shown, line, allowed=True, guarded=False))
         return False
+
+    def _place(self, scope: Scope) -> str:
+        return f"{self.module.name}.{scope.qualname}" if scope.qualname else self.module.name
 
     def _record(self, owner: ClassInfo | str, where: ast.AST, scope: Scope, how: str) -> None:
         allowed = self.protection.may_construct(scope, self.module, owner)
         name = self.protection.owner_name(owner)
-        place = f"{self.module.name}.{scope.qualname}" if scope.qualname else self.module.name
         line: int = getattr(where, "lineno", 1)
-        self.made.append(Construction(name, place, self.context.source.shown, line, allowed))
+        self.made.append(Construction(name, self._place(scope), self.context.source.shown, line, allowed))
         if not allowed:
             short = name.rpartition(".")[2]
             message = f"{short} {how} outside its factory; ask the factory for the one instance"

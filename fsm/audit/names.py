@@ -11,6 +11,9 @@ from fsm.audit.scopes import Binding, FunctionNode, Scope
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
+_DOUBLE = re.compile(r"^_*(Mock|Fake|Stub|Dummy|Spy|Test)|(Mock|Stub|Fake|Double|Test|Tests|TestCase)$")
+
+
 def snake(name: str) -> str:
     """Write a name in snake case, so that ``executionId`` and ``EXECUTION_ID`` compare equal.
 
@@ -174,3 +177,15 @@ def imported_name(text: str, scope: Scope, source: Source) -> str:
         if binding.kind == "import":
             return f"{binding.target}.{rest}" if rest else binding.target
     return text
+
+
+def is_double_name(name: str) -> bool:
+    """Say whether a class is called like a stand-in for tests.
+
+    Args:
+        name: The class's name.
+
+    Returns:
+        True for names such as ``FakeTracker`` and ``MockEngine``.
+    """
+    return _DOUBLE.search(name) is not None

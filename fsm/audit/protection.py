@@ -8,7 +8,7 @@ from typing import Final
 
 from fsm.audit.config import AuditConfig
 from fsm.audit.modules import UNKNOWN, ClassInfo, Linker, Module
-from fsm.audit.rules.profile import is_double_name
+from fsm.audit.names import is_double_name
 from fsm.audit.scopes import FunctionNode, Scope
 
 # In the module that defines a class, functions of these names are its factories.

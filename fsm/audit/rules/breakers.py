@@ -8,8 +8,9 @@ import re
 from typing import Final
 
 from fsm.audit.model import Owner
+from fsm.audit.rules.containers import own_attribute, stores
 from fsm.audit.rules.context import FileContext
-from fsm.audit.rules.profile import ClassProfile, own_attribute, stores
+from fsm.audit.rules.profile import ClassProfile
 from fsm.audit.scopes import Scope, last_name
 
 CODE: Final = "FSM007"

@@ -10,8 +10,8 @@ from fsm.audit.config import AuditConfig
 from fsm.audit.files import Source
 from fsm.audit.made import Maker
 from fsm.audit.model import Finding, Owner
-from fsm.audit.names import snake
-from fsm.audit.rules.profile import ClassProfile, is_double_name
+from fsm.audit.names import is_double_name, snake
+from fsm.audit.rules.profile import ClassProfile
 from fsm.audit.scopes import FunctionNode, Scope, last_name, release
 
 _LONGEST: Final = 80

@@ -8,7 +8,7 @@ from typing import Final
 from fsm.audit.files import Source
 from fsm.audit.model import Finding, Owner
 from fsm.audit.modules import ClassInfo, Linker
-from fsm.audit.rules.profile import is_double_name
+from fsm.audit.names import is_double_name
 
 _CODES: Final = {"tracker": "FSM003", "engine": "FSM005"}
 _DEPTH: Final = 12

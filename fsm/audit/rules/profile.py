@@ -8,6 +8,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from fsm.audit.names import bindings_of, snake
+from fsm.audit.rules.containers import (
+    MUTATORS,
+    container_kind,
+    is_field,
+    outermost,
+    own_attribute,
+    plain_name,
+    stores,
+)
 from fsm.audit.rules.lifecycle import is_record, is_state_member, state_word
 from fsm.audit.scopes import FunctionNode, Scope, last_name, string_of
 
@@ -15,33 +24,6 @@ if TYPE_CHECKING:
     # The context hands out profiles, so it imports this module.
     from fsm.audit.rules.context import FileContext
 
-_MAPPINGS: Final = {
-    "dict",
-    "defaultdict",
-    "OrderedDict",
-    "WeakValueDictionary",
-    "WeakKeyDictionary",
-    "TTLCache",
-    "LRUCache",
-    "Dict",
-    "DefaultDict",
-    "MutableMapping",
-    "Mapping",
-    "SortedDict",
-    "ConcurrentDict",
-    "Manager",
-}
-_SEQUENCES: Final = {
-    "list",
-    "set",
-    "deque",
-    "List",
-    "Set",
-    "Deque",
-    "WeakSet",
-    "MutableSequence",
-    "MutableSet",
-}
 _VALUE_TYPE: Final = re.compile(
     r"\b\w*(Execution(?!Plan|Config|Lock|Factory|Error|Policy|Options)|ExecutionRecord|AgentRun(?!time|ner)|RunState"
     r"|RunRecord|RunContext|AgentState|AgentPhase|RunInfo)"
@@ -52,9 +34,6 @@ _SERVICE: Final = re.compile(
     r"|metrics?|stats|counts?|counters?|times?|durations?|limits?|plans?|hooks?|results?|waiters?|futures?)$"
 )
 _STATE_WORDS: Final = {"state", "states", "status", "statuses", "phase", "phases"}
-_DOUBLE: Final = re.compile(
-    r"^_*(Mock|Fake|Stub|Dummy|Spy|Test)|(Mock|Stub|Fake|Double|Test|Tests|TestCase)$"
-)
 _SETTER: Final = re.compile(
     r"^_*(set|update|transition|mark|advance|change|move|record|register|start|begin|complete|finish|fail|cancel"
     r"|end|abort|stop|timeout|time_out)(_|$).*"
@@ -63,20 +42,7 @@ _STATE_NAME: Final = re.compile(r"(^|_)(state|status|phase)$")
 _MOVES: Final = re.compile(
     r"^(set|update|change|advance)_(state|status|phase)$|^transition(_to|_state)?$|^mark_\w+"
 )
-_FACTORIES: Final = {"default_factory", "factory"}
 _READS: Final = {"get", "pop", "setdefault", "__contains__", "__getitem__"}
-
-
-def is_double_name(name: str) -> bool:
-    """Say whether a class is called like a stand-in for tests.
-
-    Args:
-        name: The class's name.
-
-    Returns:
-        True for names such as ``FakeTracker`` and ``MockEngine``.
-    """
-    return _DOUBLE.search(name) is not None
 
 
 class Keeping:
@@ -154,11 +120,11 @@ class ClassProfile:
     def _find_keepings(self) -> None:
         for node, scope in self._stores():
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                name = own_attribute(target) if scope is not self.scope else _plain(target)
+                name = own_attribute(target) if scope is not self.scope else plain_name(target)
                 if not name:
                     continue
                 note = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
-                kind = _container(node.value, note)
+                kind = container_kind(node.value, note)
                 if kind:
                     level = scope is self.scope and not self._per_object(node)
                     self.keepings.setdefault(
@@ -168,7 +134,7 @@ class ClassProfile:
 
     def _per_object(self, node: ast.Assign | ast.AnnAssign) -> bool:
         """Say whether a value in a class body becomes one value per object, as fields of models do."""
-        if _is_field(node.value):
+        if is_field(node.value):
             return True
         if not isinstance(node, ast.AnnAssign) or "ClassVar" in ast.unparse(node.annotation):
             return False
@@ -198,12 +164,12 @@ class ClassProfile:
                     self._note_mutation(target.value)
 
     def _note_key(self, container: ast.expr, key: ast.expr) -> None:
-        keeping = self.keepings.get(own_attribute(_outermost(container)))
+        keeping = self.keepings.get(own_attribute(outermost(container)))
         if keeping is not None and self.is_id(key):
             keeping.keyed_by_id = True
 
     def _note_mutation(self, container: ast.expr) -> None:
-        keeping = self.keepings.get(own_attribute(_outermost(container)))
+        keeping = self.keepings.get(own_attribute(outermost(container)))
         if keeping is not None:
             keeping.mutated = True
 
@@ -229,7 +195,7 @@ class ClassProfile:
                 self.setters.add(method.name)
         elif isinstance(target, ast.Subscript):
             self._note_mutation(target.value)
-            inner = own_attribute(_outermost(target.value))
+            inner = own_attribute(outermost(target.value))
             key = string_of(target.slice)
             if (key and self.is_state_name(key)) or (inner and self._holds_state(inner, value, method)):
                 self.setters.add(method.name)
@@ -280,31 +246,6 @@ class ClassProfile:
             self.setters.add(method.name)
 
 
-MUTATORS: Final = frozenset(
-    {
-        "append",
-        "add",
-        "insert",
-        "extend",
-        "update",
-        "pop",
-        "popitem",
-        "remove",
-        "discard",
-        "clear",
-        "setdefault",
-    }
-    | {"appendleft", "popleft"}
-)
-
-
-def _outermost(node: ast.expr) -> ast.expr:
-    # self._by_user[user_id][execution_id] is kept in self._by_user.
-    while isinstance(node, ast.Subscript):
-        node = node.value
-    return node
-
-
 def _is_self(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id in {"self", "cls"}
 
@@ -325,94 +266,3 @@ def _functions(scope: Scope) -> Iterator[Scope]:
         if isinstance(child.node, FunctionNode):
             yield child
             yield from _functions(child)
-
-
-def stores(scope: Scope) -> Iterator[tuple[ast.expr, ast.expr | None]]:
-    """Give every target that a scope assigns to, tuples taken apart.
-
-    Args:
-        scope: The scope.
-
-    Yields:
-        The target, and the value where it is known.
-    """
-    for node in scope.of(ast.Assign):
-        for target in node.targets:
-            yield from _unpacked(target, node.value)
-    for single in scope.of(ast.AnnAssign, ast.AugAssign):
-        if single.value is not None:
-            yield single.target, single.value
-
-
-def _unpacked(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[ast.expr, ast.expr | None]]:
-    if not isinstance(target, (ast.Tuple, ast.List)):
-        yield target, value
-        return
-    values: list[ast.expr | None] = [None] * len(target.elts)
-    if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(values):
-        values = list(value.elts)
-    for inner, inner_value in zip(target.elts, values, strict=True):
-        yield from _unpacked(inner, inner_value)
-
-
-def own_attribute(node: ast.AST | None) -> str:
-    """Name an attribute of the object or class a method belongs to.
-
-    Args:
-        node: An expression.
-
-    Returns:
-        ``x`` for ``self.x`` and ``cls.x``, else the empty string.
-    """
-    if (
-        isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id in {"self", "cls"}
-    ):
-        return node.attr
-    return ""
-
-
-def _plain(target: ast.expr) -> str:
-    return target.id if isinstance(target, ast.Name) else ""
-
-
-def _is_field(value: ast.expr | None) -> bool:
-    # A bare annotation declares a field; a call with a factory, or of field() and its relatives, makes one.
-    if value is None:
-        return True
-    if not isinstance(value, ast.Call):
-        return False
-    made = any(keyword.arg in _FACTORIES for keyword in value.keywords)
-    return made or last_name(value.func).lower().endswith(("field", "attr", "attrib", "column"))
-
-
-def container_kind(value: ast.expr | None, annotation: str = "") -> str:
-    """Say what kind of container an expression makes.
-
-    Args:
-        value: The expression.
-        annotation: Its declared type, as text.
-
-    Returns:
-        ``mapping``, ``sequence`` or the empty string.
-    """
-    return _container(value, annotation)
-
-
-def _container(value: ast.expr | None, annotation: str) -> str:
-    if isinstance(value, ast.BoolOp):
-        # What a caller may hand in falls back to a container of its own.
-        value = value.values[-1]
-    if isinstance(value, (ast.Dict, ast.DictComp)):
-        return "mapping"
-    if isinstance(value, (ast.List, ast.Set, ast.ListComp, ast.SetComp)):
-        return "sequence"
-    names: list[str] = []
-    if isinstance(value, ast.Call):
-        names = [last_name(value.func)]
-        names += [last_name(keyword.value) for keyword in value.keywords if keyword.arg in _FACTORIES]
-    names += re.findall(r"\w+", annotation)[:3]
-    if any(name in _MAPPINGS for name in names):
-        return "mapping"
-    return "sequence" if any(name in _SEQUENCES for name in names) else ""

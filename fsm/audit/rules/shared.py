@@ -9,8 +9,9 @@ from typing import Final
 
 from fsm.audit.model import Owner
 from fsm.audit.names import bindings_of, snake
+from fsm.audit.rules.containers import MUTATORS, container_kind, outermost, own_attribute, stores
 from fsm.audit.rules.context import FileContext
-from fsm.audit.rules.profile import MUTATORS, ClassProfile, container_kind, own_attribute, stores
+from fsm.audit.rules.profile import ClassProfile
 from fsm.audit.scopes import FunctionNode, Scope, last_name
 
 CODE: Final = "FSM008"
@@ -98,14 +99,7 @@ def _mutations(scope: Scope) -> list[tuple[ast.expr, ast.expr | None]]:
         for call in scope.of(ast.Call)
         if isinstance(call.func, ast.Attribute) and call.func.attr in MUTATORS
     )
-    return [(_outermost(container), key) for container, key in found]
-
-
-def _outermost(node: ast.expr) -> ast.expr:
-    # SESSIONS[user_id][x] = … changes SESSIONS all the same.
-    while isinstance(node, ast.Subscript):
-        node = node.value
-    return node
+    return [(outermost(container), key) for container, key in found]
 
 
 def _is_personal(name: str, key: ast.expr | None) -> bool:

@@ -8,9 +8,10 @@ import re
 from typing import Final
 
 from fsm.audit.model import Owner
+from fsm.audit.rules.containers import own_attribute, stores
 from fsm.audit.rules.context import FileContext
 from fsm.audit.rules.lifecycle import state_word
-from fsm.audit.rules.profile import ClassProfile, own_attribute, stores
+from fsm.audit.rules.profile import ClassProfile
 from fsm.audit.scopes import FunctionNode, Scope, last_name
 
 TRACKER: Final = "FSM003"

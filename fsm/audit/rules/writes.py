@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from fsm.audit.names import snake
+from fsm.audit.rules.containers import own_attribute
 from fsm.audit.rules.context import FileContext
 from fsm.audit.rules.lifecycle import is_record, is_state_member
-from fsm.audit.rules.profile import own_attribute
 from fsm.audit.rules.trackers import matches_name
 from fsm.audit.scopes import Scope, last_name, string_of
 

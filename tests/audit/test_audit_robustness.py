@@ -94,6 +94,7 @@ def test_a_loop_of_links_ends(tmp_path: Path):
     (tmp_path / "dangling.py").symlink_to(tmp_path / "nowhere.py")
     (tmp_path / "violation.py").write_text(VIOLATION, encoding="utf-8")
     result = audit([tmp_path, inner, tmp_path / "violation.py"], AuditConfig(), project=tmp_path)
+    assert result.files == 2
     assert len(result.findings) == 1
     assert [skipped.path for skipped in result.skipped] == ["dangling.py"]
 

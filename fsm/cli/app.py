@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fsm.audit.cli import audit_command
 from fsm.cli.demo import demo_command
 from fsm.cli.diagram import diagram
 from fsm.cli.inspect import list_command, show_command
@@ -51,3 +52,4 @@ app.command("show")(show_command)
 app.command("watch")(watch_command)
 app.command("diagram")(diagram)
 app.command("verify")(verify_command)
+app.command("audit")(audit_command)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fsm.clock import ManualClock
     from fsm.tracker import Tracker
 
+pytest.register_assert_rewrite("fsm.testing.reading", "fsm.testing.steps", "fsm.testing.writing")
+
 
 @pytest.fixture
 def clock() -> ManualClock:

@@ -298,7 +298,7 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
         identity, state, snapshot.version + 1, entered_at, at, due_at, kind, attempt, owner, fence, tools,
         model_attempt, not_before, breaker, limit_s, end_json, since_at,
     )  # fmt: skip
-    return Step(after, snapshot.state, arrow.event, facts.key, facts.payload_json, arrow.effects)
+    return Step(after, snapshot.state, arrow.event, facts.key, facts.payload_json, arrow.effects, snapshot)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------

@@ -338,7 +338,8 @@ class Machine(_Declaration):
         """Return the resolved limits of an execution; the same text gives the same object.
 
         Args:
-            timeouts_json: What `Timeouts.model_dump_json` wrote, or ``None`` for the machine's own limits.
+            timeouts_json: What `Timeouts.model_dump_json` wrote with ``exclude_unset`` (a limit that is written as
+                null is lifted), or ``None`` for the machine's own limits.
         """
         limits = self._limits.get(timeouts_json)
         if limits is None:

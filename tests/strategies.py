@@ -98,7 +98,7 @@ def machines(
     ]
     ends = [] if perpetual else [f"end{n}" for n in range(draw(st.integers(1, 2)))]
     states += [State(name=one, category=Category.TERMINAL) for one in ends]
-    assign = assign or _words("note")
+    assign = _words("note") if assign is None else assign
     everywhere = tuple(f"@{category}" for category in dict.fromkeys(categories))
 
     rows: list[Transition] = []

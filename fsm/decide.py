@@ -108,6 +108,10 @@ def _wait(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
     )
 
 
+def _new_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    change["model_attempt"] = 0  # a call that the breaker did not let through was not tried
+
+
 def _first_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
     change["model_attempt"] = 1
 
@@ -138,6 +142,7 @@ CHANGES: dict[str, Change] = {
     "claim": _claim,
     "release": _release,
     "wait": _wait,
+    "new_call": _new_call,
     "first_call": _first_call,
     "next_call": _next_call,
     "open_tool": _open_tool,

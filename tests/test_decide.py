@@ -423,6 +423,29 @@ def test_a_tripped_call_was_an_attempt() -> None:
     assert (now.model_attempt, now.breaker, now.not_before) == (2, None, None)
 
 
+def test_a_call_that_got_no_permit_is_no_attempt() -> None:
+    """What the breaker did not let through was not tried: only calls that were made count."""
+    life = Life(model_attempts_max=2)
+    now = life.fire("start", "think")
+    now = life.fire("call_model", permit=False, breaker="openai", retry_in_s=5.0)
+    assert (now.state, now.breaker, now.model_attempt) == ("circuit_open", "openai", 0)
+    waited = life.fire("call_model", permit=False, breaker="azure", retry_in_s=7.0)
+    assert (waited.state, waited.entered_at, waited.breaker) == ("circuit_open", now.entered_at, "azure")
+    assert waited.not_before == waited.updated_at + 7.0
+    assert life.fire("call_model").model_attempt == 1
+    life.fire("back_off")
+    assert life.fire("call_model", permit=False).model_attempt == 1
+    assert life.fire("call_model").model_attempt == 2
+    assert life.refused("back_off").reason == "guard"
+
+
+def test_a_denied_call_after_an_earlier_one_begins_anew() -> None:
+    """A new call that gets no permit does not inherit the tries of the call before it."""
+    life = Life(model_attempts_max=3)
+    life.fire("start", "call_model", "back_off", "call_model", "think")
+    assert life.fire("call_model", permit=False).model_attempt == 0
+
+
 # --- time ----------------------------------------------------------------------------------------------------
 
 SHORT = Timeouts(total_s=1_000.0, queue_s=10.0, phase_s=20.0, input_s=30.0, grace_s=40.0)

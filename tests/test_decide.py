@@ -726,6 +726,15 @@ def test_a_default_answers_a_fact_that_nobody_knows() -> None:
             assert step.after.state == ("b" if wanted else "c")
 
 
+@pytest.mark.parametrize("almost", [1, "true", [True]])
+def test_only_true_is_yes(almost: Any) -> None:
+    """A fact holds if it is answered with True, not with something that looks like it."""
+    now = Life(attempts_max=2).fire("start")
+    step = decide(EXECUTION, now, "fail", Facts(now.updated_at, {"retryable": almost}))
+    assert isinstance(step, Step)
+    assert step.after.state == "failed"
+
+
 # --- allowed -------------------------------------------------------------------------------------------------
 
 

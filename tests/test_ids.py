@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -267,9 +268,11 @@ def forked(make: Callable[[], str], count: int) -> tuple[int, int]:
     """Fork a child that writes ids to a pipe; return its process id and the reading end."""
     reading, writing = os.pipe()
     pid = os.fork()
-    if pid == 0:  # the child must never come back into the test
+    if pid == 0:  # the child must never come back into the test, nor hang behind it
         code = 1
         try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(30)
             os.close(reading)
             with os.fdopen(writing, "w") as pipe:
                 pipe.write("\n".join(make() for _ in range(count)))

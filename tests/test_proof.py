@@ -131,6 +131,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
             "transitions": (row("a", "go", "b", "yes"), row("a", "go", "b", "not yes and sure")),
         },
     ),
+    ("guard_without_else", f"row {MAX_FACTS} of {MAX_FACTS}", many_facts(MAX_FACTS)),
     ("leaves_terminal", "row 2 of 2 (b --back--> a)", {"transitions": (GO, row("b", "back", "a"))}),
     ("leaves_terminal", "row 2 of 2 (b --stay--> b)", {"transitions": (GO, row("@terminal", "stay"))}),
     ("perpetual_with_end", "b", {"perpetual": True, "transitions": (GO, row("a", "stay"))}),

@@ -299,10 +299,10 @@ def _waits(machine: Machine) -> Iterator[Finding]:
 def _limits_on(machine: Machine, state: State) -> Iterator[tuple[str, str]]:
     """Yield each limit that the declaration itself puts on a stay in a state, and where it says so."""
     limits = machine.timeouts
-    if state.deadline is not None:
-        yield state.deadline, "deadline="
     if state.category == "terminal":
         return
+    if state.deadline is not None:
+        yield state.deadline, "deadline="
     if state.name in dict(limits.phases):
         yield "phase", f"timeouts.phases[{state.name}]"
     if limits.total_s is not None:

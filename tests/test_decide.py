@@ -27,7 +27,7 @@ BORN_AT = 1_000.0
 def identity(machine: Machine = EXECUTION, timeouts: Timeouts | None = None, **others: Any) -> Identity:
     text = None if timeouts is None else timeouts.model_dump_json(exclude_unset=True)
     usual = Identity(
-        "exec_1", machine.content_hash, "agent", "ada", "t", None, None, BORN_AT, 1, 5, None, text
+        "exec_1", machine.content_hash, "agent", "ada", "t", None, None, BORN_AT, 1, 5, None, text, BORN_AT
     )
     return usual._replace(**others)
 

@@ -1,0 +1,55 @@
+"""The `fsm` command and its subcommands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fsm.cli.demo import demo_command
+
+# TMP from fsm.cli.diagram import diagram
+from fsm.cli.inspect import list_command, show_command
+from fsm.cli.replay import replay_command
+from fsm.cli.upkeep import prune_command, sweep_command
+
+# TMP from fsm.cli.verify import verify_command
+from fsm.cli.watch import watch_command
+
+app = typer.Typer(
+    name="fsm",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="One declared state machine and one registry for the executions of AI agents.",
+    epilog="Exit codes: 0 all is well, 1 something was found, 2 it could not be done.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - slow, and seldom asked for
+
+        typer.echo(f"fsm {version('agent-fsm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version_: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("demo")(demo_command)
+app.command("replay")(replay_command)
+app.command("sweep")(sweep_command)
+app.command("prune")(prune_command)
+app.command("list")(list_command)
+app.command("show")(show_command)
+app.command("watch")(watch_command)
+# TMP app.command("diagram")(diagram)
+# TMP app.command("verify")(verify_command)

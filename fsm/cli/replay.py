@@ -1,0 +1,164 @@
+"""``fsm replay``: recorded runs of real agents through the execution machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from fsm.cli.common import (
+    FOUND,
+    JsonOption,
+    StoreOption,
+    err,
+    fail,
+    open_tracker,
+    out,
+    print_json,
+    state_text,
+    teaching,
+)
+from fsm.lifecycles.execution import EXECUTION
+from fsm.replay import MAX_JOBS, ReplayClock, Replayed, Summary, replay
+from fsm.trajectory import MalformedLine, Trajectory, read_line
+
+SHOWN = 10
+"""So many malformed lines, refusals and open executions are listed on a terminal; the JSON has more."""
+
+
+class _Reader:
+    """Reads trajectories from files; malformed lines are noted and passed over."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+        self.malformed: list[dict[str, str | int]] = []
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        for path in self.files:
+            if str(path) == "-":
+                yield from self._lines("<stdin>", sys.stdin.buffer)
+            else:
+                with path.open("rb") as stream:
+                    yield from self._lines(str(path), stream)
+
+    def _lines(self, name: str, stream: BinaryIO) -> Iterator[Trajectory]:
+        for number, line in enumerate(stream, 1):
+            try:
+                trajectory = read_line(line)
+            except MalformedLine as error:
+                self.malformed.append({"file": name, "line": number, "reason": str(error)})
+                continue
+            if trajectory is not None:
+                yield trajectory
+
+    def count(self) -> int | None:
+        """Return how many lines there are; unknown for standard input."""
+        if any(str(path) == "-" for path in self.files):
+            return None
+        total = 0
+        for path in self.files:
+            with path.open("rb") as stream:
+                total += sum(1 for line in stream if line.strip())
+        return total
+
+
+@teaching
+def replay_command(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Trajectories, one JSON object a line; - for standard input.", allow_dash=True),
+    ],
+    jobs: Annotated[int, typer.Option(min=1, max=MAX_JOBS, help="How many to drive side by side.")] = 8,
+    user: Annotated[str, typer.Option(help="Whose executions they become.")] = "replay",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Drive recorded trajectories through the execution machine.
+
+    Prints what became of them. With --json one object: executions, transitions, refused, malformed (numbers),
+    by_state (state -> number), open (ids without an end), refusals, malformed_lines, seconds,
+    transitions_per_second, store. Exit code 1 if a line was malformed or an event refused.
+    """
+    for path in files:
+        if str(path) != "-" and not path.is_file():
+            fail(f"{path}: no such file. A trajectory file has one JSON object a line.")
+    clock = ReplayClock()
+    tracker = open_tracker(store, clock=clock)
+    reader = _Reader(files)
+    started = time.perf_counter()
+    with Progress(
+        SpinnerColumn(), TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=err, transient=True, disable=not err.is_terminal,
+    ) as progress:  # fmt: skip
+        task = progress.add_task("replay", total=reader.count() if err.is_terminal else None)
+
+        def on_done(_: Replayed) -> None:
+            progress.advance(task)
+
+        summary = replay(tracker, reader, jobs=jobs, on_done=on_done, user_id=user, clock=clock)
+    seconds = time.perf_counter() - started
+    if json:
+        print_json(
+            {
+                "executions": summary.executions,
+                "transitions": summary.transitions,
+                "refused": summary.refused,
+                "malformed": len(reader.malformed),
+                "by_state": dict(sorted(summary.by_state.items())),
+                "open": summary.still_open,
+                "refusals": [refusal._asdict() for refusal in summary.refusals],
+                "malformed_lines": reader.malformed,
+                "seconds": round(seconds, 3),
+                "transitions_per_second": round(summary.transitions / seconds, 1) if seconds else None,
+                "store": tracker.store_url,
+            }
+        )
+    else:
+        _print(summary, reader, seconds, tracker.store_url)
+    tracker.close()
+    if reader.malformed or summary.refused:
+        raise typer.Exit(FOUND)
+
+
+def _print(summary: Summary, reader: _Reader, seconds: float, store_url: str) -> None:
+    rate = summary.transitions / seconds if seconds else 0.0
+    out.print(
+        f"[bold]{summary.executions}[/] executions, [bold]{summary.transitions}[/] transitions, "
+        f"[bold]{summary.refused}[/] refused, [bold]{len(reader.malformed)}[/] malformed lines "
+        f"in {seconds:.1f} s ({rate:,.0f} transitions/s) into {store_url}"
+    )
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(justify="right")
+    table.add_column()
+    for state, count in summary.by_state.most_common():
+        table.add_row(str(count), state_text(state, EXECUTION.by_name[state].category))
+    out.print(table)
+    if summary.still_open:
+        out.print(f"[yellow]{len(summary.still_open)} left open: nobody ever said how they ended[/]")
+        for execution_id in summary.still_open[:SHOWN]:
+            out.print(f"  {execution_id}")
+        if len(summary.still_open) > SHOWN:
+            out.print(f"  … and {len(summary.still_open) - SHOWN} more: fsm list --category running")
+    for refusal in summary.refusals[:SHOWN]:
+        err.print(
+            f"refused: {refusal.execution_id}: {refusal.event} in {refusal.state}: {refusal.detail}",
+            markup=False,
+        )
+    for line in reader.malformed[:SHOWN]:
+        err.print(f"{line['file']}:{line['line']}: {line['reason']}", markup=False)
+    hidden = max(0, len(reader.malformed) - SHOWN)
+    if hidden:
+        err.print(f"… and {hidden} more malformed lines: --json lists all")

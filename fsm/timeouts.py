@@ -65,7 +65,7 @@ class Timeouts(BaseModel):
         phases = dict(base.phases) | dict(self.phases)
         return base.model_copy(update={**given, "phases": tuple(sorted(phases.items()))})
 
-    @property  # not cached: a cache would go with model_copy into limits that differ
+    @property  # not cached: model_copy would carry the cache of the old limits over into the new ones
     def by_kind(self) -> dict[str, float | None]:
         """The general limit in seconds of each kind of deadline that a state can declare."""
         return {"queue": self.queue_s, "phase": self.phase_s, "input": self.input_s, "grace": self.grace_s}

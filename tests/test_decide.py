@@ -544,11 +544,11 @@ def test_a_planned_wait_does_not_count_against_the_queue() -> None:
 
 
 def test_a_retry_at_once_counts_from_now() -> None:
-    """A retry without a wait has the queue's limit from now on."""
-    life = Life(SHORT, attempts_max=2)
+    """A retry without a wait, by policy or by payload, has the queue's limit from now on."""
+    life = Life(SHORT, attempts_max=2, backoff_s=0.0)
     life.fire("start")
     now = life.fire("fail", retryable=True)
-    assert (now.not_before, now.due_at) == (None, now.entered_at + 10.0)
+    assert (now.not_before, now.due_at) == (now.updated_at, now.entered_at + 10.0)
     life = Life(SHORT, attempts_max=2)
     life.fire("start")
     now = life.fire("fail", retryable=True, retry_in_s=0.0)

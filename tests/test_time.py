@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from fsm.clock import ManualClock
-from fsm.errors import BadPayload, InvalidMachine, Refused
+from fsm.errors import BadPayload, InvalidMachine, Refused, StoreUnavailable
 from fsm.machine import Fact, Machine, row, state
 from fsm.records import Retry
 from fsm.retention import Retention
@@ -235,8 +235,6 @@ def test_the_background_sweeper_meets_a_deadline(store, monkeypatch):
 
 def test_the_sweeper_survives_a_store_that_is_down(clock, monkeypatch):
     """A sweep that fails is said and tried again; the thread does not die of it."""
-    from fsm.errors import StoreUnavailable
-
     with fresh_tracker(clock=clock) as tracker:
         registry = tracker._registry
         sweeper = Sweeper(registry, every_s=0.001)

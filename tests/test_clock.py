@@ -69,3 +69,9 @@ def test_the_system_clock_is_the_systems() -> None:
     clock.sleep(0.0)
     assert clock.monotonic() >= first
     assert abs(clock.monotonic() - time.monotonic()) < 60
+
+
+def test_clocks_of_one_era_can_be_compared() -> None:
+    """The system's clocks of one boot share an era, which no manual clock is of."""
+    assert SystemClock().era() == SystemClock().era() != ""
+    assert ManualClock().era() == ManualClock(7.0).era() != SystemClock().era()

@@ -296,6 +296,25 @@ def test_a_cancel_waits_for_the_owner_only_if_there_is_one() -> None:
     assert (ended.state, ended.end_json) == ("cancelled", '{"result":"late"}')
 
 
+def test_what_was_observed_must_still_be_so() -> None:
+    """An event that was meant for an older version, or for what another worker owns, is refused as stale."""
+    now = Life().fire("start", "think")
+    for facts in (
+        Facts(now.updated_at, {}, version=now.version - 1),
+        Facts(now.updated_at, {}, version=now.version + 1),
+        Facts(now.updated_at, {}, holder="worker_2"),
+        Facts(now.updated_at, {}, version=now.version, holder="worker_2"),
+    ):
+        refusal = decide(EXECUTION, now, "progress", facts)
+        assert isinstance(refusal, Refusal)
+        assert refusal.reason == "stale"
+        assert f"version {now.version}" in refusal.detail
+    same = decide(
+        EXECUTION, now, "progress", Facts(now.updated_at, {}, version=now.version, holder="worker_1")
+    )
+    assert isinstance(same, Step)
+
+
 # --- tools ---------------------------------------------------------------------------------------------------
 
 
@@ -579,6 +598,45 @@ def test_without_any_limit_nothing_is_due() -> None:
     for event in ("enqueue", "start", "think", "await_input", "receive_input", "cancel"):
         assert (life.now.due_at, life.now.due_kind) == (None, None)
         life.fire(event)
+
+
+def test_a_wait_that_nobody_named_follows_the_policy() -> None:
+    """The n-th wait doubles up to the cap, and the jitter takes up to half of it; a named wait is taken as it is."""
+    life = Life(attempts_max=9, backoff_s=2.0, backoff_cap_s=10.0)
+    for wait in (2.0, 4.0, 8.0, 10.0, 10.0):
+        life.fire("start")
+        now = life.fire("fail", retryable=True)
+        assert now.not_before == now.updated_at + wait
+    for jitter, wait in ((0.0, 10.0), (0.5, 7.5), (1.0, 5.0)):
+        started = life.now._replace(state="starting", attempt=6)
+        for payload, wanted in (({"retryable": True}, wait), ({"retryable": True, "retry_in_s": 3.0}, 3.0)):
+            step = decide(EXECUTION, started, "fail", Facts(started.updated_at, payload, jitter=jitter))
+            assert isinstance(step, Step)
+            assert step.after.not_before == started.updated_at + wanted
+
+
+def test_the_backoff_of_model_calls_counts_their_own_attempts() -> None:
+    """A pause between two model calls doubles with the tries of that call, whichever attempt of the whole it is."""
+    life = Life(model_attempts_max=9, backoff_s=0.5)
+    life.fire("start", "call_model")
+    for wait in (0.5, 1.0, 2.0, 4.0):
+        now = life.fire("back_off")
+        assert now.not_before == now.updated_at + wait
+        life.fire("call_model")
+
+
+def test_deadlines_lie_on_the_steady_timeline() -> None:
+    """Records carry the wall clock's time, deadlines and waits the steady one's, however far the two are apart."""
+    born = create(EXECUTION, identity(timeouts=SHORT, born_at=50.0, attempts_max=2)).after
+    assert (born.entered_at, born.due_at) == (BORN_AT, 60.0)
+    facts = Facts(BORN_AT + 9_000.0, {"retry_in_s": 5.0, "retryable": True}, now=52.0)
+    started = decide(EXECUTION, born, "start", facts)
+    assert isinstance(started, Step)
+    assert (started.after.entered_at, started.after.since_at) == (BORN_AT + 9_000.0, 52.0)
+    assert (started.after.due_at, started.after.due_kind) == (72.0, "phase")
+    failed = decide(EXECUTION, started.after, "fail", facts._replace(now=53.0))
+    assert isinstance(failed, Step)
+    assert (failed.after.not_before, failed.after.due_at) == (58.0, 68.0)
 
 
 seconds = st.none() | st.floats(0.1, 1_000.0)

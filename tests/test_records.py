@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -375,3 +376,12 @@ def test_attempts_are_counted_in_whole_numbers(bad: Any) -> None:
         with pytest.raises(ValidationError, match=field):
             Retry(**{field: bad})
     assert (Retry().attempts_max, Retry().model_attempts_max) == (1, 5)
+
+
+@pytest.mark.parametrize("bad", [-1.0, -0.001, math.nan, math.inf, "1", True, None])
+def test_waits_are_durations(bad: Any) -> None:
+    """A negative, endless or NaN wait, text and booleans are refused; no wait at all is one."""
+    for field in ("backoff_s", "backoff_cap_s"):
+        with pytest.raises(ValidationError, match=field):
+            Retry(**{field: bad})
+    assert Retry(backoff_s=0, backoff_cap_s=0.5).backoff_cap_s == 0.5

@@ -200,7 +200,7 @@ def deadline(
         born_at: When it was created; `total` counts from here.
         since_at: When it entered the state; the state's own limit counts from here.
         now: When it last did something, which is now; `idle` counts from here.
-        not_before: A wait that does not count against the queue's limit.
+        not_before: A wait that was ordered; it does not count against the state's limit.
         limit_s: A limit of its own for this stay, in seconds.
 
     Returns:
@@ -211,8 +211,8 @@ def deadline(
     entry = limits.by_state[state]
     if entry is not None:
         kind, seconds = entry
-        waits = kind == "queue" and not_before is not None and not_before > since_at
-        begins_at = not_before if waits and not_before is not None else since_at
+        # Whoever was told to wait is not late: the limit counts from the moment when the wait is over.
+        begins_at = not_before if not_before is not None and not_before > since_at else since_at
         due_at = begins_at + (seconds if limit_s is None else limit_s)
     elif limit_s is not None:
         due_at, kind = since_at + limit_s, "input"

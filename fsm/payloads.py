@@ -278,25 +278,36 @@ class Codec:
             raise BadPayload(_explain(event, model, error)) from None
         except (PydanticSerializationError, RecursionError) as error:
             raise BadPayload(f"the payload of {event!r} cannot be written as JSON: {error}") from None
-        if b"NaN" in text or b"Infinity" in text or (len(text) > MAX_DIGITS and _LONG_NUMBER.search(text)):
-            _refuse_numbers(event, text)
-        if len(text) > MAX_BYTES:
-            raise BadPayload(
-                f"the payload of {event!r} is {len(text)} bytes, {MAX_BYTES} at most: store a reference instead"
-            )
-        return checked.__dict__, text.decode()
+        return checked.__dict__, readable(f"the payload of {event!r}", text)
 
 
-def _refuse_numbers(event: str, text: bytes) -> None:
+def readable(what: str, text: bytes) -> str:
+    """Return JSON as text if it is small enough, and can be read back by everybody.
+
+    Args:
+        what: What it is, for the error.
+        text: The JSON, with NaN and infinity as words.
+
+    Raises:
+        BadPayload: It is too large, or holds a number that JSON or Python's own reader refuses.
+    """
+    if b"NaN" in text or b"Infinity" in text or (len(text) > MAX_DIGITS and _LONG_NUMBER.search(text)):
+        _refuse_numbers(what, text)
+    if len(text) > MAX_BYTES:
+        raise BadPayload(f"{what} is {len(text)} bytes, {MAX_BYTES} at most: store a reference instead")
+    return text.decode()
+
+
+def _refuse_numbers(what: str, text: bytes) -> None:
     """Refuse numbers that cannot be read back; the bytes may also stand inside a string, which is fine."""
 
     def constant(name: str) -> None:
-        raise BadPayload(f"the payload of {event!r} holds {name}, which JSON cannot say: send null or text")
+        raise BadPayload(f"{what} holds {name}, which JSON cannot say: send null or text")
 
     def whole(digits: str) -> int:
         if len(digits.lstrip("-")) > MAX_DIGITS:
             raise BadPayload(
-                f"the payload of {event!r} holds a number of {len(digits)} digits, {MAX_DIGITS} at most: send text"
+                f"{what} holds a number of {len(digits)} digits, {MAX_DIGITS} at most: send text"
             )
         return 0
 

@@ -366,3 +366,13 @@ def test_memory_holds_nothing_of_what_was_pruned(clock):
         assert {name: size for name, size in after.items() if size > 2 * before[name] + 100} == {}
         assert len(store._journal._pieces) <= 3
         tracker.fire(lasting, "think")
+
+
+def test_an_ordered_wait_does_not_count_against_a_limit(tracker, clock):
+    """A pause that is longer than the phase's limit is waited for; the limit counts from its end."""
+    execution_id = begin(tracker, "start", "call_model", timeouts={"phase_s": 10.0})
+    tracker.fire(execution_id, "back_off", retry_in_s=100.0)
+    clock.advance(105.0)
+    assert tracker.sweep().timed_out == 0
+    clock.advance(6.0)
+    assert tracker.sweep().timed_out == 1

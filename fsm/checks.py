@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -96,6 +97,9 @@ def metadata_json(value: Mapping[str, Any] | None) -> str | None:
     try:
         checked = _METADATA.validate_python(value, strict=True)
         written = _METADATA.dump_json(checked)
+        if b"null" in written or b"NaN" in written or b"Infinity" in written:
+            # pydantic writes NaN and infinities as null; json refuses them.
+            json.dumps(checked, allow_nan=False)
     except (ValidationError, ValueError, RecursionError) as error:
         raise BadPayload(f"metadata is a dict of JSON values with text keys: {error}") from None
     return readable("metadata", written) if checked else None

@@ -24,6 +24,7 @@ APPLICATION_ID = 0x66736D31
 """What SQLite's header says whose file this is: the letters fsm1."""
 BUSY_LIMIT_S = 30.0
 """So long, in seconds, a call waits for other processes before it gives up."""
+_SMALLEST = 512
 _FIRST_WAIT_S = 0.0005
 _LONGEST_WAIT_S = 0.05
 SYNCHRONOUS = ("FULL", "NORMAL", "EXTRA")
@@ -114,6 +115,9 @@ def prepare(path: Path, synchronous: str) -> sqlite3.Connection:
         raise StoreUnavailable(f"{path}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():
         raise NotAStore(f"{path} is a folder, not a file: write sqlite:///{path}/fsm.db")
+    if path.exists() and 0 < path.stat().st_size < _SMALLEST:
+        # SQLite takes a file of one byte for an empty database, and would write over it.
+        raise NotAStore(f"{path} is no fsm store: nothing was changed in it; choose another file")
     connection: sqlite3.Connection | None = None
     try:
         connection = connect(path, synchronous, create=True)

@@ -478,13 +478,13 @@ SHORT = Timeouts(total_s=1_000.0, queue_s=10.0, phase_s=20.0, input_s=30.0, grac
         (("start",), "phase", 20.0),
         (("start", "think", "call_model"), "phase", 20.0),
         (("start", "think", "await_input"), "input", 30.0),
-        (("start", "call_model", "back_off"), "phase", 20.0),
+        (("start", "call_model", "back_off"), "phase", 21.0),  # after the ordered pause of a second
         (("start", "call_model", "trip"), "phase", 20.0),
         (("start", "cancel"), "grace", 40.0),
     ],
 )
 def test_each_kind_of_state_has_its_deadline(events: tuple[str, ...], kind: str, seconds: float) -> None:
-    """The limit of a state counts from the moment when it was entered."""
+    """The limit of a state counts from the moment when it was entered, or when an ordered wait is over."""
     life = Life(SHORT)
     life.fire(*events)
     assert (life.now.due_at, life.now.due_kind) == (life.now.entered_at + seconds, kind)
@@ -663,7 +663,7 @@ def test_the_nearest_deadline_counts(timeouts, where, stay, wait, own) -> None:
     if "grace_s" not in timeouts.model_fields_set and kind == "grace":
         general = 30.0
     if where.category != "terminal":
-        since = max(entered_at, not_before or 0.0) if kind == "queue" else entered_at
+        since = max(entered_at, not_before or 0.0)  # an ordered wait does not count against the limit
         if general is not None:
             bounds.append((since + (general if own is None else own), 0, str(kind)))
         elif own is not None:

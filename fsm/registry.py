@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
@@ -34,6 +34,9 @@ from fsm.payloads import MAX_BYTES, Codec
 from fsm.records import Execution, Identity, Receipt, Retry, Snapshot, legal_rows, view
 from fsm.stores.base import MachineRecord, Query, Store
 from fsm.timeouts import Timeouts
+
+if TYPE_CHECKING:
+    from fsm.breakers.runtime import Breakers
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ class Registry:
         self._worker: tuple[int, str] = (0, "")
         self.listeners: set[Callable[[], None]] = set()
         self.committer = Committer(store, self.law_of)
+        self._breakers: Breakers | None = None
         for machine in machines:
             self.add(machine)
 
@@ -117,12 +121,24 @@ class Registry:
         """Read the machines that other processes registered."""
         for content_hash, document in self.store.machines().items():
             if content_hash not in self._laws:
-                self._laws[content_hash] = _law(Machine.from_json(document))
+                machine = Machine.from_json(document)
+                if not _strange(machine):  # others' machines (the breakers') are law too, but not for executions
+                    self._laws[content_hash] = _law(machine)
 
     def machines(self) -> tuple[Machine, ...]:
         """Return every machine that is known, the store's included."""
         self.learn()
         return tuple(law.machine for law in self._laws.values())
+
+    def breakers(self) -> Breakers:
+        """Return the registry's breakers, made at the first use."""
+        if self._breakers is None:
+            from fsm.breakers.runtime import Breakers  # noqa: PLC0415 - loaded by those who use it
+
+            with self._lock:
+                if self._breakers is None:
+                    self._breakers = Breakers(self.store, self.clock, worker=lambda: self.worker_id)
+        return self._breakers
 
     # --- commands ---------------------------------------------------------------------------------------------
 
@@ -355,6 +371,8 @@ class Registry:
         """Commit what is queued and close the store."""
         if not self.closed:
             self.closed = True
+            if self._breakers is not None:
+                self._breakers.close()
             self.committer.close()
             self.store.close()
             for listener in tuple(self.listeners):
@@ -415,9 +433,12 @@ def _metadata(value: Mapping[str, Any] | None) -> str | None:
     return written.decode() if checked else None
 
 
+def _strange(machine: Machine) -> set[str]:
+    return {name for row in machine.transitions for name in row.assign} - CHANGES.keys()
+
+
 def _law(machine: Machine) -> Law:
-    strange = {name for row in machine.transitions for name in row.assign} - CHANGES.keys()
-    if strange:
+    if strange := _strange(machine):
         raise ConfigurationError(
             f"machine {machine.name!r} assigns {', '.join(sorted(strange))}, which executions do not have; "
             f"they have: {', '.join(CHANGES)}"

@@ -28,6 +28,7 @@ from fsm.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from fsm.aio import AsyncTracker
+    from fsm.breakers.runtime import Breakers
 
 DEFAULT_STORE = "sqlite:///fsm.db"
 """Where executions are kept when neither `configure` nor FSM_STORE says anything."""
@@ -285,6 +286,11 @@ class Tracker:
         from fsm.aio import AsyncTracker  # noqa: PLC0415 - asyncio is loaded by those who use it
 
         return AsyncTracker(self)
+
+    @property
+    def breakers(self) -> Breakers:
+        """The circuit breakers, one per key, shared by everything that uses this registry."""
+        return self._registry.breakers()
 
     @property
     def store_url(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from fsm.errors import StoreUnavailable
 from fsm.records import Receipt, Snapshot, Step, receipt_of
 from fsm.stores.base import Conflict, MachineRecord, Query
+from fsm.stores.memory_breakers import MemoryBreakers
 
 
 class _Index:
@@ -50,13 +51,14 @@ def _insert(ids: list[str], execution_id: str) -> None:
         insort(ids, execution_id)
 
 
-class MemoryStore:
+class MemoryStore(MemoryBreakers):
     """A registry that lives and ends with the process."""
 
     url = "memory://"
     instant = True
 
     def __init__(self) -> None:
+        super().__init__()
         self._lock = threading.Lock()
         self._machines: dict[str, str] = {}
         # id -> [snapshot, first receipt, second receipt, ...]: one list, since there may be a million of them.

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from fsm.errors import StoreUnavailable
 from fsm.records import Identity, Receipt, Snapshot, Step, receipt_of
 from fsm.stores.base import Conflict, MachineRecord, Query
+from fsm.stores.sqlite.breakers import SqliteBreakers
 from fsm.stores.sqlite.connect import connect, explain, parse_url, patiently, prepare
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ _RECEIPT = (
 _FILTERS = ("thread_id", "parent_id", "user_id", "agent")
 
 
-class SqliteStore:
+class SqliteStore(SqliteBreakers):
     """A registry in one file, shared by every process of this machine that opens it."""
 
     instant = False

@@ -122,7 +122,9 @@ class Registry:
         for content_hash, document in self.store.machines().items():
             if content_hash not in self._laws:
                 machine = Machine.from_json(document)
-                if not _strange(machine):  # others' machines (the breakers') are law too, but not for executions
+                if not _strange(
+                    machine
+                ):  # others' machines (the breakers') are law too, but not for executions
                     self._laws[content_hash] = _law(machine)
 
     def machines(self) -> tuple[Machine, ...]:

@@ -33,7 +33,10 @@ from fsm.errors import BreakerOpen
 from fsm.stores.base import BreakerRow
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fsm.breakers.core import BreakerStep
+    from fsm.breakers.permit import Permit
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,9 @@ class Breaker:
         key: What it protects.
         policy: How it behaves.
         classifier: Who pronounces verdicts.
+        clock: Where time comes from.
+        instant: Whether nothing here ever waits.
+        permit: Makes the permits: ``with breaker.permit():``, which saves the look-up of the key.
         row: Its row as this process knows it; immutable, replaced as a whole.
         fast_in: The generation if calls go through without asking, else 0.
         fast_out: The generation if a success has nothing to change, else 0.
@@ -77,8 +83,8 @@ class Breaker:
     """
 
     __slots__ = (
-        "_changing", "_due", "_leases", "_noting", "_recorder", "_shared", "_timed", "classifier", "fast_in",
-        "fast_out", "key", "pending", "policy", "row", "succeeded", "tally",
+        "_changing", "_due", "_leases", "_noting", "_recorder", "_shared", "_timed", "classifier", "clock",
+        "fast_in", "fast_out", "instant", "key", "pending", "permit", "policy", "row", "succeeded", "tally",
     )  # fmt: skip
 
     def __init__(self, key: str, policy: Policy, classifier: Classifier, shared: Shared) -> None:
@@ -93,6 +99,9 @@ class Breaker:
         self.key = key
         self.policy = policy
         self.classifier = classifier
+        self.permit: Callable[[], Permit]
+        self.clock = shared.clock
+        self.instant = shared.instant
         self._shared = shared
         self._recorder = Recorder(policy)
         self._timed = self._recorder.slow_call_s is not None
@@ -125,7 +134,7 @@ class Breaker:
         Raises:
             BreakerOpen: There is none.
         """
-        started = self._shared.clock.monotonic() if self._timed else 0.0
+        started = self.clock.monotonic() if self._timed else 0.0
         row = self.row
         if row.state in PASSING:
             return Call(row.generation, None, started)
@@ -159,13 +168,13 @@ class Breaker:
     def _refusal(self, row: BreakerRow) -> BreakerOpen:
         self.tally["refused"] += 1
         seconds = wait_s(row, self._facts())
-        return BreakerOpen(self.key, seconds, self._shared.clock.wall() + seconds, row.state)
+        return BreakerOpen(self.key, seconds, self.clock.wall() + seconds, row.state)
 
     # --- out --------------------------------------------------------------------------------------------------
 
     def verdict(self, error: BaseException) -> Verdict:
         """Return what an exception means for this breaker."""
-        return self.classifier.error(error, self._shared.clock.wall())
+        return self.classifier.error(error, self.clock.wall())
 
     def leave(self, call: Call, verdict: Verdict) -> Verdict | None:
         """Note what a call came to, without waiting for anything.
@@ -177,7 +186,7 @@ class Breaker:
         Returns:
             The verdict to `settle` if the row has to change, ``None`` if all is done.
         """
-        now = self._shared.clock.monotonic()
+        now = self.clock.monotonic()
         took_s = now - call.started if self._timed else 0.0
         row = self.row
         kind = verdict.kind
@@ -298,12 +307,13 @@ class Breaker:
 
     def _adopt(self, row: BreakerRow) -> None:
         before = self.row
-        now, wall = self._shared.clock.monotonic(), self._shared.clock.wall()
+        now, wall = self.clock.monotonic(), self.clock.wall()
         if (row.generation, row.since, row.until) != (before.generation, before.since, before.until):
             self._due = now + left_s(row, wall)
         lease_s = self.policy.probe_lease_s
         self._leases = {
-            token: self._leases.get(token, now + min(max(0.0, ends - wall), lease_s)) for token, ends in row.probes
+            token: self._leases.get(token, now + min(max(0.0, ends - wall), lease_s))
+            for token, ends in row.probes
         }
         with self._noting:
             if row.generation != before.generation:
@@ -318,14 +328,14 @@ class Breaker:
         self.fast_out = self.fast_in if self._recorder.quiet or row.state == "disabled" else 0
 
     def _left_s(self) -> float:
-        return max(0.0, self._due - self._shared.clock.monotonic())
+        return max(0.0, self._due - self.clock.monotonic())
 
     def _a_lease_ended(self) -> bool:
-        now = self._shared.clock.monotonic()
+        now = self.clock.monotonic()
         return any(ends <= now for ends in self._leases.values())
 
     def _facts(self, token: str = "") -> BreakerFacts:
-        clock = self._shared.clock
+        clock = self.clock
         with self._noting:
             standing = self._recorder.standing(clock.monotonic())
         return BreakerFacts(

@@ -200,7 +200,10 @@ def decide_breaker(row: BreakerRow, event: str, facts: BreakerFacts) -> BreakerS
     for name in arrow.assign:
         after = CHANGES[name](after, facts)
     return BreakerStep(
-        after._replace(state=arrow.target, version=row.version + 1), row.state, event, max(facts.at, row.changed_at)
+        after._replace(state=arrow.target, version=row.version + 1),
+        row.state,
+        event,
+        max(facts.at, row.changed_at),
     )
 
 
@@ -297,5 +300,3 @@ def _judge_probe(row: BreakerRow, token: str | None, verdict: Verdict, facts: Br
 
 def _step(decided: BreakerStep | BreakerRefusal) -> BreakerStep | None:
     return decided if isinstance(decided, BreakerStep) else None
-
-

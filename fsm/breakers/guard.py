@@ -106,7 +106,7 @@ class Guard:
                 return await slowly(args, kwargs)
 
             return judged
-        breaker, instant = fixed, breakers.instant
+        breaker = fixed
 
         @functools.wraps(function)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -116,12 +116,12 @@ class Guard:
             try:
                 result = await function(*args, **kwargs)
             except BaseException as error:
-                await leave_async(breaker, Call(generation), error, instant=instant)
+                await leave_async(breaker, Call(generation), error)
                 raise
             if generation == breaker.fast_out:
                 breaker.succeeded += 1
             else:
-                await finish_async(breaker, Call(generation), SUCCESS, None, instant=instant)
+                await finish_async(breaker, Call(generation), SUCCESS, None)
             return result
 
         return wrapped
@@ -141,8 +141,9 @@ class Guard:
         async def wrapped(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
             permit = self._breakers.permit(self._of(args, kwargs))
             opened = functools.partial(function, *args, **kwargs)
-            async with aclosing(stream_async(permit, opened, has_content, None, self._stall_s)) as items:
-                async for item in items:
+            passed: AsyncGenerator[Any, None] = stream_async(permit, opened, has_content, None, self._stall_s)
+            async with aclosing(passed):
+                async for item in passed:
                     yield item
 
         return wrapped

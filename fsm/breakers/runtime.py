@@ -8,12 +8,14 @@ import threading
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from fsm.breakers.breaker import Breaker, Call
 from fsm.breakers.guard import Guard, stream_async, stream_sync
 from fsm.breakers.permit import Permit, finish_async, take_async
 from fsm.breakers.policy import Policy
+from fsm.breakers.retry import Calling
 from fsm.breakers.shared import Shared
 from fsm.breakers.verdicts import Classifier, Verdict, has_content
 from fsm.clock import Clock, SystemClock
@@ -72,7 +74,18 @@ class BreakersStatus(NamedTuple):
     breakers: tuple[BreakerStatus, ...]
 
 
-class Breakers:
+class _Permits(dict[str, Callable[[], Permit]]):
+    """What makes the permits of each key: a look-up without a frame of its own, since every call takes this way."""
+
+    def __init__(self, get: Callable[[str], Breaker]) -> None:
+        super().__init__()
+        self._get = get
+
+    def __missing__(self, key: str) -> Callable[[], Permit]:
+        return self._get(key).permit
+
+
+class Breakers(Calling):
     """The breakers of one registry, one per key."""
 
     def __init__(
@@ -103,6 +116,7 @@ class Breakers:
         self._default = (policy or Policy(), classifier or Classifier())
         self._declared: list[tuple[str, Policy | None, Classifier | None]] = []
         self._by_key: dict[str, Breaker] = {}
+        self._permits = _Permits(self.get)
         self._poll_s = poll_s
         self.instant = self._shared.instant
         self._stop: threading.Event | None = None
@@ -153,7 +167,9 @@ class Breakers:
                 for pattern, own_policy, own_classifier in self._declared:
                     if fnmatchcase(key, pattern):
                         policy, classifier = own_policy or policy, own_classifier or classifier
-                breaker = self._by_key[key] = Breaker(key, policy, classifier, self._shared)
+                breaker = Breaker(key, policy, classifier, self._shared)
+                self._permits[key] = breaker.permit = partial(Permit, breaker)
+                self._by_key[key] = breaker
                 self._start_polling()
         return breaker
 
@@ -168,8 +184,7 @@ class Breakers:
         Returns:
             A permit to enter; entering raises `BreakerOpen` if the call must not be made.
         """
-        breaker = self._by_key.get(key) or self.get(key)
-        return Permit(breaker, self.clock, instant=self.instant)
+        return self._permits[key]()
 
     def acquire(self, key: str) -> Call:
         """Take a permit by hand; give it to `release` in a ``finally``.
@@ -192,11 +207,11 @@ class Breakers:
 
     async def acquire_async(self, key: str) -> Call:
         """Do the same as `acquire` without blocking the event loop."""
-        return await take_async(self.get(key), instant=self.instant)
+        return await take_async(self.get(key))
 
     async def release_async(self, key: str, call: Call, verdict: Verdict, *, why: str | None = None) -> None:
         """Do the same as `release` without blocking the event loop."""
-        await finish_async(self.get(key), call, verdict, why, instant=self.instant)
+        await finish_async(self.get(key), call, verdict, why)
 
     def guard(self, key: str | Callable[..., str], *, stall_s: float | None = None) -> Guard:
         """Return a decorator for functions, coroutine functions, generators and async generators.
@@ -296,7 +311,10 @@ class Breakers:
             row.openings,
             len(row.probes),
             breaker.failures,
-            {"success": breaker.succeeded, **{str(kind): count for kind, count in breaker.tally.items() if count}},
+            {
+                "success": breaker.succeeded,
+                **{str(kind): count for kind, count in breaker.tally.items() if count},
+            },
             bool(breaker.pending),
         )
 

@@ -60,7 +60,9 @@ class Shared:
         error: Why the store does not answer, ``None`` while it does.
     """
 
-    def __init__(self, store: Store, clock: Clock, draw: Callable[[], float], worker: Callable[[], str]) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, draw: Callable[[], float], worker: Callable[[], str]
+    ) -> None:
         """Read what there is.
 
         Args:
@@ -98,7 +100,9 @@ class Shared:
 
     # --- one row ----------------------------------------------------------------------------------------------
 
-    def write(self, breaker: Mirrored, row: BreakerRow, step: BreakerStep, by: str | None, why: str | None) -> bool:
+    def write(
+        self, breaker: Mirrored, row: BreakerRow, step: BreakerStep, by: str | None, why: str | None
+    ) -> bool:
         """Commit a step.
 
         Args:
@@ -121,9 +125,8 @@ class Shared:
                 0, row.key, after.version, step.event, step.source, after.state, after.generation, step.at,
                 by or self._worker(), why,
             )  # fmt: skip
-        if breaker.pending and not self.mend(breaker):
-            if not breaker.pending:
-                return False  # the store's row went first: decide again
+        if breaker.pending and not self.mend(breaker) and not breaker.pending:
+            return False  # the store's row went first: decide again
         if not breaker.pending and not self._resting():
             try:
                 return self._swap(row.version, step.after, entry)

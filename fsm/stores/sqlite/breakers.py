@@ -18,11 +18,11 @@ from fsm.stores.sqlite.connect import connect, explain, patiently
 SWAP_LIMIT_S = 2.0
 """So long, in seconds, a swap waits for other writers; a breaker then goes on alone rather than stop its callers."""
 
-_ROW = (
-    "key, state, version, generation, changed_at, since, until, openings, probes, successes, abandoned"
-)
+_ROW = "key, state, version, generation, changed_at, since, until, openings, probes, successes, abandoned"
 _SELECT = f"SELECT {_ROW} FROM breakers"  # noqa: S608 - joined from names in this file
-_ENTRY = "SELECT position, key, version, event, source, target, generation, at, actor, reason FROM breaker_journal"
+_ENTRY = (
+    "SELECT position, key, version, event, source, target, generation, at, actor, reason FROM breaker_journal"
+)
 _INSERT = (
     "INSERT INTO breakers (state, version, generation, changed_at, since, until, openings, probes, successes, "
     "abandoned, event, at, actor, reason, machine, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
@@ -88,7 +88,9 @@ class SqliteBreakers:
 
     def breaker_changes(self, after: int, limit: int, key: str | None = None) -> list[BreakerEntry]:
         """Return the journal after a position."""
-        where, values = ("position > ?", [after]) if key is None else ("key = ? AND position > ?", [key, after])
+        where, values = (
+            ("position > ?", [after]) if key is None else ("key = ? AND position > ?", [key, after])
+        )
         rows = self._rows(f"{_ENTRY} WHERE {where} ORDER BY position LIMIT ?", (*values, limit))
         return [BreakerEntry(*row) for row in rows]
 
@@ -100,6 +102,4 @@ class SqliteBreakers:
 
 def _row(row: tuple[Any, ...]) -> BreakerRow:
     probes = tuple((token, expires_at) for token, expires_at in json.loads(row[8])) if row[8] else ()
-    return BreakerRow(*row[:8], probes, *row[9:])
-
-
+    return BreakerRow(*row[:8], probes=probes, successes=row[9], abandoned=row[10])

@@ -102,4 +102,4 @@ class SqliteBreakers:
 
 def _row(row: tuple[Any, ...]) -> BreakerRow:
     probes = tuple((token, expires_at) for token, expires_at in json.loads(row[8])) if row[8] else ()
-    return BreakerRow(*row[:8], probes=probes, successes=row[9], abandoned=row[10])
+    return BreakerRow._make((*row[:8], probes, *row[9:]))

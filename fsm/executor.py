@@ -26,6 +26,7 @@ class Question(Protocol):
 
     def ask(self, fact: str) -> bool:
         """Return whether a fact holds; called only for the facts of the guards that are tried."""
+        ...
 
 
 class _LeanTransition(transitions.Transition):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fsm.breakers.breaker import why_of
 from fsm.breakers.core import PASSING
@@ -20,7 +20,31 @@ from fsm.errors import BreakerOpen, Refused
 
 if TYPE_CHECKING:
     from fsm.breakers.breaker import Breaker
-    from fsm.tracker import Tracker
+    from fsm.records import Receipt
+
+
+class AsyncFires(Protocol):
+    """What a model call needs of ``tracker.aio``."""
+
+    async def fire(
+        self, execution_id: str, event: str, /, *, fence: int | None = None, **payload: Any
+    ) -> Receipt:
+        """Hand an event to an execution; see `Tracker.fire`."""
+        ...
+
+
+class Fires(Protocol):
+    """What a model call needs of a tracker."""
+
+    def fire(self, execution_id: str, event: str, /, *, fence: int | None = None, **payload: Any) -> Receipt:
+        """Hand an event to an execution; see `Tracker.fire`."""
+        ...
+
+    @property
+    def aio(self) -> AsyncFires:
+        """The same for asyncio."""
+        ...
+
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +59,7 @@ class ModelCall:
     def __init__(
         self,
         breaker: Breaker,
-        tracker: Tracker,
+        tracker: Fires,
         execution_id: str,
         *,
         name: str | None = None,

@@ -19,7 +19,7 @@ import tenacity
 from pydantic import BaseModel, ConfigDict, Field
 
 from fsm.breakers.breaker import why_of
-from fsm.breakers.execution import ModelCall
+from fsm.breakers.execution import Fires, ModelCall
 from fsm.breakers.verdicts import is_cancellation
 from fsm.errors import BreakerOpen, Refused
 from fsm.timeouts import Seconds
@@ -27,7 +27,6 @@ from fsm.timeouts import Seconds
 if TYPE_CHECKING:
     from fsm.breakers.breaker import Breaker
     from fsm.clock import Clock
-    from fsm.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ class Calling:
 
     def model_call(
         self,
-        tracker: Tracker,
+        tracker: Fires,
         execution_id: str,
         key: str,
         *,
@@ -207,7 +206,7 @@ class Calling:
 
     def call_model(
         self,
-        tracker: Tracker,
+        tracker: Fires,
         execution_id: str,
         key: str,
         function: Callable[[], T],
@@ -262,7 +261,7 @@ class Calling:
 
     async def call_model_async(  # noqa: PLR0913 - a model call, whole
         self,
-        tracker: Tracker,
+        tracker: Fires,
         execution_id: str,
         key: str,
         function: Callable[[], Awaitable[T]],

@@ -19,7 +19,7 @@ from fsm.breakers.retry import Calling
 from fsm.breakers.shared import Shared
 from fsm.breakers.verdicts import Classifier, Verdict, has_content
 from fsm.clock import Clock, SystemClock
-from fsm.registry import text
+from fsm.registry import Registry, text
 from fsm.stores.base import BreakerEntry, BreakerRow, Store
 
 POLL_S = 0.5
@@ -381,10 +381,37 @@ def _poll_for_ever(owner: weakref.ref[Breakers], stop: threading.Event, poll_s: 
         del breakers
 
 
+def breakers_of(registry: Registry) -> Breakers:
+    """Return a registry's breakers: one `Breakers` for all its faces, made at the first use, closed with it.
+
+    Args:
+        registry: The registry.
+    """
+    breakers = _by_registry.get(registry)
+    if breakers is None:
+        with _founding:
+            breakers = _by_registry.get(registry)
+            if breakers is None:
+                # By a weak reference: the breakers must not keep the registry alive that they are found by.
+                owner = weakref.ref(registry)
+                breakers = Breakers(registry.store, registry.clock, worker=lambda: _worker_of(owner()))
+                _by_registry[registry] = breakers
+                registry.closing.append(breakers.close)
+    return breakers
+
+
+def _worker_of(registry: Registry | None) -> str:
+    return "" if registry is None else registry.worker_id
+
+
+_by_registry: weakref.WeakKeyDictionary[Registry, Breakers] = weakref.WeakKeyDictionary()
+_founding = threading.Lock()
 _all: weakref.WeakSet[Breakers] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
+    global _founding  # noqa: PLW0603 - another thread of the parent may have held it
+    _founding = threading.Lock()
     for breakers in list(_all):
         breakers.after_fork()
 

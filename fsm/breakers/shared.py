@@ -123,7 +123,7 @@ class Shared:
             after = step.after
             entry = BreakerEntry(
                 0, row.key, after.version, step.event, step.source, after.state, after.generation, step.at,
-                by or self._worker(), why,
+                by or self._who(), why,
             )  # fmt: skip
         if breaker.pending and not self.mend(breaker) and not breaker.pending:
             return False  # the store's row went first: decide again
@@ -173,6 +173,12 @@ class Shared:
             self._lost(error)
             return False
         return True
+
+    def _who(self) -> str | None:
+        try:
+            return self._worker()
+        except FsmError:
+            return None  # a worker that lost its lease still sees what its calls come to
 
     def _swap(self, expected: int, row: BreakerRow, entry: BreakerEntry | None) -> bool:
         assert self._store is not None  # noqa: S101 - asked before

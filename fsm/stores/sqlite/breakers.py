@@ -19,7 +19,7 @@ SWAP_LIMIT_S = 2.0
 """So long, in seconds, a swap waits for other writers; a breaker then goes on alone rather than stop its callers."""
 
 _ROW = "key, state, version, generation, changed_at, since, until, openings, probes, successes, abandoned"
-_SELECT = f"SELECT {_ROW} FROM breakers"  # noqa: S608 - joined from names in this file
+_SELECT = f"SELECT {_ROW} FROM breakers"
 _ENTRY = (
     "SELECT position, key, version, event, source, target, generation, at, actor, reason FROM breaker_journal"
 )

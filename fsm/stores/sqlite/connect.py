@@ -168,7 +168,7 @@ def _wal(connection: sqlite3.Connection, path: Path) -> None:
 
 def _scripts() -> list[str]:
     """Return the migrations in order; script n brings version n-1 to n."""
-    folder = resources.files(__package__)
+    folder = resources.files("fsm.stores.sqlite")
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
     return [folder.joinpath(name).read_text(encoding="utf-8") for name in names]
 

@@ -1,0 +1,32 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "fsm" / "samples" / "trajectories.jsonl"
+
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def traces() -> list[Path]:
+    """The recorded trajectories beside the checkout; CI sets FSM_REQUIRE_TRACES where they must not be missing."""
+    files = sorted((ROOT.parent / "shared" / "traces").glob("*.jsonl"))
+    if not files:
+        if os.environ.get("FSM_REQUIRE_TRACES"):
+            pytest.fail("the recorded trajectories are missing, and this run must have them")
+        pytest.skip("the recorded trajectories are not beside this checkout")
+    return files
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """The URL of a SQLite file that does not exist yet."""
+    return f"sqlite:///{tmp_path}/fsm.db"

@@ -19,6 +19,7 @@ import tenacity
 from pydantic import BaseModel, ConfigDict, Field
 
 from fsm.breakers.breaker import why_of
+from fsm.breakers.core import PASSING
 from fsm.breakers.execution import Fires, ModelCall
 from fsm.breakers.verdicts import is_cancellation
 from fsm.errors import BreakerOpen, Refused
@@ -73,33 +74,35 @@ class _Course:
         """Whether trying again may help; a cancellation is none of our business."""
         if is_cancellation(error):
             return False
-        return isinstance(error, BreakerOpen) or self._breaker.verdict(error).retryable
+        return self._refused(error) or self._breaker.verdict(error).retryable
+
+    def _refused(self, error: BaseException) -> bool:
+        """Whether our own breaker gave no permit; another one's refusal is an error like any other."""
+        return isinstance(error, BreakerOpen) and error.key == self._breaker.key
 
     def wait(self, state: tenacity.RetryCallState) -> float:
         """Return the seconds until the next try."""
         error = _error_of(state)
-        if isinstance(error, BreakerOpen):
+        if isinstance(error, BreakerOpen) and self._refused(error):
             return error.retry_after_s
-        if self.tripped:
-            return self._breaker.retry_after_s()
         asked_s = self._breaker.verdict(error).retry_after_s or 0.0
-        return max(asked_s, self._draw(state))
+        # Behind a breaker that has just opened nothing is drawn: it says itself when it may be probed.
+        return max(asked_s, self._breaker.retry_after_s() or self._draw(state))
 
     def stop(self, state: tenacity.RetryCallState) -> bool:
         """Whether it is enough."""
         error = _error_of(state)
-        if self.tripped or isinstance(error, BreakerOpen):
-            if self.tries >= self._backoff.attempts:
-                return True
+        if self.tries >= self._backoff.attempts:
+            return True
+        if self._refused(error) or self._breaker.row.state not in PASSING:
             self._waited_open_s += state.upcoming_sleep
             return self._waited_open_s > self._backoff.open_wait_s
-        asked_s = self._breaker.verdict(error).retry_after_s or 0.0
-        return self.tries >= self._backoff.attempts or asked_s > self._backoff.retry_after_max_s
+        return (self._breaker.verdict(error).retry_after_s or 0.0) > self._backoff.retry_after_max_s
 
     def back_off(self, state: tenacity.RetryCallState) -> dict[str, Any] | None:
-        """Return the payload of ``back_off``; ``None`` if the execution is circuit_open already."""
+        """Return the payload of ``back_off``; ``None`` if the execution is circuit_open already, and says when."""
         error = _error_of(state)
-        if self.tripped or isinstance(error, BreakerOpen):
+        if self.tripped or self._refused(error):
             return None
         return {"retry_in_s": state.upcoming_sleep, "error": why_of(error)}
 

@@ -96,13 +96,16 @@ class Registry:
         """Make a machine known here and to the store.
 
         Raises:
-            ConfigurationError: Another machine has its name, or it is not made for executions.
+            ConfigurationError: Another machine has its name, or it is not made for executions: perpetual, or with
+                changes that executions do not have.
         """
         known = self._by_name.get(machine.name)
         if known is not None and known != machine:
             raise ConfigurationError(
                 f"two different machines are called {machine.name!r}: give one of them another name"
             )
+        if machine.perpetual:
+            raise ConfigurationError(f"machine {machine.name!r} is perpetual, and an execution has to end")
         self._claims |= {row.event for row in machine.transitions if "claim" in row.assign}
         if machine.content_hash not in self._laws:
             self._laws[machine.content_hash] = law_for(machine)
@@ -144,6 +147,9 @@ class Registry:
                 logger.warning(
                     "the store's machine %s cannot be read and is left out: %s", content_hash, error
                 )
+                continue
+            if machine.perpetual:
+                self._strange.add(content_hash)  # the breakers' machine, say: an execution ends
                 continue
             self._laws[content_hash] = law_for(machine, foreign=True)
 

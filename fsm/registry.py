@@ -63,11 +63,12 @@ class Registry:
         self.store = store
         self.clock = clock
         self.closed = False
+        self.ids = ids.MAKER
         self._by_name: dict[str, Machine] = {}
         self._laws: dict[str, Law] = {}
         self._lock = threading.Lock()
         self._worker: tuple[int, str] = (0, "")
-        self.listeners: set[Callable[[], None]] = set()
+        self.listeners: dict[Callable[[], None], None] = {}  # a set that keeps its order, so that runs replay
         self.committer = Committer(store, self.law_of)
         for machine in machines:
             self.add(machine)
@@ -131,7 +132,7 @@ class Registry:
         """The id under which this process claims executions; a forked child gets its own."""
         pid = os.getpid()
         if self._worker[0] != pid:
-            self._worker = (pid, ids.worker_id())
+            self._worker = (pid, self.ids.make("worker"))
         return self._worker[1]
 
     def birth(  # noqa: PLR0913 - what an execution is born with
@@ -164,7 +165,7 @@ class Registry:
             self.load(retry_of, user_id)
         at = self.clock.wall()
         identity = Identity(
-            ids.execution_id(),
+            self.ids.make("exec"),
             chosen.content_hash,
             text("agent", agent),
             user_id,

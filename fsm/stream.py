@@ -62,7 +62,7 @@ def follow(
 
 def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Receipt]:
     news = threading.Event()
-    registry.listeners.add(news.set)
+    registry.listeners[news.set] = None
     try:
         while True:
             news.clear()
@@ -77,7 +77,7 @@ def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Rece
             if not rows:
                 news.wait(None if registry.store.instant else POLL_S)
     finally:
-        registry.listeners.discard(news.set)
+        registry.listeners.pop(news.set, None)
 
 
 async def follow_async(
@@ -91,7 +91,7 @@ async def follow_async(
         loop.call_soon_threadsafe(news.set)
 
     cursor = await asyncio.to_thread(_begin, registry, after, execution_id, user_id)
-    registry.listeners.add(wake)
+    registry.listeners[wake] = None
     try:
         while not registry.closed:
             news.clear()
@@ -109,4 +109,4 @@ async def follow_async(
                     async with asyncio.timeout(None if registry.store.instant else POLL_S):
                         await news.wait()
     finally:
-        registry.listeners.discard(wake)
+        registry.listeners.pop(wake, None)

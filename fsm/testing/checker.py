@@ -1,0 +1,270 @@
+"""The guarantees, checked against the journal while a simulation runs and once more at its end.
+
+The checker stands outside: it is told of every commit at the moment when it happens in the store, of every receipt
+that a caller got, and it reads the store itself. It keeps its own small model of every execution (state, version,
+attempt, fence, as the journal tells them) and shares no code with what it checks beyond the declared table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from fsm.committer import Command
+from fsm.errors import FsmError
+from fsm.machine import CREATE, Machine
+from fsm.records import Receipt, Snapshot, Step, legal_rows
+from fsm.stores.base import Store
+from fsm.testing.loop import Process
+
+_PAGE = 10_000
+
+
+class Broken(FsmError):
+    """A guarantee does not hold. `guarantee` names it in a few words."""
+
+    def __init__(self, guarantee: str, detail: str) -> None:
+        self.guarantee = guarantee
+        super().__init__(f"{guarantee}: {detail}")
+
+
+class Commit(NamedTuple):
+    """A commit as the store saw it.
+
+    Attributes:
+        who: The name of the process that asked for it.
+        command: What it asked for.
+        step: What was decided.
+        receipt: What the store answered.
+    """
+
+    who: str
+    command: Command
+    step: Step
+    receipt: Receipt
+
+
+class _Model:
+    """An execution as its journal tells it."""
+
+    __slots__ = ("attempt", "cancelled", "claims", "fence", "keys", "last", "machine", "owner", "rows", "state")
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.rows: list[Receipt] = []
+        self.keys: set[str] = set()
+        self.state: str | None = None
+        self.attempt = 0
+        self.fence = 0
+        self.owner: str | None = None
+
+
+class Checker:
+    """Holds a store to the guarantees.
+
+    Attributes:
+        commits: Every commit that was made through the simulation, in order.
+        receipts: Every receipt that a caller got, with the name of its process.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Watch a store.
+
+        Args:
+            store: The one that all workers share, without any faults in between.
+        """
+        self._store = store
+        self._machines: dict[str, Machine] = {}
+        self._models: dict[str, _Model] = {}
+        self._seen: list[Receipt] = []
+        self._checked_commits = 0
+        self._checked_receipts = 0
+        self.commits: list[Commit] = []
+        self.receipts: list[tuple[str, Command, Receipt]] = []
+        self.checks = 0
+
+    # --- what it is told --------------------------------------------------------------------------------------
+
+    def committed(self, process: Process, command: Command, step: Step, receipt: Receipt) -> None:
+        """Take note of a commit; see `fsm.testing.faults.Observer`."""
+        self.commits.append(Commit(process.name, command, step, receipt))
+
+    def acknowledged(self, process: Process, command: Command, receipt: Receipt) -> None:
+        """Take note of a receipt that a caller was given."""
+        self.receipts.append((process.name, command, receipt))
+
+    # --- what it finds ----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Check what happened since the last time.
+
+        Raises:
+            Broken: A guarantee does not hold.
+        """
+        self.checks += 1
+        begin = len(self._seen)
+        while True:
+            page = self._store.journal(len(self._seen), _PAGE)
+            for row in page:
+                self._row(row)
+            if len(page) < _PAGE:
+                break
+        if self._store.position() != len(self._seen):
+            raise Broken(
+                "journal positions have no gap",
+                f"the store says {self._store.position()}, the journal has {len(self._seen)} rows",
+            )
+        self._writers()
+        self._acknowledgements()
+        for execution_id in dict.fromkeys(row.execution_id for row in self._seen[begin:]):
+            self._agree(execution_id)
+
+    def check_all(self) -> None:
+        """Check everything from the beginning: also that nothing changed after it was looked at.
+
+        Raises:
+            Broken: A guarantee does not hold.
+        """
+        self.check()
+        again: list[Receipt] = []
+        while page := self._store.journal(len(again), _PAGE):
+            again += page
+            if len(page) < _PAGE:
+                break
+        if again != self._seen:
+            at = next(i for i, pair in enumerate(zip(again, self._seen, strict=False)) if pair[0] != pair[1])
+            raise Broken("a journal never changes", f"{self._seen[at]} became {again[at]}")
+        for _, _, receipt in self.receipts:
+            self._is_there(receipt)
+        for execution_id, model in self._models.items():
+            self._agree(execution_id)
+            if self._store.history(execution_id) != model.rows:
+                raise Broken("both views of a journal agree", f"{execution_id}: its history is not its journal")
+        found = sum(self._store.counts().values())
+        if found != len(self._models):
+            raise Broken("no execution is lost", f"the store counts {found}, the journal knows {len(self._models)}")
+
+    def _row(self, row: Receipt) -> None:
+        """Take a row of the journal into the model."""
+        if row.position != len(self._seen) + 1:
+            raise Broken(
+                "journal positions have no gap", f"{row.position} comes after {len(self._seen)}: {row}"
+            )
+        self._seen.append(row)
+        model = self._models.get(row.execution_id)
+        if model is None:
+            model = self._models[row.execution_id] = self._born(row)
+        if row.version != len(model.rows):
+            raise Broken(
+                "versions have no gap", f"version {row.version} comes after {len(model.rows) - 1}: {row}"
+            )
+        if model.state in model.machine.terminal:
+            raise Broken("a terminal state is final", f"{model.state!r} was left: {row}")
+        if row.source != model.state:
+            raise Broken("journal and state agree", f"the last row ended in {model.state!r}: {row}")
+        if (row.source, row.event, row.target) not in legal_rows(model.machine):
+            raise Broken("the table is law", f"no row of it says {row}")
+        if model.rows and row.at < model.rows[-1].at:
+            raise Broken("a journal does not run backwards", f"{row.at} after {model.rows[-1].at}: {row}")
+        if row.key is not None:
+            if row.key in model.keys:
+                raise Broken("a key is used once", f"{row.key!r} again: {row}")
+            model.keys.add(row.key)
+        self._one_claimer(model, row)
+        model.rows.append(row)
+        model.state, model.attempt, model.fence, model.owner = row.target, row.attempt, row.fence, row.owner
+
+    def _one_claimer(self, model: _Model, row: Receipt) -> None:
+        """Hold attempts and fences to growing one by one, and owners to changing with the fence only."""
+        if not model.fence <= row.fence <= model.fence + 1 or not model.attempt <= row.attempt <= model.attempt + 1:
+            raise Broken(
+                "exactly one claimer", f"attempt {model.attempt}, fence {model.fence} became {row}"
+            )
+        claims = row.attempt > model.attempt
+        if claims and (row.fence == model.fence or row.owner is None or model.owner is not None):
+            raise Broken(
+                "exactly one claimer", f"claimed with fence {model.fence} and owner {model.owner!r}: {row}"
+            )
+        if row.owner != model.owner and row.fence == model.fence:
+            raise Broken("exactly one claimer", f"the owner {model.owner!r} changed under its fence: {row}")
+
+    def _born(self, row: Receipt) -> _Model:
+        snapshot = self._store.load(row.execution_id)
+        if snapshot is None:
+            raise Broken("journal and state agree", f"there is no record for {row}")
+        if row.event != CREATE:
+            raise Broken("versions have no gap", f"a journal begins with its creation, not with {row}")
+        return _Model(self._machine(snapshot.identity.machine))
+
+    def _machine(self, content_hash: str) -> Machine:
+        machine = self._machines.get(content_hash)
+        if machine is None:
+            machine = self._machines[content_hash] = Machine.from_json(self._store.machines()[content_hash])
+        return machine
+
+    def _writers(self) -> None:
+        """Hold every commit to the fence that its writer believed in."""
+        commits = self.commits
+        for index in range(self._checked_commits, len(commits)):
+            who, command, step, receipt = commits[index]
+            self._is_there(receipt)
+            if command.execution_id != receipt.execution_id or (command.born is None and command.event != receipt.event):
+                raise Broken("a receipt is of what was asked", f"{who} asked for {command.event!r}, got {receipt}")
+            if command.fence is not None:
+                held = self._models[receipt.execution_id].rows[receipt.version - 1].fence
+                if held != command.fence:
+                    raise Broken("a zombie cannot write", f"{who} wrote with fence {command.fence} over {held}: {receipt}")
+            if step.after.version != receipt.version or step.after.state != receipt.target:
+                raise Broken("a receipt is of what was asked", f"{step.after} was committed as {receipt}")
+        self._checked_commits = len(commits)
+
+    def _acknowledgements(self) -> None:
+        """Hold every receipt that somebody got to the journal."""
+        receipts = self.receipts
+        for index in range(self._checked_receipts, len(receipts)):
+            who, command, receipt = receipts[index]
+            self._is_there(receipt)
+            if receipt.key != command.key or (command.born is None and receipt.event != command.event):
+                raise Broken("a receipt is of what was asked", f"{who} asked for {command.event!r}, got {receipt}")
+        self._checked_receipts = len(receipts)
+
+    def _is_there(self, receipt: Receipt) -> None:
+        position = receipt.position
+        if not 0 < position <= len(self._seen) or self._seen[position - 1] != receipt:
+            raise Broken("no acknowledged transition is lost", f"the journal does not have {receipt}")
+
+    def _agree(self, execution_id: str) -> None:
+        """Hold an execution's record to its journal, and its clocks to running."""
+        snapshot = self._store.load(execution_id)
+        model = self._models[execution_id]
+        if snapshot is None:
+            raise Broken("journal and state agree", f"{execution_id} has a journal and no record")
+        told = (model.state, len(model.rows) - 1, model.attempt, model.fence, model.owner, model.rows[-1].at)
+        kept = _kept(snapshot)
+        if told != kept:
+            raise Broken("journal and state agree", f"{execution_id}: the journal tells {told}, the record says {kept}")
+        if snapshot.state in model.machine.terminal:
+            if snapshot.due_at is not None:
+                raise Broken("a terminal state is final", f"{execution_id} ended {snapshot.state} and has a deadline")
+        elif snapshot.due_at is None and snapshot.owner is None and "time_out" in model.machine.by_source[snapshot.state]:
+            raise Broken("every open execution has a deadline or a lease", f"{execution_id} in {snapshot.state}")
+
+    # --- what it knows ----------------------------------------------------------------------------------------
+
+    def rows(self, execution_id: str) -> tuple[Receipt, ...]:
+        """Return an execution's journal as far as it was checked."""
+        return tuple(self._models[execution_id].rows)
+
+    def journal(self) -> Iterable[Receipt]:
+        """Return the whole journal as far as it was checked."""
+        return iter(self._seen)
+
+    def open_ids(self) -> list[str]:
+        """Return the executions that have not ended, in the order of their first row."""
+        return [one for one, model in self._models.items() if model.state not in model.machine.terminal]
+
+
+def _kept(snapshot: Snapshot) -> tuple[Any, ...]:
+    return (
+        snapshot.state, snapshot.version, snapshot.attempt, snapshot.fence, snapshot.owner, snapshot.updated_at,
+    )  # fmt: skip

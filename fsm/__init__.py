@@ -12,6 +12,7 @@ from fsm.errors import (
     ConfigurationError,
     FsmError,
     InvalidMachine,
+    LeaseLost,
     MalformedId,
     NotAStore,
     Refusal,
@@ -24,6 +25,7 @@ from fsm.errors import (
 from fsm.lifecycles import BREAKER, EXECUTION
 from fsm.machine import Category, Fact, Machine, State, Transition
 from fsm.records import Execution, Receipt, Retry
+from fsm.retention import Retention
 from fsm.timeouts import Timeouts
 from fsm.tracker import Tracker, configure, get_tracker
 
@@ -37,12 +39,14 @@ __all__ = [
     "Fact",
     "FsmError",
     "InvalidMachine",
+    "LeaseLost",
     "Machine",
     "MalformedId",
     "NotAStore",
     "Receipt",
     "Refusal",
     "Refused",
+    "Retention",
     "Retry",
     "State",
     "StoreTooNew",

@@ -47,8 +47,8 @@ class Command:
     """One change that somebody wants, and what became of it. Exactly one of outcome and error is set at the end."""
 
     __slots__ = (
-        "at", "born", "effects", "error", "event", "execution_id", "fence", "gate", "key", "later", "outcome",
-        "payload", "user_id", "worker",
+        "at", "born", "effects", "error", "event", "execution_id", "fence", "gate", "holder", "jitter", "key", "later",
+        "now", "outcome", "payload", "user_id", "version", "worker",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - a caller's whole wish
@@ -57,11 +57,15 @@ class Command:
         event: str,
         *,
         at: float,
+        now: float | None = None,
         payload: Mapping[str, Any] | None = None,
         fence: int | None = None,
         key: str | None = None,
         worker: str | None = None,
         user_id: str | None = None,
+        version: int | None = None,
+        holder: str | None = None,
+        jitter: float = 0.0,
         born: Step | None = None,
     ) -> None:
         """Note what is wanted.
@@ -70,21 +74,29 @@ class Command:
             execution_id: The execution.
             event: The event.
             at: The instant at which the caller asked, in seconds since the epoch.
+            now: The same instant on the steady timeline.
             payload: What comes with the event, not checked yet.
             fence: The caller's fence, ``None`` for one who owns nothing.
             key: The idempotency key.
             worker: Who becomes the owner if the event claims the execution and its payload names nobody.
             user_id: Whoever asks; another user's execution is unknown to them. ``None`` for the platform itself.
+            version: Refuse unless the execution is still at this version.
+            holder: Refuse unless this worker still owns it.
+            jitter: A number from 0 to 1 that shortens a backoff.
             born: The step that creates the execution, in place of an event.
         """
         self.execution_id = execution_id
         self.event = event
         self.at = at
+        self.now = now
         self.payload = payload or {}
         self.fence = fence
         self.key = key
         self.worker = worker
         self.user_id = user_id
+        self.version = version
+        self.holder = holder
+        self.jitter = jitter
         self.born = born
         self.outcome: Receipt | Refusal | None = None
         self.effects: tuple[str, ...] = ()
@@ -126,6 +138,9 @@ class Committer:
         # Records of open executions as last seen. They may be stale when other processes write too: a stale one
         # cannot be committed on (the version conflicts), and a refusal is only given on a fresh one.
         self._known: dict[str, Snapshot] = {}
+        # The sweeper's alarm: a commit that is due before `wake_at` calls `on_earlier`.
+        self.wake_at = float("-inf")
+        self.on_earlier: Callable[[float], None] = _nobody
         self._reset()
         _committers.add(self)
 
@@ -161,6 +176,16 @@ class Committer:
         gate.acquire()  # noqa: SIM115, RUF100 - a gate: the committer's thread opens it
         self._enqueue(command)
         gate.acquire()
+
+    def commit_all(self, commands: Sequence[Command]) -> None:
+        """Carry several commands out in as few transactions as `MAX_BATCH` allows.
+
+        Args:
+            commands: Each has its outcome or error on return.
+        """
+        for begin in range(0, len(commands), MAX_BATCH):
+            with self._leading:
+                self._run(commands[begin : begin + MAX_BATCH])
 
     async def commit_async(self, command: Command) -> None:
         """Carry a command out without blocking the event loop.
@@ -291,6 +316,9 @@ class Committer:
                 continue
             command.outcome = outcome
             command.effects = step.effects
+            due_at = step.after.due_at
+            if due_at is not None and due_at < self.wake_at:
+                self.on_earlier(due_at)
             if not self._instant:
                 self._remember(step.after)
         for execution_id in lost:
@@ -334,7 +362,10 @@ class Committer:
         if command.key is not None and self._seen(command, machine, snapshot, this):
             return
         payload, text = codec.encode(event, command.payload)
-        facts = Facts(command.at, payload, text, command.fence, command.key, command.worker)
+        facts = Facts(
+            command.at, payload, text, command.fence, command.key, command.worker, command.now, command.version,
+            command.holder, command.jitter,
+        )  # fmt: skip
         decided = decide(machine, snapshot, event, facts)
         if isinstance(decided, Refusal) and not fresh and ahead is None:
             decided = decide(machine, self._load(command), event, facts)
@@ -371,6 +402,10 @@ class Committer:
         if snapshot is None:
             raise UnknownExecution(command.execution_id)
         return snapshot
+
+
+def _nobody(_due_at: float) -> None:
+    """Nobody sweeps in this process."""
 
 
 def _tell(batch: Sequence[Command]) -> None:

@@ -52,7 +52,7 @@ class Refusal(NamedTuple):
         state: The state that it was in.
         event: The event that was refused.
         reason: One of ``not_allowed``, ``unknown_event``, ``guard``, ``terminal``, ``fenced``, ``duplicate``,
-            ``limit``.
+            ``stale``, ``limit``.
         allowed: The events that the execution would accept now.
         version: The version of the execution that the answer is about.
         detail: One sentence for the person who reads it.
@@ -147,6 +147,20 @@ class MalformedId(FsmError, ValueError):
 
     def __reduce__(self) -> tuple[type[MalformedId], tuple[object, str]]:
         return type(self), (self.text, self.reason)
+
+
+class LeaseLost(FsmError):
+    """A worker's lease ran out before it was renewed: what it owned belongs to others. Register anew."""
+
+    def __init__(self, worker_id: str) -> None:
+        self.worker_id = worker_id
+        super().__init__(
+            f"worker {worker_id} lost its lease: stop working on everything that it claimed, and call tracker.worker() "
+            "for a new one"
+        )
+
+    def __reduce__(self) -> tuple[type[LeaseLost], tuple[str]]:
+        return type(self), (self.worker_id,)
 
 
 class ConfigurationError(FsmError):

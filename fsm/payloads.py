@@ -128,7 +128,7 @@ class Fail(Payload):
 class TimeOut(Payload):
     """A limit was reached: its `kind`, and by how many seconds (`late_s`) this was noticed late."""
 
-    kind: Literal["queue", "phase", "idle", "input", "total", "grace", "limit"] = "phase"
+    kind: Literal["queue", "phase", "idle", "input", "total", "grace", "cooldown", "limit"] = "phase"
     late_s: Duration | None = None
     outcome: Text | None = None
     result: JsonValue = None
@@ -225,7 +225,8 @@ class Codec:
                 f"machine {machine.name!r} gives event {event!r} the payload {name!r}, which nobody registered: "
                 f"call register_payload({name!r}, YourModel) first. Known: {', '.join(sorted(PAYLOADS))}"
             )
-        base = PAYLOADS[name] if name is not None else Payload
+        # A machine that says nothing means by `time_out`, `cancel`, `complete` … what everybody means by it.
+        base = PAYLOADS[name] if name is not None else PAYLOADS.get(event, Payload)
         asked = {
             fact
             for arrow in machine.arrows

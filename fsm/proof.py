@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fsm.errors import Finding
 
 if TYPE_CHECKING:
-    from fsm.machine import Arrow, Machine
+    from fsm.machine import Arrow, Machine, State
 
 CATEGORIES = ("pending", "running", "waiting", "stopping", "terminal")
 RESERVED = frozenset({"create"})
@@ -250,13 +250,25 @@ def _waits(machine: Machine) -> Iterator[Finding]:
                 "nobody could call it off",
                 "Add a row for the event 'cancel' that leads out",
             )
-        if state.deadline is not None and not _leaves(machine, state.name, "time_out"):
+        limit = _limit(machine, state)
+        if limit and not _leaves(machine, state.name, "time_out"):
             yield Finding(
                 "deadline_without_row",
                 state.name,
-                f"its {state.deadline} deadline has no transition to take",
+                f"its {limit} deadline has no transition to take",
                 "Add a row for the event 'time_out' that leads out, or drop deadline=",
             )
+
+
+def _limit(machine: Machine, state: State) -> str:
+    """Return the kind of a limit that the machine sets on a stay here, empty if there is none."""
+    if state.category == "terminal":
+        return ""
+    if state.deadline is not None:
+        return state.deadline
+    if machine.timeouts.total_s is not None:
+        return "total"
+    return "idle" if machine.timeouts.idle_s is not None and state.category == "running" else ""
 
 
 def _leaves(machine: Machine, state: str, event: str) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
@@ -22,6 +23,7 @@ from fsm.errors import (
     BadPayload,
     ConfigurationError,
     FsmError,
+    LeaseLost,
     MalformedId,
     Refusal,
     Refused,
@@ -46,6 +48,13 @@ _METADATA = TypeAdapter(dict[str, JsonValue])
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
+class Leaseholder(Protocol):
+    """What the registry needs to know of the worker that this process is (`fsm.worker.Worker`)."""
+
+    id: str
+    lost: bool
+
+
 class Registry:
     """One store and all that is needed to drive it."""
 
@@ -68,10 +77,22 @@ class Registry:
         self._laws: dict[str, Law] = {}
         self._lock = threading.Lock()
         self._worker: tuple[int, str] = (0, "")
+        self.worker: Leaseholder | None = None
+        self.closing: list[Callable[[], None]] = []
         self.listeners: dict[Callable[[], None], None] = {}  # a set that keeps its order, so that runs replay
+        self.rng = random.Random()  # noqa: S311 - jitter, not a secret
+        self._offset_s = store.timeline(clock.era(), clock.wall() - clock.monotonic())
         self.committer = Committer(store, self.law_of)
         for machine in machines:
             self.add(machine)
+
+    def now(self) -> float:
+        """Return the instant on the steady timeline, in seconds since the epoch, near enough.
+
+        Deadlines and leases live here. It is the monotonic clock, shifted by an offset that the first process of a
+        boot wrote into the store: the same for all processes, and a wall clock that jumps does not move it.
+        """
+        return self.clock.monotonic() + self._offset_s
 
     # --- machines ---------------------------------------------------------------------------------------------
 
@@ -129,7 +150,16 @@ class Registry:
 
     @property
     def worker_id(self) -> str:
-        """The id under which this process claims executions; a forked child gets its own."""
+        """The id under which this process claims executions; a forked child gets its own.
+
+        It is that of the registered worker if there is one; otherwise no lease watches over what is claimed, and
+        deadlines alone end it.
+        """
+        worker = self.worker
+        if worker is not None:
+            if worker.lost:
+                raise LeaseLost(worker.id)
+            return worker.id
         pid = os.getpid()
         if self._worker[0] != pid:
             self._worker = (pid, self.ids.make("worker"))
@@ -152,11 +182,7 @@ class Registry:
         chosen = self.machine_for(machine)
         limits = _model(Timeouts, timeouts, "timeouts")
         if limits is not None:
-            for name, _ in limits.phases:
-                if name not in chosen.by_name:
-                    raise BadPayload(
-                        f"timeouts.phases names {name!r}, which is no state of machine {chosen.name!r}"
-                    )
+            _check_limits(chosen, limits)
         tries = _model(Retry, retry, "retry") or Retry()
         user_id = text("user_id", user_id)
         if parent_id is not None:
@@ -177,6 +203,9 @@ class Registry:
             tries.model_attempts_max,
             _metadata(metadata),
             limits.model_dump_json(exclude_unset=True) if limits is not None else None,
+            self.now(),
+            tries.backoff_s,
+            tries.backoff_cap_s,
         )
         return Command(identity.id, CREATE, at=at, born=create(chosen, identity))
 
@@ -210,12 +239,76 @@ class Registry:
             execution_id,
             event,
             at=self.clock.wall(),
+            now=self.now(),
             payload=payload,
             fence=fence,
             key=key,
             worker=self.worker_id,
             user_id=user_id,
+            jitter=self.rng.random(),
         )
+
+    def order(
+        self,
+        execution_id: str,
+        event: str,
+        payload: Mapping[str, Any],
+        *,
+        version: int | None = None,
+        holder: str | None = None,
+    ) -> Command:
+        """Return a command of the library itself, bound to what it was decided on.
+
+        Args:
+            execution_id: The execution.
+            event: The event.
+            payload: What comes with it.
+            version: It is stale unless the execution is still at this version.
+            holder: It is stale unless this worker still owns the execution.
+        """
+        return Command(
+            execution_id,
+            event,
+            at=self.clock.wall(),
+            now=self.now(),
+            payload=payload,
+            version=version,
+            holder=holder,
+            jitter=self.rng.random(),
+        )
+
+    def carry_all(self, commands: Sequence[Command]) -> int:
+        """Carry out orders and their effects; those that came too late are passed over.
+
+        Args:
+            commands: From `order`.
+
+        Returns:
+            How many were committed.
+
+        Raises:
+            StoreUnavailable: The store did not answer.
+        """
+        self.committer.commit_all(commands)
+        done = 0
+        for command in commands:
+            try:
+                self.receipt(command)
+            except StoreUnavailable:
+                raise
+            except Refused as error:
+                if error.reason not in {"stale", "terminal"}:
+                    logger.warning("%s", error)
+                continue
+            except UnknownExecution:
+                continue  # it was pruned meanwhile
+            except FsmError:
+                logger.exception("%s: %r could not be carried out", command.execution_id, command.event)
+                continue
+            done += 1
+            if command.effects:
+                self.carry_out(command)
+        return done
 
     def receipt(self, command: Command) -> Receipt:
         """Return what a command came to.
@@ -355,6 +448,8 @@ class Registry:
     def close(self) -> None:
         """Commit what is queued and close the store."""
         if not self.closed:
+            for stop in self.closing:
+                stop()
             self.closed = True
             self.committer.close()
             self.store.close()
@@ -401,6 +496,26 @@ def _model(kind: type[_Model], value: _Model | Mapping[str, Any] | None, name: s
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise BadPayload(f"{name} does not fit: {problems}") from None
+
+
+def _check_limits(machine: Machine, timeouts: Timeouts) -> None:
+    """Refuse limits that name no state, that no row can carry out, or that leave an execution open for ever."""
+    for name, _ in timeouts.phases:
+        if name not in machine.by_name:
+            raise BadPayload(f"timeouts.phases names {name!r}, which is no state of machine {machine.name!r}")
+    limits = machine.limits(timeouts)
+    for state in machine.states:
+        if state.name in machine.terminal:
+            continue
+        bounded = limits.by_state[state.name] is not None or limits.total_s is not None
+        if bounded and "time_out" not in machine.by_source[state.name]:
+            raise BadPayload(
+                f"a limit covers the state {state.name!r}, but machine {machine.name!r} has no row for 'time_out' there"
+            )
+        if not bounded and "time_out" in machine.by_source[state.name]:
+            raise BadPayload(
+                f"nothing would ever end a stay in {state.name!r}: give it a limit, or the whole a total_s"
+            )
 
 
 def _metadata(value: Mapping[str, Any] | None) -> str | None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import ValidationError
 
 from fsm import stream
 from fsm.clock import Clock, SystemClock
@@ -23,8 +25,11 @@ from fsm.lifecycles.execution import EXECUTION
 from fsm.machine import Machine
 from fsm.records import Execution, Receipt, Retry, durations
 from fsm.registry import Registry, text
+from fsm.retention import Retention, prune
 from fsm.stores.base import Store, open_store
+from fsm.sweeper import Sweeper, Swept
 from fsm.timeouts import Timeouts
+from fsm.worker import Worker
 
 if TYPE_CHECKING:
     from fsm.aio import AsyncTracker
@@ -258,6 +263,67 @@ class Tracker:
             return iter(())
         return stream.follow(self._registry, after, execution_id, self._user_id or user_id, wait=follow)
 
+    # --- time and death ---------------------------------------------------------------------------------------
+
+    def worker(self, *, ttl_s: float = 15.0, name: str | None = None) -> Worker:
+        """Register this process as a worker, whose lease a thread of its own renews; what it claims lives by it.
+
+        Args:
+            ttl_s: The worker is lost if it does not renew for so long, in seconds.
+            name: What people call it; host and process id if nothing is said.
+
+        Returns:
+            The worker; close it, or use it in a ``with`` block, and what it still owns is handed back at once.
+
+        Raises:
+            BadPayload: `ttl_s` is not a positive number.
+            ConfigurationError: This process is a worker already.
+        """
+        registry = self._registry
+        if registry.worker is not None and not registry.worker.lost:
+            raise ConfigurationError(
+                f"this process is the worker {registry.worker.id} already: one lease is enough"
+            )
+        registry.worker = Worker(registry, ttl_s, name).start()
+        return registry.worker
+
+    def sweep(self) -> Swept:
+        """Turn the deadlines that have passed and the leases that ran out into events, once.
+
+        Returns:
+            What was done.
+
+        Raises:
+            StoreUnavailable: The store did not answer.
+        """
+        return Sweeper(self._registry).sweep()
+
+    def prune(
+        self,
+        *,
+        older_than_s: float | None = None,
+        keep: int | None = None,
+        archive: Callable[[dict[str, Any]], None] | None = None,
+    ) -> int:
+        """Delete ended executions with their journals; open ones are never touched.
+
+        Args:
+            older_than_s: Those that ended longer ago, in seconds.
+            keep: All but so many; the oldest ends go first.
+            archive: Called with each execution and its history before it is deleted.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            BadPayload: A limit is out of range.
+        """
+        try:
+            policy = Retention(max_age_s=older_than_s, max_count=keep)
+        except ValidationError as error:
+            raise BadPayload(f"older_than_s and keep are not negative: {error}") from None
+        return prune(self._registry, policy, archive)
+
     def position(self) -> int:
         """Return the position of the journal's last row: where a subscription that begins now would begin."""
         return self._registry.store.position()
@@ -333,7 +399,12 @@ _mine: ContextVar[Tracker | None] = ContextVar("fsm_tracker", default=None)
 
 
 def configure(
-    store: str | Store | None = None, *, clock: Clock | None = None, machines: Iterable[Machine] = ()
+    store: str | Store | None = None,
+    *,
+    clock: Clock | None = None,
+    machines: Iterable[Machine] = (),
+    sweep_every_s: float | None = None,
+    retention: Retention | None = None,
 ) -> Tracker:
     """Set the process's tracker up, once, before its first use.
 
@@ -341,6 +412,9 @@ def configure(
         store: A URL (see `fsm.stores.open_store`) or an open store; FSM_STORE, else ``sqlite:///fsm.db``.
         clock: Where time comes from; the system's clocks if nothing is said.
         machines: Machines of your own, beside the execution machine.
+        sweep_every_s: Sweep from a thread of this process, at least so often, in seconds; ``None`` if others do
+            (`fsm sweep`, another process).
+        retention: What the sweeper deletes of what has ended.
 
     Returns:
         The tracker, as `get_tracker()` returns it from now on.
@@ -357,6 +431,14 @@ def configure(
                 "calls get_tracker(); in tests use fsm.testing.fresh_tracker()"
             )
         tracker = _build(store, clock, machines)
+        if sweep_every_s is not None:
+            try:
+                sweeper = Sweeper(tracker._registry, sweep_every_s, retention)
+            except BaseException:
+                tracker.close()
+                raise
+            tracker._registry.closing.append(sweeper.stop)
+            sweeper.start()
         _trackers.append(tracker)
         return tracker
 

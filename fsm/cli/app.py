@@ -11,6 +11,7 @@ from fsm.cli.demo import demo_command
 # TMP from fsm.cli.diagram import diagram
 from fsm.cli.inspect import list_command, show_command
 from fsm.cli.replay import replay_command
+from fsm.cli.upkeep import prune_command, sweep_command
 
 # TMP from fsm.cli.verify import verify_command
 from fsm.cli.watch import watch_command
@@ -45,6 +46,8 @@ def _main(
 
 app.command("demo")(demo_command)
 app.command("replay")(replay_command)
+app.command("sweep")(sweep_command)
+app.command("prune")(prune_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("watch")(watch_command)

@@ -68,7 +68,7 @@ TRANSITIONS = (
 
     row(_ASKERS, "await_input", "awaiting_input", assign="ask"),
     row("awaiting_input", "receive_input", "thinking"),
-    row("calling_model", "back_off", "backing_off", "model_attempts_left", assign="wait",
+    row("calling_model", "back_off", "backing_off", "model_attempts_left", assign="pause",
         otherwise="no attempt of this model call is left: fail, or think about a fallback"),
     row("calling_model", "trip", "circuit_open", assign="wait"),
     row("backing_off", "call_model", "calling_model", "permit", assign="next_call"),
@@ -81,10 +81,10 @@ TRANSITIONS = (
         otherwise="no such tool is open"),
     row("@running @waiting", "progress"),
 
-    row(_OPEN, "fail", "queued", "retryable and attempts_left", assign="release wait"),
+    row(_OPEN, "fail", "queued", "retryable and attempts_left", assign="release retry_later"),
     row(_OPEN, "fail", "failed", assign="end", effects="cancel_children"),
     row(_OPEN, "time_out", "timed_out", assign="end", effects="cancel_children"),
-    row("@running @waiting", "lapse", "queued", "owned and attempts_left", assign="release wait"),
+    row("@running @waiting", "lapse", "queued", "owned and attempts_left", assign="release retry_later"),
     row("@running @waiting", "lapse", "dead", "owned", assign="end", effects="cancel_children",
         otherwise="no worker owns it, so none can be lost"),
     row("@running @waiting", "cancel", "cancelling", "owned", effects="cancel_children"),

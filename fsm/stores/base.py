@@ -43,6 +43,42 @@ class MachineRecord(NamedTuple):
     rows: tuple[tuple[str | None, str, str], ...]
 
 
+class WorkerRow(NamedTuple):
+    """A worker and its lease.
+
+    Attributes:
+        id: The worker.
+        name: What people call it, host and process.
+        ttl_s: It is lost if it does not renew for so long, in seconds.
+        started_at: When it registered, on the wall clock.
+        renewed_at: When it last renewed, on the steady timeline.
+        lost: Whether its lease ran out; it can never be renewed again.
+    """
+
+    id: str
+    name: str
+    ttl_s: float
+    started_at: float
+    renewed_at: float
+    lost: bool
+
+
+class Due(NamedTuple):
+    """An execution whose deadline has passed.
+
+    Attributes:
+        execution_id: The execution.
+        version: The version that was looked at: a later one is none of the sweeper's business.
+        due_at: When the deadline passed, on the steady timeline.
+        kind: Which deadline it was.
+    """
+
+    execution_id: str
+    version: int
+    due_at: float
+    kind: str
+
+
 class Query(NamedTuple):
     """Which executions to find; ``None`` means any.
 
@@ -132,6 +168,60 @@ class Store(Protocol):
 
     def counts(self, user_id: str | None = None) -> dict[str, int]:
         """Return how many executions there are by state; states without any are left out."""
+        ...
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def timeline(self, era: str, offset_s: float) -> float:
+        """Return the offset from monotonic to steady time of an era; the first who asks decides it for all."""
+        ...
+
+    def due(self, now: float, limit: int) -> list[Due]:
+        """Return executions whose deadline is before `now` on the steady timeline, the longest overdue first."""
+        ...
+
+    def next_due(self) -> float | None:
+        """Return the nearest deadline of all, perhaps one that has been moved already; ``None`` if there is none."""
+        ...
+
+    # --- workers ----------------------------------------------------------------------------------------------
+
+    def worker_add(self, worker: WorkerRow) -> None:
+        """Register a worker."""
+        ...
+
+    def worker_renew(self, worker_id: str, now: float) -> bool:
+        """Renew a lease: one write, whatever the worker owns. False if it was lost or never registered."""
+        ...
+
+    def worker_remove(self, worker_id: str) -> None:
+        """Forget a worker."""
+        ...
+
+    def workers(self) -> list[WorkerRow]:
+        """Return every registered worker, the lost ones included."""
+        ...
+
+    def lose(self, now: float) -> list[str]:
+        """Mark the workers whose lease ran out before `now` as lost, for good, and return all that are lost."""
+        ...
+
+    def owned(self, worker_id: str, limit: int) -> list[tuple[str, int]]:
+        """Return id and version of executions that a worker owns and that have not ended."""
+        ...
+
+    # --- retention --------------------------------------------------------------------------------------------
+
+    def ended(self, before_at: float, limit: int) -> list[str]:
+        """Return executions that ended before an instant of the wall clock, the oldest end first."""
+        ...
+
+    def ended_count(self) -> int:
+        """Return how many executions have ended and are still kept."""
+        ...
+
+    def forget(self, execution_ids: Sequence[str]) -> int:
+        """Delete ended executions with their journals; open ones are left alone. Returns how many were deleted."""
         ...
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from fsm.errors import StoreUnavailable
 from fsm.records import Identity, Receipt, Snapshot, Step, receipt_of
 from fsm.stores.base import Conflict, MachineRecord, Query
 from fsm.stores.sqlite.connect import connect, explain, parse_url, patiently, prepare
+from fsm.stores.sqlite.upkeep import Upkeep
 
 T = TypeVar("T")
 
@@ -29,11 +30,11 @@ MAX_READERS = 8
 
 _BORN = (
     "id", "machine", "agent", "user_id", "thread_id", "parent_id", "retry_of", "created_at", "attempts_max",
-    "model_attempts_max", "metadata", "timeouts",
+    "model_attempts_max", "metadata", "timeouts", "born_at", "backoff_s", "backoff_cap_s",
 )  # fmt: skip
 _LIVED = (
     "state", "version", "entered_at", "updated_at", "due_at", "due_kind", "attempt", "owner", "fence", "tools",
-    "model_attempt", "not_before", "breaker", "limit_s", "ending",
+    "model_attempt", "not_before", "breaker", "limit_s", "ending", "since_at",
 )  # fmt: skip
 _LAST = ("event", "key", "payload")
 
@@ -53,7 +54,7 @@ _RECEIPT = (
 _FILTERS = ("thread_id", "parent_id", "user_id", "agent")
 
 
-class SqliteStore:
+class SqliteStore(Upkeep):
     """A registry in one file, shared by every process of this machine that opens it."""
 
     instant = False

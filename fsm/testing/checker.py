@@ -15,7 +15,7 @@ from fsm.errors import FsmError
 from fsm.machine import CREATE, Machine
 from fsm.records import Receipt, Snapshot, Step, legal_rows
 from fsm.stores.base import Store
-from fsm.testing.loop import Process
+from fsm.testing.loop import Process, SteppedLoop
 
 _PAGE = 10_000
 
@@ -32,22 +32,43 @@ class Commit(NamedTuple):
     """A commit as the store saw it.
 
     Attributes:
+        at_s: When, in virtual seconds.
         who: The name of the process that asked for it.
         command: What it asked for.
         step: What was decided.
         receipt: What the store answered.
     """
 
+    at_s: float
     who: str
     command: Command
     step: Step
     receipt: Receipt
 
 
+class Sweep(NamedTuple):
+    """The beginning of a sweep: how many commits there were, the virtual time, and the steady timeline's instant."""
+
+    commits: int
+    at_s: float
+    now: float
+
+
+class _Lease:
+    """A worker's lease as it really is: when the store last took a renewal, in virtual seconds."""
+
+    __slots__ = ("renewed_s", "ttl_s", "who")
+
+    def __init__(self, who: str, ttl_s: float, renewed_s: float) -> None:
+        self.who = who
+        self.ttl_s = ttl_s
+        self.renewed_s = renewed_s
+
+
 class _Model:
     """An execution as its journal tells it."""
 
-    __slots__ = ("attempt", "cancelled", "claims", "fence", "keys", "last", "machine", "owner", "rows", "state")
+    __slots__ = ("attempt", "called_off", "fence", "holder", "keys", "last", "machine", "owner", "rows", "state")
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -57,6 +78,9 @@ class _Model:
         self.attempt = 0
         self.fence = 0
         self.owner: str | None = None
+        self.called_off = False
+        self.last: Step | None = None
+        self.holder: str | None = None  # the owner as the commits tell, while it is open
 
 
 class Checker:
@@ -67,13 +91,18 @@ class Checker:
         receipts: Every receipt that a caller got, with the name of its process.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, loop: SteppedLoop) -> None:
         """Watch a store.
 
         Args:
             store: The one that all workers share, without any faults in between.
+            loop: Where time comes from.
         """
         self._store = store
+        self._time = loop.time
+        self._leases: dict[str, _Lease] = {}
+        self._owned: dict[str, dict[str, int]] = {}
+        self._due: dict[str, tuple[float, int]] = {}
         self._machines: dict[str, Machine] = {}
         self._models: dict[str, _Model] = {}
         self._seen: list[Receipt] = []
@@ -87,11 +116,55 @@ class Checker:
 
     def committed(self, process: Process, command: Command, step: Step, receipt: Receipt) -> None:
         """Take note of a commit; see `fsm.testing.faults.Observer`."""
-        self.commits.append(Commit(process.name, command, step, receipt))
+        self.commits.append(Commit(self._time(), process.name, command, step, receipt))
 
     def acknowledged(self, process: Process, command: Command, receipt: Receipt) -> None:
         """Take note of a receipt that a caller was given."""
         self.receipts.append((process.name, command, receipt))
+
+    def registered(self, worker_id: str, process: Process, ttl_s: float) -> None:
+        """Take note of a new worker and the length of its lease in seconds."""
+        self._leases[worker_id] = _Lease(process.name, ttl_s, self._time())
+
+    def renewed(self, worker_id: str) -> None:
+        """Take note of a lease that was renewed."""
+        self._leases[worker_id].renewed_s = self._time()
+
+    def sweep_begins(self, now: float) -> Sweep:
+        """Take note of a sweep that begins.
+
+        Args:
+            now: The instant on the steady timeline.
+
+        Returns:
+            What to hand to `sweep_ends` when it has gone through without an error.
+        """
+        return Sweep(len(self.commits), self._time(), now)
+
+    def sweep_ends(self, begun: Sweep) -> None:
+        """Hold a whole sweep to its purpose: what was late or lost when it began is so no more.
+
+        Raises:
+            Broken: It is.
+        """
+        self.check()
+        for worker_id, held in self._owned.items():
+            lease = self._leases.get(worker_id)
+            if lease is None or lease.renewed_s + lease.ttl_s >= begun.at_s:
+                continue
+            for execution_id, since in held.items():
+                if since < begun.commits:
+                    raise Broken(
+                        "a lost execution is found within lease and sweep",
+                        f"{execution_id} is still of {worker_id}, which renewed at {lease.renewed_s:.6g} s for "
+                        f"{lease.ttl_s:.6g} s, after a sweep that began at {begun.at_s:.6g} s",
+                    )
+        for execution_id, (due_at, number) in self._due.items():
+            if due_at < begun.now and number < begun.commits:
+                raise Broken(
+                    "a deadline that passed is met by the next sweep",
+                    f"{self._models[execution_id].rows[-1]} was due {begun.now - due_at:.6g} s before a sweep began",
+                )
 
     # --- what it finds ----------------------------------------------------------------------------------------
 
@@ -114,7 +187,7 @@ class Checker:
                 "journal positions have no gap",
                 f"the store says {self._store.position()}, the journal has {len(self._seen)} rows",
             )
-        self._writers()
+        self._commits()
         self._acknowledgements()
         for execution_id in dict.fromkeys(row.execution_id for row in self._seen[begin:]):
             self._agree(execution_id)
@@ -171,6 +244,10 @@ class Checker:
                 raise Broken("a key is used once", f"{row.key!r} again: {row}")
             model.keys.add(row.key)
         self._one_claimer(model, row)
+        if row.event == "cancel" and "cancelled" in model.machine.terminal:
+            model.called_off = True
+        elif model.called_off and row.target in model.machine.terminal and row.target != "cancelled":
+            raise Broken("a cancel ends cancelled", f"it was called off before: {row}")
         model.rows.append(row)
         model.state, model.attempt, model.fence, model.owner = row.target, row.attempt, row.fence, row.owner
 
@@ -202,21 +279,67 @@ class Checker:
             machine = self._machines[content_hash] = Machine.from_json(self._store.machines()[content_hash])
         return machine
 
-    def _writers(self) -> None:
-        """Hold every commit to the fence that its writer believed in."""
+    def _commits(self) -> None:
+        """Hold every commit to what its writer believed in: its fence, its timer, its lease."""
         commits = self.commits
         for index in range(self._checked_commits, len(commits)):
-            who, command, step, receipt = commits[index]
+            _, who, command, step, receipt = commit = commits[index]
             self._is_there(receipt)
-            if command.execution_id != receipt.execution_id or (command.born is None and command.event != receipt.event):
+            if command.execution_id != receipt.execution_id or (
+                command.born is None and command.event != receipt.event
+            ):
                 raise Broken("a receipt is of what was asked", f"{who} asked for {command.event!r}, got {receipt}")
-            if command.fence is not None:
-                held = self._models[receipt.execution_id].rows[receipt.version - 1].fence
-                if held != command.fence:
-                    raise Broken("a zombie cannot write", f"{who} wrote with fence {command.fence} over {held}: {receipt}")
-            if step.after.version != receipt.version or step.after.state != receipt.target:
-                raise Broken("a receipt is of what was asked", f"{step.after} was committed as {receipt}")
+            after = step.after
+            if after.version != receipt.version or after.state != receipt.target:
+                raise Broken("a receipt is of what was asked", f"{after} was committed as {receipt}")
+            model = self._models[receipt.execution_id]
+            before = model.last
+            if before is not None:
+                self._believed(commit, before)
+            model.last = step
+            self._book(model, step, index)
         self._checked_commits = len(commits)
+
+    def _believed(self, commit: Commit, last: Step) -> None:
+        at_s, who, command, _, receipt = commit
+        before = last.after
+        if command.fence is not None and command.fence != before.fence:
+            raise Broken(
+                "a zombie cannot write", f"{who} wrote with fence {command.fence} over {before.fence}: {receipt}"
+            )
+        if command.version is not None and command.event == "time_out":
+            now = command.at if command.now is None else command.now
+            if before.due_at is None or before.due_at > now or command.payload.get("kind") != before.due_kind:
+                raise Broken(
+                    "a stale timer is harmless",
+                    f"{who} found {before.due_kind!r} due at {before.due_at}, it was {now}: {receipt}",
+                )
+        if command.holder is not None and command.event == "lapse":
+            lease = self._leases.get(command.holder)
+            if before.owner != command.holder:
+                raise Broken("a healthy execution is never declared dead", f"it is of {before.owner!r}: {receipt}")
+            if lease is not None and lease.who != who and at_s < lease.renewed_s + lease.ttl_s:
+                raise Broken(
+                    "a healthy execution is never declared dead",
+                    f"its worker renewed at {lease.renewed_s:.6g} s for {lease.ttl_s:.6g} s, at {at_s:.6g} s: {receipt}",
+                )
+
+    def _book(self, model: _Model, step: Step, index: int) -> None:
+        """Keep who owns what since when, and what is due."""
+        after = step.after
+        execution_id = after.identity.id
+        open_ = after.state not in model.machine.terminal
+        if after.due_at is not None and open_:
+            self._due[execution_id] = (after.due_at, index)
+        else:
+            self._due.pop(execution_id, None)
+        owner = after.owner if open_ else None
+        if owner != model.holder:
+            if model.holder is not None:
+                del self._owned[model.holder][execution_id]
+            if owner is not None:
+                self._owned.setdefault(owner, {})[execution_id] = index
+            model.holder = owner
 
     def _acknowledgements(self) -> None:
         """Hold every receipt that somebody got to the journal."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from fsm.committer import Command
 from fsm.errors import StoreUnavailable
 from fsm.records import Receipt, Snapshot, Step
-from fsm.stores.base import Conflict, Store
+from fsm.stores.base import Conflict, Due, Store
 from fsm.testing.loop import Process, SteppedLoop
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ STORM = Chaos(
 
 
 _PROTOCOL = frozenset(name for name in vars(Store) if not name.startswith("_"))
-_STEADY = frozenset({"register", "machines", "timeline"})
+_STEADY = frozenset({"register", "machines", "timeline", "worker_add"})
 """What a worker needs in order to begin at all; one that cannot would be tried again until it can."""
 
 
@@ -110,6 +110,10 @@ class Observer(Protocol):
 
     def committed(self, process: Process, command: Command, step: Step, receipt: Receipt) -> None:
         """Take note of a commit at the moment when it happens, whether or not anybody ever hears of it."""
+        ...
+
+    def renewed(self, worker_id: str) -> None:
+        """Take note of a lease that was renewed at this moment."""
         ...
 
     def note(self, who: str, what: str, detail: object = "") -> None:
@@ -160,6 +164,7 @@ class FaultyStore:
             ("hang", chaos.hang), ("slow", chaos.slow),
         )  # fmt: skip
         self.armed: deque[Fault] = deque()
+        self.seen: dict[tuple[str, ...], Any] = {}
         self.cut = False
         self.closed = False
 
@@ -282,6 +287,28 @@ class FaultyStore:
 
         setattr(self, name, call)
         return call
+
+    def due(self, now: float, limit: int) -> list[Due]:
+        """Return what is due, or what was due when the sweeper looked."""
+        seen: list[Due] | None = self.seen.pop(("due",), None)
+        return self._read().due(now, limit) if seen is None else seen
+
+    def lose(self, now: float) -> list[str]:
+        """Return which workers are lost, or were when the sweeper looked."""
+        seen: list[str] | None = self.seen.pop(("lose",), None)
+        return self._read().lose(now) if seen is None else seen
+
+    def owned(self, worker_id: str, limit: int) -> list[tuple[str, int]]:
+        """Return what a worker owns, or owned when the sweeper looked."""
+        seen: list[tuple[str, int]] | None = self.seen.pop(("owned", worker_id), None)
+        return self._read().owned(worker_id, limit) if seen is None else seen
+
+    def worker_renew(self, worker_id: str, now: float) -> bool:
+        """Renew a lease, and tell the observer if it was."""
+        renewed = self._read().worker_renew(worker_id, now)
+        if renewed:
+            self._observer.renewed(worker_id)
+        return renewed
 
     def load(self, execution_id: str) -> Snapshot | None:
         """Return an execution's record; the one read that is made often."""

@@ -8,6 +8,7 @@ attempt, fence, as the journal tells them) and shares no code with what it check
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fsm.committer import Command
@@ -68,10 +69,15 @@ class _Lease:
 class _Model:
     """An execution as its journal tells it."""
 
-    __slots__ = ("attempt", "called_off", "fence", "holder", "keys", "last", "machine", "owner", "rows", "state")
+    __slots__ = (
+        "attempt", "called_off", "fence", "holder", "keys", "last", "legal", "machine", "owner", "rows", "state",
+        "terminal",
+    )  # fmt: skip
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        self.terminal = machine.terminal
+        self.legal = legal_rows(machine)
         self.rows: list[Receipt] = []
         self.keys: set[str] = set()
         self.state: str | None = None
@@ -231,11 +237,11 @@ class Checker:
             raise Broken(
                 "versions have no gap", f"version {row.version} comes after {len(model.rows) - 1}: {row}"
             )
-        if model.state in model.machine.terminal:
+        if model.state in model.terminal:
             raise Broken("a terminal state is final", f"{model.state!r} was left: {row}")
         if row.source != model.state:
             raise Broken("journal and state agree", f"the last row ended in {model.state!r}: {row}")
-        if (row.source, row.event, row.target) not in legal_rows(model.machine):
+        if (row.source, row.event, row.target) not in model.legal:
             raise Broken("the table is law", f"no row of it says {row}")
         if model.rows and row.at < model.rows[-1].at:
             raise Broken("a journal does not run backwards", f"{row.at} after {model.rows[-1].at}: {row}")
@@ -244,9 +250,9 @@ class Checker:
                 raise Broken("a key is used once", f"{row.key!r} again: {row}")
             model.keys.add(row.key)
         self._one_claimer(model, row)
-        if row.event == "cancel" and "cancelled" in model.machine.terminal:
+        if row.event == "cancel" and "cancelled" in model.terminal:
             model.called_off = True
-        elif model.called_off and row.target in model.machine.terminal and row.target != "cancelled":
+        elif model.called_off and row.target in model.terminal and row.target != "cancelled":
             raise Broken("a cancel ends cancelled", f"it was called off before: {row}")
         model.rows.append(row)
         model.state, model.attempt, model.fence, model.owner = row.target, row.attempt, row.fence, row.owner
@@ -276,7 +282,7 @@ class Checker:
     def _machine(self, content_hash: str) -> Machine:
         machine = self._machines.get(content_hash)
         if machine is None:
-            machine = self._machines[content_hash] = Machine.from_json(self._store.machines()[content_hash])
+            machine = self._machines[content_hash] = _read_machine(self._store.machines()[content_hash])
         return machine
 
     def _commits(self) -> None:
@@ -328,7 +334,7 @@ class Checker:
         """Keep who owns what since when, and what is due."""
         after = step.after
         execution_id = after.identity.id
-        open_ = after.state not in model.machine.terminal
+        open_ = after.state not in model.terminal
         if after.due_at is not None and open_:
             self._due[execution_id] = (after.due_at, index)
         else:
@@ -366,7 +372,7 @@ class Checker:
         kept = _kept(snapshot)
         if told != kept:
             raise Broken("journal and state agree", f"{execution_id}: the journal tells {told}, the record says {kept}")
-        if snapshot.state in model.machine.terminal:
+        if snapshot.state in model.terminal:
             if snapshot.due_at is not None:
                 raise Broken("a terminal state is final", f"{execution_id} ended {snapshot.state} and has a deadline")
         elif snapshot.due_at is None and snapshot.owner is None and "time_out" in model.machine.by_source[snapshot.state]:
@@ -384,7 +390,12 @@ class Checker:
 
     def open_ids(self) -> list[str]:
         """Return the executions that have not ended, in the order of their first row."""
-        return [one for one, model in self._models.items() if model.state not in model.machine.terminal]
+        return [one for one, model in self._models.items() if model.state not in model.terminal]
+
+
+@lru_cache(maxsize=64)
+def _read_machine(document: str) -> Machine:
+    return Machine.from_json(document)
 
 
 def _kept(snapshot: Snapshot) -> tuple[Any, ...]:

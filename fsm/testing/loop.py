@@ -68,7 +68,7 @@ class Process:
         self.name = name
         self.state = "running"
         self.stopped = False
-        self.parked: list[_Handle] = []
+        self.parked: list[_Handle | _Timer] = []
 
     def __repr__(self) -> str:
         return f"<Process {self.name} {self.state}>"
@@ -78,10 +78,40 @@ PROCESS: ContextVar[Process | None] = ContextVar("fsm_simulated_process", defaul
 """Whose code is running; tasks and callbacks inherit it as they do every context variable."""
 
 
-class _Handle(asyncio.TimerHandle):
+class _Handle(asyncio.Handle):
     """A callback to come. The base class is there for its type; what it does is done here, with less."""
 
     __slots__ = ("number", "process")
+
+    number: int
+    process: Process | None
+
+    def __init__(
+        self, number: int, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
+    ) -> None:
+        self._context = context = copy_context() if context is None else context
+        self.process = context.get(PROCESS)
+        self.number = number
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.number} of {self.process}: {self._callback}>"
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback = _nothing
+        self._args = ()
+
+
+class _Timer(asyncio.TimerHandle):
+    """A callback at a virtual time; as `_Handle`, whose layout it cannot inherit together with its type."""
+
+    __slots__ = ("number", "process")
+
+    number: int
+    process: Process | None
 
     def __init__(
         self,
@@ -89,23 +119,19 @@ class _Handle(asyncio.TimerHandle):
         number: int,
         callback: Callable[..., object],
         args: tuple[Any, ...],
-        loop: asyncio.AbstractEventLoop,
         context: Context | None,
+        loop: SteppedLoop,
     ) -> None:
         self._context = context = copy_context() if context is None else context
         self.process = context.get(PROCESS)
         self.number = number
-        self._when = when
         self._callback = callback
         self._args = args
-        self._loop = loop
         self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
+        self._when = when
+        self._loop = loop
 
-    def __lt__(self, other: object) -> bool:
-        assert isinstance(other, _Handle)
-        return (self._when, self.number) < (other._when, other.number)
+    __repr__ = _Handle.__repr__
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
@@ -115,7 +141,7 @@ class _Handle(asyncio.TimerHandle):
             self._cancelled = True
             self._callback = _nothing
             self._args = ()
-            self._loop._timer_handle_cancelled(self)  # type: ignore[attr-defined]
+            self._loop._timer_cancelled(self)
 
 
 def _nothing() -> None:
@@ -196,8 +222,8 @@ class SteppedLoop(asyncio.BaseEventLoop):
         self._max_time_s = max_time_s
         self._numbers = 0
         self._task_numbers = 0
-        self._runnable: list[_Handle] = []
-        self._timers: list[_Handle] = []
+        self._runnable: list[_Handle | _Timer] = []
+        self._timers: list[tuple[float, int, _Timer]] = []
         self._cancelled_timers = 0
         self._at_steps: list[tuple[int, int, Callable[[], None]]] = []
         self._break = max_steps
@@ -217,7 +243,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         """Run a callback at the present instant, in an order that the seed decides."""
         self._numbers = number = self._numbers + 1
-        handle = _Handle(self._now, number, callback, args, self, context)
+        handle = _Handle(number, callback, args, context)
         self._runnable.append(handle)
         return handle
 
@@ -234,25 +260,33 @@ class SteppedLoop(asyncio.BaseEventLoop):
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run a callback `delay` virtual seconds from now."""
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        self._numbers = number = self._numbers + 1
+        now = self._now
+        handle = _Timer(now + delay, number, callback, args, context, self)
+        if handle._when > now:
+            heapq.heappush(self._timers, (handle._when, number, handle))
+        else:
+            self._runnable.append(handle)
+        return handle
 
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run a callback at a virtual time in seconds; one that has passed is now."""
         self._numbers = number = self._numbers + 1
-        handle = _Handle(when, number, callback, args, self, context)
-        if when <= self._now:
-            self._runnable.append(handle)
+        handle = _Timer(when, number, callback, args, context, self)
+        if when > self._now:
+            heapq.heappush(self._timers, (when, number, handle))
         else:
-            heapq.heappush(self._timers, handle)
+            self._runnable.append(handle)
         return handle
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        if handle.when() > self._now:
+    def _timer_cancelled(self, handle: _Timer) -> None:
+        """Take note of a timer that nobody waits for; when they are many, they are thrown out."""
+        if handle._when > self._now:
             self._cancelled_timers += 1
             if self._cancelled_timers > _FIRST and self._cancelled_timers * 2 > len(self._timers):
-                self._timers = [one for one in self._timers if not one.cancelled()]
+                self._timers = [one for one in self._timers if not one[2]._cancelled]
                 heapq.heapify(self._timers)
                 self._cancelled_timers = 0
 
@@ -272,13 +306,14 @@ class SteppedLoop(asyncio.BaseEventLoop):
         random_ = self.rng.random
         picked = self._picked.append
         shuffle = self._shuffle
+        runnable = self._runnable
         while not self._stopping:  # type: ignore[attr-defined]
-            runnable = self._runnable
             count = len(runnable)
             if not count:
                 self._advance()
                 continue
-            if self.steps + 1 >= self._break:
+            steps = self.steps + 1
+            if steps >= self._break:
                 self._pause_here()
                 continue
             if count == 1:
@@ -286,8 +321,9 @@ class SteppedLoop(asyncio.BaseEventLoop):
             elif shuffle:
                 index = int(random_() * count)
                 handle = runnable[index]
-                runnable[index] = runnable[-1]
-                del runnable[-1]
+                last = runnable.pop()
+                if last is not handle:
+                    runnable[index] = last
             else:
                 handle = runnable.pop(0)
             if handle._cancelled:
@@ -297,10 +333,10 @@ class SteppedLoop(asyncio.BaseEventLoop):
                 if process.state == "paused":
                     process.parked.append(handle)
                 continue
-            self.steps += 1
+            self.steps = steps
             picked(handle.number)
             try:
-                handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+                handle._context.run(handle._callback, *handle._args)  # type: ignore[union-attr]
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # noqa: BLE001 - as asyncio does: the handler is told
@@ -325,18 +361,19 @@ class SteppedLoop(asyncio.BaseEventLoop):
     def _advance(self) -> None:
         """Go to the next timer: nothing is ready any more."""
         timers = self._timers
-        while timers and timers[0]._cancelled:
-            heapq.heappop(timers)
+        pop = heapq.heappop
+        while timers and timers[0][2]._cancelled:
+            pop(timers)
             self._cancelled_timers -= 1
         if not timers:
             raise Deadlock(f"nothing is ready and no timer is set at {self._now:.6g} s{self._stacks()}")
-        now = timers[0]._when
+        now = timers[0][0]
         if now > self._max_time_s:
             raise StepLimit(f"the next timer is at {now:.6g} s, the limit is {self._max_time_s:.6g} s{self._stacks()}")
         self._now = now
         runnable = self._runnable
-        while timers and timers[0]._when <= now:
-            handle = heapq.heappop(timers)
+        while timers and timers[0][0] <= now:
+            handle = pop(timers)[2]
             if handle._cancelled:
                 self._cancelled_timers -= 1
             else:

@@ -16,7 +16,8 @@ from fsm.errors import FsmError
 from fsm.machine import CREATE, Machine
 from fsm.records import Receipt, Snapshot, Step, legal_rows
 from fsm.stores.base import Store
-from fsm.testing.loop import Process, SteppedLoop
+from fsm.testing.handles import Process
+from fsm.testing.loop import SteppedLoop
 
 _PAGE = 10_000
 

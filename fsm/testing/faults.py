@@ -13,7 +13,8 @@ from fsm.committer import Command
 from fsm.errors import StoreUnavailable
 from fsm.records import Receipt, Snapshot, Step
 from fsm.stores.base import Conflict, Due, Store
-from fsm.testing.loop import Process, SteppedLoop
+from fsm.testing.handles import Process
+from fsm.testing.loop import SteppedLoop
 
 T = TypeVar("T")
 

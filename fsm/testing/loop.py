@@ -17,15 +17,15 @@ import gc
 import heapq
 import random
 import threading
-import weakref
 from array import array
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from contextvars import Context, ContextVar, copy_context
+from contextvars import Context
 from hashlib import blake2b
 from typing import Any, TypeVar
 
 from fsm.errors import FsmError
+from fsm.testing.handles import Handle, OrderedWeakSet, Process, SteppedTask, Timer, where
 
 T = TypeVar("T")
 
@@ -51,139 +51,6 @@ class StepLimit(Stuck):
 
 class NotSimulated(FsmError):
     """There is no network, no subprocess and no signal in a simulation."""
-
-
-class Process:
-    """Callbacks that live and die together.
-
-    Attributes:
-        name: How traces and stacks call it.
-        state: ``running``, ``paused`` or ``dead``.
-        parked: What became ready while it was paused.
-    """
-
-    __slots__ = ("name", "parked", "state", "stopped")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.state = "running"
-        self.stopped = False
-        self.parked: list[_Handle | _Timer] = []
-
-    def __repr__(self) -> str:
-        return f"<Process {self.name} {self.state}>"
-
-
-PROCESS: ContextVar[Process | None] = ContextVar("fsm_simulated_process", default=None)
-"""Whose code is running; tasks and callbacks inherit it as they do every context variable."""
-
-
-class _Handle(asyncio.Handle):
-    """A callback to come. The base class is there for its type; what it does is done here, with less."""
-
-    __slots__ = ("number", "process")
-
-    number: int
-    process: Process | None
-
-    def __init__(
-        self, number: int, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
-    ) -> None:
-        self._context = context = copy_context() if context is None else context
-        self.process = context.get(PROCESS)
-        self.number = number
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.number} of {self.process}: {self._callback}>"
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        self._callback = _nothing
-        self._args = ()
-
-
-class _Timer(asyncio.TimerHandle):
-    """A callback at a virtual time; as `_Handle`, whose layout it cannot inherit together with its type."""
-
-    __slots__ = ("number", "process")
-
-    number: int
-    process: Process | None
-
-    def __init__(
-        self,
-        when: float,
-        number: int,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        context: Context | None,
-        loop: SteppedLoop,
-    ) -> None:
-        self._context = context = copy_context() if context is None else context
-        self.process = context.get(PROCESS)
-        self.number = number
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._when = when
-        self._loop = loop
-
-    __repr__ = _Handle.__repr__
-
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-
-    def cancel(self) -> None:
-        if not self._cancelled:
-            self._cancelled = True
-            self._callback = _nothing
-            self._args = ()
-            self._loop._timer_cancelled(self)
-
-
-def _nothing() -> None:
-    """Stand where a cancelled callback stood."""
-
-
-class SteppedTask(asyncio.Task[T]):
-    """A task with a number, which is also its hash: so that a set of tasks has the same order in every run."""
-
-    number: int
-    process: Process | None
-
-    def __init__(self, coro: Coroutine[Any, Any, T], *, number: int, **options: Any) -> None:
-        self.number = number
-        context = options.get("context")
-        self.process = PROCESS.get() if context is None else context.get(PROCESS)
-        super().__init__(coro, **options)
-
-    def __hash__(self) -> int:
-        return self.number
-
-
-class _OrderedWeakSet:
-    """Asynchronous generators that were begun, in that order: a WeakSet's order is that of their addresses."""
-
-    def __init__(self) -> None:
-        self._members: dict[int, weakref.ref[Any]] = {}
-
-    def add(self, one: Any) -> None:
-        self._members[id(one)] = weakref.ref(one)
-
-    def discard(self, one: Any) -> None:
-        self._members.pop(id(one), None)
-
-    def clear(self) -> None:
-        self._members.clear()
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter([one for one in [ref() for ref in self._members.values()] if one is not None])
 
 
 class SteppedLoop(asyncio.BaseEventLoop):
@@ -222,14 +89,14 @@ class SteppedLoop(asyncio.BaseEventLoop):
         self._max_time_s = max_time_s
         self._numbers = 0
         self._task_numbers = 0
-        self._runnable: list[_Handle | _Timer] = []
-        self._timers: list[tuple[float, int, _Timer]] = []
+        self._runnable: list[Handle | Timer] = []
+        self._timers: list[tuple[float, int, Timer]] = []
         self._cancelled_timers = 0
         self._at_steps: list[tuple[int, int, Callable[[], None]]] = []
         self._break = max_steps
         self._picked = array("Q")
         self._digest = blake2b(digest_size=16)
-        self._asyncgens = _OrderedWeakSet()
+        self._asyncgens = OrderedWeakSet()
         self._graveyard: list[asyncio.Task[Any]] = []
 
     # --- time and order ---------------------------------------------------------------------------------------
@@ -243,7 +110,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         """Run a callback at the present instant, in an order that the seed decides."""
         self._numbers = number = self._numbers + 1
-        handle = _Handle(number, callback, args, context)
+        handle = Handle(number, callback, args, context)
         self._runnable.append(handle)
         return handle
 
@@ -262,7 +129,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
         """Run a callback `delay` virtual seconds from now."""
         self._numbers = number = self._numbers + 1
         now = self._now
-        handle = _Timer(now + delay, number, callback, args, context, self)
+        handle = Timer(now + delay, number, callback, args, context, self)
         if handle._when > now:
             heapq.heappush(self._timers, (handle._when, number, handle))
         else:
@@ -274,14 +141,14 @@ class SteppedLoop(asyncio.BaseEventLoop):
     ) -> asyncio.TimerHandle:
         """Run a callback at a virtual time in seconds; one that has passed is now."""
         self._numbers = number = self._numbers + 1
-        handle = _Timer(when, number, callback, args, context, self)
+        handle = Timer(when, number, callback, args, context, self)
         if when > self._now:
             heapq.heappush(self._timers, (when, number, handle))
         else:
             self._runnable.append(handle)
         return handle
 
-    def _timer_cancelled(self, handle: _Timer) -> None:
+    def timer_cancelled(self, handle: Timer) -> None:
         """Take note of a timer that nobody waits for; when they are many, they are thrown out."""
         if handle._when > self._now:
             self._cancelled_timers += 1
@@ -411,7 +278,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
             if task not in self._graveyard:
                 whose = f" of {task.process!r}" if task.process else ""
                 lines.append(f"\n  {task.get_name()}{whose} waits in")
-                lines += [f"\n    {line}" for line in _where(task)]
+                lines += [f"\n    {line}" for line in where(task)]
         return ":" + "".join(lines) if lines else "; there is no task"
 
     # --- the trace --------------------------------------------------------------------------------------------
@@ -508,16 +375,3 @@ def _call(future: asyncio.Future[T], func: Callable[..., T], args: tuple[Any, ..
         future.set_exception(error)
     else:
         future.set_result(result)
-
-
-def _where(task: asyncio.Task[Any]) -> list[str]:
-    """Return where a task waits, the outermost frame first."""
-    lines = []
-    waits: Any = task.get_coro()
-    while waits is not None:
-        frame = getattr(waits, "cr_frame", None) or getattr(waits, "ag_frame", None) or getattr(waits, "gi_frame", None)
-        if frame is None:
-            break
-        lines.append(f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})")
-        waits = getattr(waits, "cr_await", None) or getattr(waits, "ag_await", None) or getattr(waits, "gi_yieldfrom", None)
-    return lines

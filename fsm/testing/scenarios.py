@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from random import Random
 from typing import Any
 
 from fsm.errors import LeaseLost, Refused, StoreUnavailable, UnknownExecution
 from fsm.records import Receipt
-from fsm.testing.simulation import SimulatedWorker, Simulation
+from fsm.testing.simulation import Simulation
+from fsm.testing.workers import SimulatedWorker
 
 Fire = Callable[..., Awaitable[Receipt]]
 
@@ -125,7 +126,7 @@ async def work(worker: SimulatedWorker, *, pace_s: float = 1.0, slots: int = 8) 
 
 def fleet(
     executions: int = 20, *, pace_s: float = 1.0, cancels: float = 0.1, attempts_max: int = 3
-) -> Callable[[Simulation], Awaitable[None]]:
+) -> Callable[[Simulation], Coroutine[Any, Any, None]]:
     """Return a scenario: executions come in, all workers work on them, some are called off, and all must end.
 
     Args:

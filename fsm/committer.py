@@ -274,7 +274,7 @@ class Committer:
                     yield this
                     if this.error is not None:
                         self._doubt(this)
-                        raise this.error
+                        raise this.error  # noqa: TRY301 - as if the store had been called here
                     self._settle(this, this.outcomes)
                 todo = this.again
                 if not todo:

@@ -219,10 +219,14 @@ class Checker:
         for execution_id, model in self._models.items():
             self._agree(execution_id)
             if self._store.history(execution_id) != model.rows:
-                raise Broken("both views of a journal agree", f"{execution_id}: its history is not its journal")
+                raise Broken(
+                    "both views of a journal agree", f"{execution_id}: its history is not its journal"
+                )
         found = sum(self._store.counts().values())
         if found != len(self._models):
-            raise Broken("no execution is lost", f"the store counts {found}, the journal knows {len(self._models)}")
+            raise Broken(
+                "no execution is lost", f"the store counts {found}, the journal knows {len(self._models)}"
+            )
 
     def _row(self, row: Receipt) -> None:
         """Take a row of the journal into the model."""
@@ -234,18 +238,7 @@ class Checker:
         model = self._models.get(row.execution_id)
         if model is None:
             model = self._models[row.execution_id] = self._born(row)
-        if row.version != len(model.rows):
-            raise Broken(
-                "versions have no gap", f"version {row.version} comes after {len(model.rows) - 1}: {row}"
-            )
-        if model.state in model.terminal:
-            raise Broken("a terminal state is final", f"{model.state!r} was left: {row}")
-        if row.source != model.state:
-            raise Broken("journal and state agree", f"the last row ended in {model.state!r}: {row}")
-        if (row.source, row.event, row.target) not in model.legal:
-            raise Broken("the table is law", f"no row of it says {row}")
-        if model.rows and row.at < model.rows[-1].at:
-            raise Broken("a journal does not run backwards", f"{row.at} after {model.rows[-1].at}: {row}")
+        self._follows(model, row)
         if row.key is not None:
             if row.key in model.keys:
                 raise Broken("a key is used once", f"{row.key!r} again: {row}")
@@ -258,12 +251,28 @@ class Checker:
         model.rows.append(row)
         model.state, model.attempt, model.fence, model.owner = row.target, row.attempt, row.fence, row.owner
 
+    def _follows(self, model: _Model, row: Receipt) -> None:
+        """Hold a row to beginning where the last one ended, and to the table."""
+        if row.version != len(model.rows):
+            raise Broken(
+                "versions have no gap", f"version {row.version} comes after {len(model.rows) - 1}: {row}"
+            )
+        if model.state in model.terminal:
+            raise Broken("a terminal state is final", f"{model.state!r} was left: {row}")
+        if row.source != model.state:
+            raise Broken("journal and state agree", f"the last row ended in {model.state!r}: {row}")
+        if (row.source, row.event, row.target) not in model.legal:
+            raise Broken("the table is law", f"no row of it says {row}")
+        if model.rows and row.at < model.rows[-1].at:
+            raise Broken("a journal does not run backwards", f"{row.at} after {model.rows[-1].at}: {row}")
+
     def _one_claimer(self, model: _Model, row: Receipt) -> None:
         """Hold attempts and fences to growing one by one, and owners to changing with the fence only."""
-        if not model.fence <= row.fence <= model.fence + 1 or not model.attempt <= row.attempt <= model.attempt + 1:
-            raise Broken(
-                "exactly one claimer", f"attempt {model.attempt}, fence {model.fence} became {row}"
-            )
+        if (
+            not model.fence <= row.fence <= model.fence + 1
+            or not model.attempt <= row.attempt <= model.attempt + 1
+        ):
+            raise Broken("exactly one claimer", f"attempt {model.attempt}, fence {model.fence} became {row}")
         claims = row.attempt > model.attempt
         if claims and (row.fence == model.fence or row.owner is None or model.owner is not None):
             raise Broken(
@@ -295,7 +304,9 @@ class Checker:
             if command.execution_id != receipt.execution_id or (
                 command.born is None and command.event != receipt.event
             ):
-                raise Broken("a receipt is of what was asked", f"{who} asked for {command.event!r}, got {receipt}")
+                raise Broken(
+                    "a receipt is of what was asked", f"{who} asked for {command.event!r}, got {receipt}"
+                )
             after = step.after
             if after.version != receipt.version or after.state != receipt.target:
                 raise Broken("a receipt is of what was asked", f"{after} was committed as {receipt}")
@@ -312,7 +323,8 @@ class Checker:
         before = last.after
         if command.fence is not None and command.fence != before.fence:
             raise Broken(
-                "a zombie cannot write", f"{who} wrote with fence {command.fence} over {before.fence}: {receipt}"
+                "a zombie cannot write",
+                f"{who} wrote with fence {command.fence} over {before.fence}: {receipt}",
             )
         if command.version is not None and command.event == "time_out":
             now = command.at if command.now is None else command.now
@@ -324,11 +336,13 @@ class Checker:
         if command.holder is not None and command.event == "lapse":
             lease = self._leases.get(command.holder)
             if before.owner != command.holder:
-                raise Broken("a healthy execution is never declared dead", f"it is of {before.owner!r}: {receipt}")
+                raise Broken(
+                    "a healthy execution is never declared dead", f"it is of {before.owner!r}: {receipt}"
+                )
             if lease is not None and lease.who != who and at_s < lease.renewed_s + lease.ttl_s:
                 raise Broken(
                     "a healthy execution is never declared dead",
-                    f"its worker renewed at {lease.renewed_s:.6g} s for {lease.ttl_s:.6g} s, at {at_s:.6g} s: {receipt}",
+                    f"{lease.who} renewed at {lease.renewed_s:.6g} s for {lease.ttl_s:.6g} s, {at_s:.6g} s now: {receipt}",
                 )
 
     def _book(self, model: _Model, step: Step, index: int) -> None:
@@ -355,7 +369,9 @@ class Checker:
             who, command, receipt = receipts[index]
             self._is_there(receipt)
             if receipt.key != command.key or (command.born is None and receipt.event != command.event):
-                raise Broken("a receipt is of what was asked", f"{who} asked for {command.event!r}, got {receipt}")
+                raise Broken(
+                    "a receipt is of what was asked", f"{who} asked for {command.event!r}, got {receipt}"
+                )
         self._checked_receipts = len(receipts)
 
     def _is_there(self, receipt: Receipt) -> None:
@@ -372,12 +388,22 @@ class Checker:
         told = (model.state, len(model.rows) - 1, model.attempt, model.fence, model.owner, model.rows[-1].at)
         kept = _kept(snapshot)
         if told != kept:
-            raise Broken("journal and state agree", f"{execution_id}: the journal tells {told}, the record says {kept}")
+            raise Broken(
+                "journal and state agree", f"{execution_id}: the journal tells {told}, the record says {kept}"
+            )
         if snapshot.state in model.terminal:
             if snapshot.due_at is not None:
-                raise Broken("a terminal state is final", f"{execution_id} ended {snapshot.state} and has a deadline")
-        elif snapshot.due_at is None and snapshot.owner is None and "time_out" in model.machine.by_source[snapshot.state]:
-            raise Broken("every open execution has a deadline or a lease", f"{execution_id} in {snapshot.state}")
+                raise Broken(
+                    "a terminal state is final", f"{execution_id} ended {snapshot.state} and has a deadline"
+                )
+        elif (
+            snapshot.due_at is None
+            and snapshot.owner is None
+            and "time_out" in model.machine.by_source[snapshot.state]
+        ):
+            raise Broken(
+                "every open execution has a deadline or a lease", f"{execution_id} in {snapshot.state}"
+            )
 
     # --- what it knows ----------------------------------------------------------------------------------------
 

@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 StoreFault = Literal["fail_before", "fail_after", "unknown", "hang", "slow", "read_fails"]
 ProcessFault = Literal["crash", "pause", "jump"]
-FaultKind = Literal["fail_before", "fail_after", "unknown", "hang", "slow", "read_fails", "crash", "pause", "jump"]
+FaultKind = Literal[
+    "fail_before", "fail_after", "unknown", "hang", "slow", "read_fails", "crash", "pause", "jump"
+]
 STORE_FAULTS: tuple[StoreFault, ...] = ("fail_before", "fail_after", "unknown", "hang", "slow", "read_fails")
 PROCESS_FAULTS: tuple[ProcessFault, ...] = ("crash", "pause", "jump")
 
@@ -131,7 +133,7 @@ class FaultyStore:
 
     instant = False
 
-    def __init__(  # noqa: PLR0913, PLR0917 - a worker's whole surroundings
+    def __init__(
         self,
         store: Store,
         loop: SteppedLoop,
@@ -198,11 +200,11 @@ class FaultyStore:
             self._loop.call_later(there_s, answer)
             return
         home = copy_context()
-        self._loop.call_later(
-            there_s, self._arrive, this, kind, back_s, answer, home, context=self._network
-        )
+        self._loop.call_later(there_s, self._arrive, this, kind, back_s, answer, home, context=self._network)
 
-    def _arrive(self, this: Carried, kind: str, back_s: float, answer: Callable[[], None], home: Context) -> None:
+    def _arrive(
+        self, this: Carried, kind: str, back_s: float, answer: Callable[[], None], home: Context
+    ) -> None:
         self.apply(this)
         if kind == "fail_after" and this.error is None:
             this.error = StoreUnavailable("simulated: the connection broke on the way back", committed=None)
@@ -218,13 +220,16 @@ class FaultyStore:
         else:
             self.apply(this)
             if kind == "fail_after" and this.error is None:
-                this.error = StoreUnavailable("simulated: the connection broke on the way back", committed=None)
+                this.error = StoreUnavailable(
+                    "simulated: the connection broke on the way back", committed=None
+                )
 
     def apply(self, this: Carried) -> None:
         """Commit a round in the store itself, and tell the observer."""
+        if self.cut:
+            this.error = StoreUnavailable("simulated: the run is over")
+            return
         try:
-            if self.cut:
-                raise StoreUnavailable("simulated: the run is over")
             this.outcomes = outcomes = self._store.append(this.steps)
         except Exception as error:  # noqa: BLE001 - as the committer takes it
             this.error = error

@@ -66,6 +66,7 @@ class Handle(asyncio.Handle):
         return f"<{type(self).__name__} {self.number} of {self.process}: {self._callback}>"
 
     def cancel(self) -> None:
+        """Take it back."""
         self._cancelled = True
         self._callback = _nothing
         self._args = ()
@@ -99,10 +100,14 @@ class Timer(asyncio.TimerHandle):
 
     __repr__ = Handle.__repr__
 
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
 
     def cancel(self) -> None:
+        """Take it back."""
         if not self._cancelled:
             self._cancelled = True
             self._callback = _nothing
@@ -137,12 +142,15 @@ class OrderedWeakSet:
         self._members: dict[int, weakref.ref[Any]] = {}
 
     def add(self, one: Any) -> None:
+        """Put one in."""
         self._members[id(one)] = weakref.ref(one)
 
     def discard(self, one: Any) -> None:
+        """Take one out, if it is there."""
         self._members.pop(id(one), None)
 
     def clear(self) -> None:
+        """Take all out."""
         self._members.clear()
 
     def __len__(self) -> int:
@@ -157,9 +165,17 @@ def where(task: asyncio.Task[Any]) -> list[str]:
     lines = []
     waits: Any = task.get_coro()
     while waits is not None:
-        frame = getattr(waits, "cr_frame", None) or getattr(waits, "ag_frame", None) or getattr(waits, "gi_frame", None)
+        frame = (
+            getattr(waits, "cr_frame", None)
+            or getattr(waits, "ag_frame", None)
+            or getattr(waits, "gi_frame", None)
+        )
         if frame is None:
             break
         lines.append(f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})")
-        waits = getattr(waits, "cr_await", None) or getattr(waits, "ag_await", None) or getattr(waits, "gi_yieldfrom", None)
+        waits = (
+            getattr(waits, "cr_await", None)
+            or getattr(waits, "ag_await", None)
+            or getattr(waits, "gi_yieldfrom", None)
+        )
     return lines

@@ -22,12 +22,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from fsm.errors import FsmError
 from fsm.testing.handles import Handle, OrderedWeakSet, Process, SteppedTask, Timer, where
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 MAX_STEPS = 10_000_000
 """A loop gives up after so many steps unless it is told otherwise: something spins."""
@@ -80,7 +81,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
         """
         super().__init__()
         self.set_debug(enabled=False)
-        self.rng = random.Random(f"order {seed}")  # noqa: S311 - a schedule, not a secret
+        self.rng = random.Random(f"order {seed}")
         self.steps = 0
         self.io_delay: Callable[[], float] | None = None
         self._now = 0.0
@@ -106,7 +107,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
         return self._now
 
     def call_soon(
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """Run a callback at the present instant, in an order that the seed decides."""
         self._numbers = number = self._numbers + 1
@@ -115,16 +116,18 @@ class SteppedLoop(asyncio.BaseEventLoop):
         return handle
 
     def call_soon_threadsafe(
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """Do as `call_soon`; a real thread has no business here and is refused."""
         self._check_closed()  # type: ignore[attr-defined]
         if self._thread_id not in {None, threading.get_ident()}:  # type: ignore[attr-defined]
-            raise NotSimulated("a thread that the simulation knows nothing of calls into it: its moment is no seed's")
+            raise NotSimulated(
+                "a thread that the simulation knows nothing of calls into it: its moment is no seed's"
+            )
         return self.call_soon(callback, *args, context=context)
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run a callback `delay` virtual seconds from now."""
         self._numbers = number = self._numbers + 1
@@ -137,7 +140,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
         return handle
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run a callback at a virtual time in seconds; one that has passed is now."""
         self._numbers = number = self._numbers + 1
@@ -148,9 +151,9 @@ class SteppedLoop(asyncio.BaseEventLoop):
             self._runnable.append(handle)
         return handle
 
-    def timer_cancelled(self, handle: Timer) -> None:
+    def timer_cancelled(self, timer: Timer) -> None:
         """Take note of a timer that nobody waits for; when they are many, they are thrown out."""
-        if handle._when > self._now:
+        if timer._when > self._now:
             self._cancelled_timers += 1
             if self._cancelled_timers > _FIRST and self._cancelled_timers * 2 > len(self._timers):
                 self._timers = [one for one in self._timers if not one[2]._cancelled]
@@ -168,7 +171,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
         heapq.heappush(self._at_steps, (max(step, self.steps + 1), self._numbers, action))
         self._break = min(self._break, self._at_steps[0][0])
 
-    def _run_once(self) -> None:
+    def _run_once(self) -> None:  # noqa: C901 - a call per decision would cost as much as a step
         """Run callbacks until somebody stops the loop. `run_forever` of the base class calls this."""
         random_ = self.rng.random
         picked = self._picked.append
@@ -203,7 +206,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
             self.steps = steps
             picked(handle.number)
             try:
-                handle._context.run(handle._callback, *handle._args)  # type: ignore[union-attr]
+                handle._context.run(handle._callback, *handle._args)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # noqa: BLE001 - as asyncio does: the handler is told
@@ -221,7 +224,9 @@ class SteppedLoop(asyncio.BaseEventLoop):
         due: list[Callable[[], None]] = []
         while self._at_steps and self._at_steps[0][0] <= next_step:
             due.append(heapq.heappop(self._at_steps)[2])
-        self._break = min(self._max_steps + 1, self._at_steps[0][0] if self._at_steps else self._max_steps + 1)
+        self._break = min(
+            self._max_steps + 1, self._at_steps[0][0] if self._at_steps else self._max_steps + 1
+        )
         for action in due:
             action()
 
@@ -236,7 +241,9 @@ class SteppedLoop(asyncio.BaseEventLoop):
             raise Deadlock(f"nothing is ready and no timer is set at {self._now:.6g} s{self._stacks()}")
         now = timers[0][0]
         if now > self._max_time_s:
-            raise StepLimit(f"the next timer is at {now:.6g} s, the limit is {self._max_time_s:.6g} s{self._stacks()}")
+            raise StepLimit(
+                f"the next timer is at {now:.6g} s, the limit is {self._max_time_s:.6g} s{self._stacks()}"
+            )
         self._now = now
         runnable = self._runnable
         while timers and timers[0][0] <= now:
@@ -295,7 +302,12 @@ class SteppedLoop(asyncio.BaseEventLoop):
     # --- what asyncio asks of a loop --------------------------------------------------------------------------
 
     def create_task(  # type: ignore[override]
-        self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None, **_: Any
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        **_: Any,
     ) -> asyncio.Task[T]:
         """Start a coroutine; its first step is drawn like any other."""
         self._check_closed()  # type: ignore[attr-defined]
@@ -303,7 +315,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
         return SteppedTask(coro, number=number, loop=self, name=name or f"task-{number}", context=context)
 
     def run_in_executor(  # type: ignore[override]
-        self, executor: object, func: Callable[..., T], *args: Any
+        self, _executor: object, func: Callable[..., T], *args: Any
     ) -> asyncio.Future[T]:
         """Call a function at a later moment of virtual time, in one step and on this thread.
 

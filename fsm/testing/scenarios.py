@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -68,8 +70,8 @@ async def drive(worker: SimulatedWorker, execution_id: str, rng: Random, *, pace
     for _ in range(rng.randrange(4)):
         await _turn(fire, fence, rng)
     dice = rng.random()
-    if dice < 0.2:  # noqa: PLR2004 - a fifth of all attempts goes wrong
-        await fire("fail", fence=fence, error="simulated", retryable=dice < 0.15)  # noqa: PLR2004
+    if dice < 0.2:
+        await fire("fail", fence=fence, error="simulated", retryable=dice < 0.15)
         return
     await fire("process_results", fence=fence)
     await fire("finish", fence=fence)
@@ -79,10 +81,10 @@ async def drive(worker: SimulatedWorker, execution_id: str, rng: Random, *, pace
 async def _turn(fire: Fire, fence: int, rng: Random) -> None:
     """Ask the model, perhaps twice; then use tools, or think on."""
     await fire("call_model", fence=fence, name="simulated")
-    if rng.random() < 0.2:  # noqa: PLR2004
+    if rng.random() < 0.2:
         await fire("back_off", fence=fence, retry_in_s=rng.random())
         await fire("call_model", fence=fence, name="simulated")
-    if rng.random() < 0.5:  # noqa: PLR2004
+    if rng.random() < 0.5:
         await fire("run_tools", fence=fence)
         calls = [str(index) for index in range(rng.randrange(1, 4))]
         await asyncio.gather(*(_tool(fire, fence, call_id) for call_id in calls))
@@ -102,12 +104,12 @@ async def work(worker: SimulatedWorker, *, pace_s: float = 1.0, slots: int = 8) 
         pace_s: As for `drive`.
         slots: How many executions at the same time.
     """
-    rng = Random(f"work {worker.process.name} {worker.simulation.seed}")  # noqa: S311 - a schedule, not a secret
+    rng = Random(f"work {worker.process.name} {worker.simulation.seed}")
     busy = asyncio.Semaphore(slots)
 
     async def one(execution_id: str) -> None:
         try:
-            await drive(worker, execution_id, Random(rng.getrandbits(64)), pace_s=pace_s)  # noqa: S311
+            await drive(worker, execution_id, Random(rng.getrandbits(64)), pace_s=pace_s)
         except (Refused, LeaseLost, UnknownExecution, StoreUnavailable):
             pass  # taken away, called off, or timed out: whoever took it goes on with it
         finally:
@@ -150,14 +152,12 @@ def fleet(
                 timeouts={"total_s": 600.0 * pace_s, "phase_s": 60.0 * pace_s, "queue_s": 300.0 * pace_s},
             )
             if sim.rng.random() < cancels:
-                sim.later(sim.rng.expovariate(0.1 / pace_s), lambda one=execution.id: _call_off(sim, one))  # type: ignore[misc]
+                sim.later(sim.rng.expovariate(0.1 / pace_s), partial(_call_off, sim, execution.id))
         await sim.settled(within_s=2_000.0 * pace_s)
 
     return scenario
 
 
 def _call_off(sim: Simulation, execution_id: str) -> None:
-    try:
+    with suppress(Refused):  # it has ended by itself
         sim.tracker.fire(execution_id, "cancel", reason="simulated")
-    except Refused:
-        pass  # it has ended by itself

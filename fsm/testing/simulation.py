@@ -43,7 +43,7 @@ Scenario = Callable[["Simulation"], Coroutine[Any, Any, object]]
 _LAST_EVENTS = 25
 
 
-class SimulationFailed(AssertionError):  # noqa: N818 - it reads as what happened, as the other errors here
+class SimulationFailed(AssertionError):
     """A guarantee was broken, the scenario raised, or the loop could not go on; the cause says which.
 
     Attributes:
@@ -178,6 +178,7 @@ class Simulation:
         self._check_every = check_every
         self._max_steps = max_steps
         self._max_time_s = max_time_s
+        self._failure: BaseException | None = None
 
     def __repr__(self) -> str:
         parts = [f"seed={self.seed}", f"workers={self._count}"]
@@ -225,7 +226,7 @@ class Simulation:
                 self._begin()
                 try:
                     loop.run_until_complete(task)
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001 - told below, with the seed
                     if self._failure is None:
                         self._failure = error
                 if self._failure is None:
@@ -243,25 +244,23 @@ class Simulation:
 
     def _build(self) -> None:
         self.loop = loop = SteppedLoop(self.seed, max_steps=self._max_steps, max_time_s=self._max_time_s)
-        self.rng = Random(f"scenario {self.seed}")  # noqa: S311 - a schedule, not a secret
+        self.rng = Random(f"scenario {self.seed}")
         self.store = self._make_store()
         self.checker = Checker(self.store, loop)
         self.delays: dict[Process, Callable[[], float]] = {}
         self._events: list[Event] = []
-        self._failure: BaseException | None = None
+        self._failure = None
         self._over = False
         self.network = copy_context()
         self.network.run(PROCESS.set, None)
         loop.io_delay = self._io_delay
         loop.set_exception_handler(self._complain)
         outside = Process("outside")
-        way = FaultyStore(
-            self.store, loop, outside, self.network, Random(0), Chaos(latency_s=0.0), self  # noqa: S311
-        )
+        way = FaultyStore(self.store, loop, outside, self.network, Random(0), Chaos(latency_s=0.0), self)
         self._outside = way
         clock = SimulatedClock(loop, 0.0)
         self.tracker = Tracker._of(SimulatedRegistry(self, outside, way, clock))
-        skew = Random(f"skew {self.seed}")  # noqa: S311
+        skew = Random(f"skew {self.seed}")
         bound_s = self._clock_skew_s
         self.workers = []
         for index in range(self._count):
@@ -273,11 +272,14 @@ class Simulation:
         self.loop.at_step(self._check_every, self._check)
         chaos = self.chaos
         if self.workers:
-            for every_s, strike in (
-                (chaos.crash_every_s, self._crash), (chaos.pause_every_s, self._pause), (chaos.jump_every_s, self._jump),
-            ):  # fmt: skip
+            strikes = (
+                (chaos.crash_every_s, self._crash),
+                (chaos.pause_every_s, self._pause),
+                (chaos.jump_every_s, self._jump),
+            )
+            for every_s, strike in strikes:
                 if every_s > 0:
-                    rng = Random(f"{strike.__name__} {self.seed}")  # noqa: S311
+                    rng = Random(f"{strike.__name__} {self.seed}")
                     self.later(rng.expovariate(1.0 / every_s), partial(self._strike, rng, every_s, strike))
 
     def _check(self) -> None:
@@ -364,7 +366,9 @@ class Simulation:
                 return
             if self.loop.time() >= until_s:
                 one = self.checker.rows(left[0])[-1]
-                raise Broken("nothing stays open for ever", f"{len(left)} are open after {within_s} s, as {one}")
+                raise Broken(
+                    "nothing stays open for ever", f"{len(left)} are open after {within_s} s, as {one}"
+                )
             await asyncio.sleep(every_s)
 
     def note(self, who: str, what: str, detail: object = "") -> None:

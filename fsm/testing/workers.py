@@ -109,11 +109,13 @@ class _SimulatedCommitter(Committer):
 class SimulatedRegistry(Registry):
     """A registry of one simulated process."""
 
-    def __init__(self, simulation: Simulation, process: Process, way: FaultyStore, clock: SimulatedClock) -> None:
+    def __init__(
+        self, simulation: Simulation, process: Process, way: FaultyStore, clock: SimulatedClock
+    ) -> None:
         super().__init__(cast("Store", way), clock, ())
         self._acknowledged = partial(simulation.checker.acknowledged, process)
         self.committer = _SimulatedCommitter(way, self.law_of, simulation.loop)
-        rng = Random(f"ids {simulation.seed} {process.name}")  # noqa: S311
+        rng = Random(f"ids {simulation.seed} {process.name}")
         self.ids = IdMaker(lambda: int(clock.wall() * 1e9), rng.randbytes)
         self.rng = rng
         for machine in (EXECUTION, *simulation.machines):
@@ -243,9 +245,15 @@ class SimulatedWorker:
         simulation = self.simulation
         self.boots += 1
         self.process = Process(f"w{self.index}.{self.boots}")
-        rng = Random(f"way {simulation.seed} {self.process.name}")  # noqa: S311 - a schedule, not a secret
+        rng = Random(f"way {simulation.seed} {self.process.name}")
         self.way = FaultyStore(
-            simulation.store, simulation.loop, self.process, simulation.network, rng, simulation.chaos, simulation
+            simulation.store,
+            simulation.loop,
+            self.process,
+            simulation.network,
+            rng,
+            simulation.chaos,
+            simulation,
         )
         registry = SimulatedRegistry(simulation, self.process, self.way, self.clock)
         self.tracker = Tracker._of(registry)
@@ -276,7 +284,7 @@ class SimulatedWorker:
     async def _sweep(self, registry: Registry, every_s: float) -> None:
         """Do as the sweeper's thread does: look, and act on what was seen when it was looked."""
         sweeper = Sweeper(registry, every_s)
-        rng = Random(f"sweep {self.simulation.seed} {self.process.name}")  # noqa: S311
+        rng = Random(f"sweep {self.simulation.seed} {self.process.name}")
         await asyncio.sleep(rng.random() * every_s)
         while True:
             begun = self.simulation.checker.sweep_begins(registry.now())
@@ -295,7 +303,7 @@ class SimulatedWorker:
         """Read what a sweep reads, to be handed to it later: between looking and acting the world goes on."""
         store, seen = registry.store, self.way.seen
         seen.clear()
-        looked = {("due",): store.due(registry.now(), BATCH), ("lose",): store.lose(registry.now())}
-        for worker_id in looked["lose",]:
-            looked["owned", worker_id] = store.owned(worker_id, BATCH)
-        seen.update(looked)
+        due, lost = store.due(registry.now(), BATCH), store.lose(registry.now())
+        for worker_id in lost:
+            seen["owned", worker_id] = store.owned(worker_id, BATCH)
+        seen["due",], seen["lose",] = due, lost

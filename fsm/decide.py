@@ -159,10 +159,6 @@ def _ask(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
     change["limit_s"] = facts.payload.get("expires_s")
 
 
-def _end(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    change.update(tools=(), end_json=facts.payload_json)
-
-
 CHANGES: dict[str, Change] = {
     "claim": _claim,
     "release": _release,
@@ -174,7 +170,6 @@ CHANGES: dict[str, Change] = {
     "open_tool": _open_tool,
     "close_tool": _close_tool,
     "ask": _ask,
-    "end": _end,
 }
 """What a row's `assign` can name in a machine whose instances are executions."""
 
@@ -275,7 +270,7 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
     at = facts.at if facts.at > snapshot.updated_at else snapshot.updated_at  # noqa: FURB136 - max() costs more
     now = facts.at if facts.now is None else facts.now
     tools, attempt, owner, fence = snapshot.tools, snapshot.attempt, snapshot.owner, snapshot.fence
-    model_attempt, end_json = snapshot.model_attempt, snapshot.end_json
+    model_attempt = snapshot.model_attempt
     if arrow.internal:
         entered_at, since_at, not_before = snapshot.entered_at, snapshot.since_at, snapshot.not_before
         breaker, limit_s = snapshot.breaker, snapshot.limit_s
@@ -290,13 +285,13 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
         owner = change.get("owner", owner)
         fence = change.get("fence", fence)
         model_attempt = change.get("model_attempt", model_attempt)
-        end_json = change.get("end_json", end_json)
         not_before = change.get("not_before", not_before)
         breaker = change.get("breaker", breaker)
         limit_s = change.get("limit_s", limit_s)
     if state in machine.terminal:
-        due_at, kind = None, None
+        due_at, kind, tools, end_json = None, None, (), facts.payload_json
     else:
+        end_json = None
         limits = machine.limits_for(identity.timeouts_json)
         due_at, kind = deadline(limits, state, identity.born_at, since_at, now, not_before, limit_s)
     after = Snapshot(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -75,7 +74,7 @@ class Registry:
         self.ids = ids.MAKER
         self._by_name: dict[str, Machine] = {}
         self._laws: dict[str, Law] = {}
-        self._lock = threading.Lock()
+        self._claims: set[str] = set()
         self._worker: tuple[int, str] = (0, "")
         self.worker: Leaseholder | None = None
         self.closing: list[Callable[[], None]] = []
@@ -107,6 +106,7 @@ class Registry:
             raise ConfigurationError(
                 f"two different machines are called {machine.name!r}: give one of them another name"
             )
+        self._claims |= {row.event for row in machine.transitions if "claim" in row.assign}
         if machine.content_hash not in self._laws:
             self._laws[machine.content_hash] = _law(machine)
             self.store.register(record_of(machine))
@@ -157,8 +157,6 @@ class Registry:
         """
         worker = self.worker
         if worker is not None:
-            if worker.lost:
-                raise LeaseLost(worker.id)
             return worker.id
         pid = os.getpid()
         if self._worker[0] != pid:
@@ -235,6 +233,10 @@ class Registry:
             text("key", key)
         if not isinstance(execution_id, str):
             raise unknown(execution_id)
+        worker = self.worker
+        if worker is not None and worker.lost and fence is None and event in self._claims:
+            # Nothing would watch over what a lost worker claims. Its other writes meet their stale fences.
+            raise LeaseLost(worker.id)
         return Command(
             execution_id,
             event,

@@ -342,7 +342,7 @@ class Checker:
             if lease is not None and lease.who != who and at_s < lease.renewed_s + lease.ttl_s:
                 raise Broken(
                     "a healthy execution is never declared dead",
-                    f"{lease.who} renewed at {lease.renewed_s:.6g} s for {lease.ttl_s:.6g} s, {at_s:.6g} s now: {receipt}",
+                    f"{lease.who} renewed at {lease.renewed_s:.6g} s for {lease.ttl_s:.6g} s, at {at_s:.6g}: {receipt}",
                 )
 
     def _book(self, model: _Model, step: Step, index: int) -> None:

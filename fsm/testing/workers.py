@@ -17,6 +17,7 @@ from fsm.records import Receipt
 from fsm.registry import Registry
 from fsm.stores.base import Store
 from fsm.sweeper import BATCH, Sweeper
+from fsm.testing.checker import EPOCH_S
 from fsm.testing.faults import Fault, FaultyStore
 from fsm.testing.handles import Process
 from fsm.testing.loop import NotSimulated, SteppedLoop
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Program = Callable[["SimulatedWorker"], Coroutine[Any, Any, object]]
-
-EPOCH_S = 1_700_000_000.0
-"""The wall clock of a worker without skew when a simulation begins, in seconds since the epoch."""
 
 
 class SimulatedClock:

@@ -132,7 +132,7 @@ def test_gather_and_groups_hand_on_results_and_exceptions():
 
     async def main():
         results = await asyncio.gather(value(2, "a"), value(1, "b"))
-        with pytest.raises(ExceptionGroup) as group:
+        with pytest.raises(ExceptionGroup) as group:  # noqa: PT012 - the block is what raises
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(fail())
                 tasks.create_task(other())
@@ -343,11 +343,11 @@ def test_what_spins_meets_the_step_limit():
     """A loop that never waits ends at its step limit; one that waits for ever at its limit of time."""
 
     async def spin():
-        while True:
+        while True:  # noqa: ASYNC110 - it is to spin
             await asyncio.sleep(0)
 
     async def tick():
-        while True:
+        while True:  # noqa: ASYNC110 - it is to wait for ever
             await asyncio.sleep(10)
 
     for main, options, steps in ((spin, {"max_steps": 500}, 500), (tick, {"max_time_s": 95.0}, None)):

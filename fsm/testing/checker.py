@@ -281,7 +281,9 @@ class Checker:
         if claims and (row.fence == model.fence or row.owner is None):
             raise Broken("exactly one claimer", f"claimed without a new fence, or by nobody: {row}")
         if row.owner != model.owner and (row.fence == model.fence or (row.owner is not None and not claims)):
-            raise Broken("exactly one claimer", f"after {model.owner!r}, without a new fence or attempt: {row}")
+            raise Broken(
+                "exactly one claimer", f"after {model.owner!r}, without a new fence or attempt: {row}"
+            )
 
     def _born(self, row: Receipt) -> _Model:
         snapshot = self._store.load(row.execution_id)

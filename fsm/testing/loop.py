@@ -98,7 +98,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
         self._picked = array("Q")
         self._digest = blake2b(digest_size=16)
         self._asyncgens = OrderedWeakSet()
-        self._graveyard: list[asyncio.Task[Any]] = []
+        self._graveyard: dict[int, SteppedTask[Any]] = {}
 
     # --- time and order ---------------------------------------------------------------------------------------
 
@@ -272,7 +272,8 @@ class SteppedLoop(asyncio.BaseEventLoop):
         process.state, process.stopped = "dead", True
         process.parked = []
         # Somebody has to hold the tasks: a coroutine that nobody holds is closed, and closing runs `finally`.
-        self._graveyard += [task for task in self.tasks() if task.process is process]
+        dead = (task for task in self.tasks() if task.process is process)
+        self._graveyard.update((task.number, task) for task in dead)
 
     def tasks(self) -> list[SteppedTask[Any]]:
         """Return the tasks that have not ended, in the order of their creation."""
@@ -282,7 +283,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
     def _stacks(self) -> str:
         lines = []
         for task in self.tasks():
-            if task not in self._graveyard:
+            if task.number not in self._graveyard:
                 whose = f" of {task.process!r}" if task.process else ""
                 lines.append(f"\n  {task.get_name()}{whose} waits in")
                 lines += [f"\n    {line}" for line in where(task)]
@@ -346,10 +347,10 @@ class SteppedLoop(asyncio.BaseEventLoop):
 
     def drop(self) -> None:
         """Drop whatever is left, as if the power failed, and close; what a ``finally`` does then reaches nobody."""
-        left = [*self._graveyard, *(task for task in self.tasks() if task not in self._graveyard)]
+        left = {**self._graveyard, **{task.number: task for task in self.tasks()}}
         self._runnable.clear()
         self._timers.clear()
-        for task in left:
+        for task in left.values():
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             coro = task.get_coro()
             try:

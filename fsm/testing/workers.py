@@ -171,7 +171,7 @@ class SimulatedWorker:
         return self.spawn(program(self))
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a coroutine in this process, once; it dies with it.
+        """Run a coroutine in this process, once; it dies with it. In a dead process it never begins.
 
         Args:
             coroutine: What to run.
@@ -182,6 +182,8 @@ class SimulatedWorker:
         context = self._context.copy()
         task = self.simulation.loop.create_task(coroutine, context=context)
         task.add_done_callback(self.simulation.ended, context=context)
+        if self.process.state == "dead":
+            self.simulation.loop.kill(self.process)  # again, so that somebody holds the task
         return task
 
     def crash(self, down_s: float | None = None) -> None:

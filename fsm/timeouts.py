@@ -42,8 +42,11 @@ class Timeouts(BaseModel):
     @classmethod
     def _pairs(cls, value: Any) -> Any:
         """Take a dict or pairs, and keep them sorted so that equal limits are equal texts."""
-        pairs = value.items() if isinstance(value, Mapping) else value
-        return tuple(sorted((tuple(pair) for pair in pairs), key=lambda pair: str(pair[0])))
+        try:
+            pairs = dict(value)
+        except (TypeError, ValueError):
+            raise ValueError("phases is a dict of seconds by state") from None
+        return tuple(sorted(pairs.items(), key=lambda pair: str(pair[0])))
 
     @field_serializer("phases")
     def _as_dict(self, value: tuple[tuple[str, float], ...]) -> dict[str, float]:

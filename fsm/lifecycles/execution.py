@@ -60,7 +60,7 @@ TRANSITIONS = (
     row(_THINKERS, "think", "thinking"),
     row("thinking", "prepare_tools", "preparing_tools"),
     row(_CALLERS, "call_model", "calling_model", "permit", assign="first_call"),
-    row(_CALLERS, "call_model", "circuit_open", assign="first_call wait"),
+    row(_CALLERS, "call_model", "circuit_open", assign="new_call wait"),
     row("thinking preparing_tools calling_model", "run_tools", "running_tools"),
     row("thinking calling_model running_tools", "process_results", "processing_results"),
     row("processing_results", "finish", "completing", "not tools_open", otherwise=_CLOSE_FIRST),
@@ -72,7 +72,7 @@ TRANSITIONS = (
         otherwise="no attempt of this model call is left: fail, or think about a fallback"),
     row("calling_model", "trip", "circuit_open", assign="wait"),
     row("backing_off", "call_model", "calling_model", "permit", assign="next_call"),
-    row("backing_off", "call_model", "circuit_open", assign="next_call wait"),
+    row("backing_off", "call_model", "circuit_open", assign="wait"),
     row("circuit_open", "call_model", "calling_model", "permit", assign="next_call"),
     row("circuit_open", "call_model", assign="wait"),
 

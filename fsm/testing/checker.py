@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from fsm.committer import Command
+from fsm.command import Command
 from fsm.errors import FsmError
 from fsm.machine import CREATE, Machine
 from fsm.records import Receipt, Snapshot, Step, legal_rows

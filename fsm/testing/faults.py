@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from fsm.committer import Command
+from fsm.command import Command
 from fsm.errors import StoreUnavailable
 from fsm.records import Receipt, Snapshot, Step
 from fsm.stores.base import Conflict, Due, Store

@@ -131,6 +131,8 @@ def fleet(
 ) -> Callable[[Simulation], Coroutine[Any, Any, None]]:
     """Return a scenario: executions come in, all workers work on them, some are called off, and all must end.
 
+    Every fourth has so little time for a phase that its deadlines and its events come close together.
+
     Args:
         executions: How many.
         pace_s: As for `drive`.
@@ -149,7 +151,11 @@ def fleet(
                 user_id=f"user-{number % 3}",
                 thread_id=f"thread-{number}",
                 retry={"attempts_max": attempts_max},
-                timeouts={"total_s": 600.0 * pace_s, "phase_s": 60.0 * pace_s, "queue_s": 300.0 * pace_s},
+                timeouts={
+                    "total_s": 600.0 * pace_s,
+                    "phase_s": (3.0 if number % 4 == 0 else 60.0) * pace_s,
+                    "queue_s": 300.0 * pace_s,
+                },
             )
             if sim.rng.random() < cancels:
                 sim.later(sim.rng.expovariate(0.1 / pace_s), partial(_call_off, sim, execution.id))

@@ -26,7 +26,7 @@ from random import Random
 from typing import Any, NamedTuple, cast
 
 from fsm import tracker as tracker_module
-from fsm.committer import Command
+from fsm.command import Command
 from fsm.machine import Machine
 from fsm.records import Receipt, Step
 from fsm.stores.base import Store

@@ -9,7 +9,8 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fsm.committer import MAX_BATCH, Command, Committer, _Round, _tell
+from fsm.command import Command, tell
+from fsm.committer import MAX_BATCH, Committer, _Round
 from fsm.errors import FsmError, LeaseLost
 from fsm.ids import IdMaker
 from fsm.lifecycles import EXECUTION
@@ -88,7 +89,7 @@ class _SimulatedCommitter(Committer):
         if this is not None:
             self._way.carry(this, partial(self._go_on, batch, rounds))
             return
-        _tell(batch)
+        tell(batch)
         self._next()
 
     def commit(self, command: Command) -> None:
@@ -111,6 +112,7 @@ class SimulatedRegistry(Registry):
         self, simulation: Simulation, process: Process, way: FaultyStore, clock: SimulatedClock
     ) -> None:
         super().__init__(cast("Store", way), clock, ())
+        self._loop = simulation.loop
         self._acknowledged = partial(simulation.checker.acknowledged, process)
         self.committer = _SimulatedCommitter(way, self.law_of, simulation.loop)
         rng = Random(f"ids {simulation.seed} {process.name}")
@@ -118,6 +120,9 @@ class SimulatedRegistry(Registry):
         self.rng = rng
         for machine in (EXECUTION, *simulation.machines):
             self.add(machine)
+
+    def _unheard(self, command: Command) -> None:
+        self._loop.run_in_executor(None, self._make_up, command)
 
     def receipt(self, command: Command) -> Receipt:
         """Return what a command came to, and let the checker know that somebody was told."""
@@ -285,12 +290,15 @@ class SimulatedWorker:
         """Do as the sweeper's thread does: look, and act on what was seen when it was looked."""
         sweeper = Sweeper(registry, every_s)
         rng = Random(f"sweep {self.simulation.seed} {self.process.name}")
+        chaos = self.simulation.chaos
         await asyncio.sleep(rng.random() * every_s)
         while True:
             begun = self.simulation.checker.sweep_begins(registry.now())
             try:
                 await asyncio.to_thread(self._look, registry)
                 await asyncio.sleep(self.way.latency_s())
+                if rng.random() < 10 * chaos.slow:  # preempted between looking and acting
+                    await asyncio.sleep(rng.expovariate(1.0 / chaos.late_s))
                 await asyncio.to_thread(sweeper.sweep)
             except FsmError as error:
                 self.simulation.note(self.process.name, "sweep", f"failed: {error}")

@@ -14,14 +14,14 @@ import time
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 
 from fsm import get_tracker
 from fsm.errors import Refused, StoreUnavailable
 from fsm.machine import Machine, row, state
-from fsm.testing.checker import Broken
 from fsm.testing.faults import CALM, STORM, Chaos, Fault
 from fsm.testing.loop import Deadlock, StepLimit
+from fsm.testing.observed import Broken
 from fsm.testing.plans import simulation_plans
 from fsm.testing.scenarios import fleet
 from fsm.testing.simulation import Simulation, SimulationFailed
@@ -407,8 +407,10 @@ def test_a_failing_plan_shrinks_to_the_fault_that_matters():
     """Hypothesis boils a plan that breaks a careless agent down to one fault."""
     found = []
 
-    @settings(max_examples=500, database=None, derandomize=True)
-    @given(simulation_plans(workers=1, max_step=200, kinds=("slow", "fail_before", "fail_after")))
+    @settings(max_examples=200, database=None, derandomize=True, phases=[Phase.generate, Phase.shrink])
+    @given(
+        simulation_plans(workers=1, max_faults=5, max_step=60, kinds=("slow", "fail_before", "fail_after"))
+    )
     def broken(plan):
         try:
             plan.simulation(chaos=STILL, lease_s=None, sweep_every_s=None).run(_tolerant)

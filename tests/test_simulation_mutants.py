@@ -15,8 +15,8 @@ from fsm.records import Step, receipt_of
 from fsm.registry import Registry
 from fsm.stores.base import Conflict
 from fsm.stores.memory import MemoryStore
-from fsm.testing.checker import Broken
 from fsm.testing.faults import STORM
+from fsm.testing.observed import Broken
 from fsm.testing.scenarios import fleet
 from fsm.testing.simulation import Simulation, SimulationFailed
 

@@ -9,88 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from fsm.command import Command
-from fsm.errors import FsmError
 from fsm.machine import CREATE, Machine
-from fsm.records import Receipt, Snapshot, Step, legal_rows
+from fsm.records import Receipt, Snapshot, Step
 from fsm.stores.base import Store
 from fsm.testing.handles import Process
 from fsm.testing.loop import SteppedLoop
+from fsm.testing.observed import EPOCH_S, Broken, Commit, Lease, Model, Sweep
 
-EPOCH_S = 1_700_000_000.0
-"""The wall clock of a worker without skew when a simulation begins, in seconds since the epoch."""
 _ROUNDING_S = 1e-6
 _PAGE = 10_000
-
-
-class Broken(FsmError):
-    """A guarantee does not hold. `guarantee` names it in a few words."""
-
-    def __init__(self, guarantee: str, detail: str) -> None:
-        self.guarantee = guarantee
-        super().__init__(f"{guarantee}: {detail}")
-
-
-class Commit(NamedTuple):
-    """A commit as the store saw it.
-
-    Attributes:
-        at_s: When, in virtual seconds.
-        who: The name of the process that asked for it.
-        command: What it asked for.
-        step: What was decided.
-        receipt: What the store answered.
-    """
-
-    at_s: float
-    who: str
-    command: Command
-    step: Step
-    receipt: Receipt
-
-
-class Sweep(NamedTuple):
-    """The beginning of a sweep: how many commits there were, the virtual time, and the steady timeline's instant."""
-
-    commits: int
-    at_s: float
-    now: float
-
-
-class _Lease:
-    """A worker's lease as it really is: when the store last took a renewal, in virtual seconds."""
-
-    __slots__ = ("renewed_s", "ttl_s", "who")
-
-    def __init__(self, who: str, ttl_s: float, renewed_s: float) -> None:
-        self.who = who
-        self.ttl_s = ttl_s
-        self.renewed_s = renewed_s
-
-
-class _Model:
-    """An execution as its journal tells it."""
-
-    __slots__ = (
-        "attempt", "called_off", "fence", "holder", "keys", "last", "legal", "machine", "owner", "rows", "state",
-        "terminal",
-    )  # fmt: skip
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self.terminal = machine.terminal
-        self.legal = legal_rows(machine)
-        self.rows: list[Receipt] = []
-        self.keys: set[str] = set()
-        self.state: str | None = None
-        self.attempt = 0
-        self.fence = 0
-        self.owner: str | None = None
-        self.called_off = False
-        self.last: Step | None = None
-        self.holder: str | None = None  # the owner as the commits tell, while it is open
 
 
 class Checker:
@@ -111,11 +41,11 @@ class Checker:
         self._store = store
         self._time = loop.time
         self._offset_s = store.timeline("simulated", EPOCH_S)
-        self._leases: dict[str, _Lease] = {}
+        self._leases: dict[str, Lease] = {}
         self._owned: dict[str, dict[str, int]] = {}
         self._due: dict[str, tuple[float, int]] = {}
         self._machines: dict[str, Machine] = {}
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, Model] = {}
         self._seen: list[Receipt] = []
         self._checked_commits = 0
         self._checked_receipts = 0
@@ -135,7 +65,7 @@ class Checker:
 
     def registered(self, worker_id: str, process: Process, ttl_s: float) -> None:
         """Take note of a new worker and the length of its lease in seconds."""
-        self._leases[worker_id] = _Lease(process.name, ttl_s, self._time())
+        self._leases[worker_id] = Lease(process.name, ttl_s, self._time())
 
     def renewed(self, worker_id: str) -> None:
         """Take note of a lease that was renewed."""
@@ -255,7 +185,7 @@ class Checker:
         model.rows.append(row)
         model.state, model.attempt, model.fence, model.owner = row.target, row.attempt, row.fence, row.owner
 
-    def _follows(self, model: _Model, row: Receipt) -> None:
+    def _follows(self, model: Model, row: Receipt) -> None:
         """Hold a row to beginning where the last one ended, and to the table."""
         if row.version != len(model.rows):
             raise Broken(
@@ -270,7 +200,7 @@ class Checker:
         if model.rows and row.at < model.rows[-1].at:
             raise Broken("a journal does not run backwards", f"{row.at} after {model.rows[-1].at}: {row}")
 
-    def _one_claimer(self, model: _Model, row: Receipt) -> None:
+    def _one_claimer(self, model: Model, row: Receipt) -> None:
         """Hold attempts and fences to growing one by one, and owners to changing with the fence only."""
         if (
             not model.fence <= row.fence <= model.fence + 1
@@ -285,13 +215,13 @@ class Checker:
                 "exactly one claimer", f"after {model.owner!r}, without a new fence or attempt: {row}"
             )
 
-    def _born(self, row: Receipt) -> _Model:
+    def _born(self, row: Receipt) -> Model:
         snapshot = self._store.load(row.execution_id)
         if snapshot is None:
             raise Broken("journal and state agree", f"there is no record for {row}")
         if row.event != CREATE:
             raise Broken("versions have no gap", f"a journal begins with its creation, not with {row}")
-        return _Model(self._machine(snapshot.identity.machine))
+        return Model(self._machine(snapshot.identity.machine))
 
     def _machine(self, content_hash: str) -> Machine:
         machine = self._machines.get(content_hash)
@@ -351,7 +281,7 @@ class Checker:
                     f"{lease.who} renewed at {lease.renewed_s:.6g} s for {lease.ttl_s:.6g} s, at {at_s:.6g}: {receipt}",
                 )
 
-    def _book(self, model: _Model, step: Step, index: int) -> None:
+    def _book(self, model: Model, step: Step, index: int) -> None:
         """Keep who owns what since when, and what is due."""
         after = step.after
         execution_id = after.identity.id

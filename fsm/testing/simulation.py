@@ -21,9 +21,8 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import Context, copy_context
 from functools import partial
-from hashlib import blake2b
 from random import Random
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from fsm import tracker as tracker_module
 from fsm.command import Command
@@ -31,82 +30,18 @@ from fsm.machine import Machine
 from fsm.records import Receipt, Step
 from fsm.stores.base import Store
 from fsm.stores.memory import MemoryStore
-from fsm.testing.checker import Broken, Checker
+from fsm.testing.checker import Checker
 from fsm.testing.faults import CALM, Chaos, Fault, FaultyStore
 from fsm.testing.handles import PROCESS, Process
 from fsm.testing.loop import SteppedLoop
+from fsm.testing.observed import Broken
+from fsm.testing.report import Event, Report, SimulationFailed, fingerprint
 from fsm.testing.workers import SimulatedClock, SimulatedRegistry, SimulatedWorker
 from fsm.tracker import Tracker
 
+__all__ = ["Event", "Report", "Scenario", "SimulatedWorker", "Simulation", "SimulationFailed"]
+
 Scenario = Callable[["Simulation"], Coroutine[Any, Any, object]]
-
-_LAST_EVENTS = 25
-
-
-class SimulationFailed(AssertionError):
-    """A guarantee was broken, the scenario raised, or the loop could not go on; the cause says which.
-
-    Attributes:
-        simulation: The `Simulation(...)` that replays it, as Python text.
-        report: What had happened by then.
-    """
-
-    def __init__(self, what: BaseException, simulation: str, report: Report) -> None:
-        self.simulation = simulation
-        self.report = report
-        last = "".join(f"\n  {event}" for event in report.events[-_LAST_EVENTS:])
-        super().__init__(
-            f"{type(what).__name__}: {what}\n"
-            f"after {report.steps} steps, {report.virtual_s:.6g} virtual seconds and {report.commits} commits; "
-            f"trace {report.trace_hash}\nreplay it with: {simulation}.run(scenario)\nlast events:{last or ' none'}"
-        )
-
-
-class Event(NamedTuple):
-    """Something that the trace tells, beside the commits.
-
-    Attributes:
-        at_s: When, in virtual seconds.
-        step: At which step of the loop.
-        who: The process.
-        what: A fault's kind, or ``boot``, ``resume``, ``sweep``, ``lost``.
-        detail: What else there is to say.
-    """
-
-    at_s: float
-    step: int
-    who: str
-    what: str
-    detail: object
-
-    def __str__(self) -> str:
-        return f"{self.at_s:12.6f} s  step {self.step:>8}  {self.who:<10} {self.what} {self.detail}".rstrip()
-
-
-class Report(NamedTuple):
-    """What a run came to.
-
-    Attributes:
-        seed: Its seed.
-        steps: How many callbacks the loop ran.
-        virtual_s: How long it took in virtual seconds.
-        commits: How many transitions were committed.
-        receipts: How many receipts callers got.
-        checks: How often the guarantees were checked.
-        faults: How often each kind of fault happened.
-        events: Faults and what else the trace tells beside the commits.
-        trace_hash: Of every choice, every event and every commit: equal for equal runs.
-    """
-
-    seed: int
-    steps: int
-    virtual_s: float
-    commits: int
-    receipts: int
-    checks: int
-    faults: dict[str, int]
-    events: tuple[Event, ...]
-    trace_hash: str
 
 
 class Simulation:
@@ -291,14 +226,6 @@ class Simulation:
         for event in self._events:
             if event.what not in {"boot", "resume", "sweep", "lost"}:
                 faults[event.what] = faults.get(event.what, 0) + 1
-        digest = blake2b(self.loop.trace_hash().encode(), digest_size=16)
-        for event in self._events:
-            digest.update(str(event).encode())
-        for commit in self.checker.commits:
-            row = commit.receipt
-            digest.update(
-                f"{commit.who} {row.execution_id} {row.version} {row.event} {row.target} {row.at!r} {row.key}".encode()
-            )
         return Report(
             self.seed,
             self.loop.steps,
@@ -308,7 +235,7 @@ class Simulation:
             self.checker.checks,
             faults,
             tuple(self._events),
-            digest.hexdigest(),
+            fingerprint(self.loop.trace_hash(), self._events, self.checker.commits),
         )
 
     def _power_off(self) -> None:

@@ -18,10 +18,10 @@ from fsm.records import Receipt
 from fsm.registry import Registry
 from fsm.stores.base import Store
 from fsm.sweeper import BATCH, Sweeper
-from fsm.testing.checker import EPOCH_S
 from fsm.testing.faults import Fault, FaultyStore
 from fsm.testing.handles import Process
 from fsm.testing.loop import NotSimulated, SteppedLoop
+from fsm.testing.observed import EPOCH_S
 from fsm.tracker import Tracker
 from fsm.worker import RENEWALS_PER_LEASE, Worker
 

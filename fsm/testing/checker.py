@@ -13,7 +13,7 @@ from typing import Any
 
 from fsm.command import Command
 from fsm.machine import CREATE, Machine
-from fsm.records import Receipt, Snapshot, Step
+from fsm.records import Receipt, Snapshot, Step, legal_rows
 from fsm.stores.base import Store
 from fsm.testing.handles import Process
 from fsm.testing.loop import SteppedLoop
@@ -21,6 +21,7 @@ from fsm.testing.observed import EPOCH_S, Broken, Commit, Lease, Model, Sweep
 
 _ROUNDING_S = 1e-6
 _PAGE = 10_000
+_Law = tuple[Machine, frozenset[tuple[str | None, str, str]]]
 
 
 class Checker:
@@ -44,7 +45,7 @@ class Checker:
         self._leases: dict[str, Lease] = {}
         self._owned: dict[str, dict[str, int]] = {}
         self._due: dict[str, tuple[float, int]] = {}
-        self._machines: dict[str, Machine] = {}
+        self._laws: dict[str, _Law] = {}
         self._models: dict[str, Model] = {}
         self._seen: list[Receipt] = []
         self._checked_commits = 0
@@ -221,13 +222,11 @@ class Checker:
             raise Broken("journal and state agree", f"there is no record for {row}")
         if row.event != CREATE:
             raise Broken("versions have no gap", f"a journal begins with its creation, not with {row}")
-        return Model(self._machine(snapshot.identity.machine))
-
-    def _machine(self, content_hash: str) -> Machine:
-        machine = self._machines.get(content_hash)
-        if machine is None:
-            machine = self._machines[content_hash] = _read_machine(self._store.machines()[content_hash])
-        return machine
+        content_hash = snapshot.identity.machine
+        law = self._laws.get(content_hash)
+        if law is None:
+            law = self._laws[content_hash] = _read_law(self._store.machines()[content_hash])
+        return Model(*law)
 
     def _commits(self) -> None:
         """Hold every commit to what its writer believed in: its fence, its timer, its lease."""
@@ -357,8 +356,9 @@ class Checker:
 
 
 @lru_cache(maxsize=64)
-def _read_machine(document: str) -> Machine:
-    return Machine.from_json(document)
+def _read_law(document: str) -> _Law:
+    machine = Machine.from_json(document)
+    return machine, legal_rows(machine)
 
 
 def _kept(snapshot: Snapshot) -> tuple[Any, ...]:

@@ -45,22 +45,14 @@ PROCESS: ContextVar[Process | None] = ContextVar("fsm_simulated_process", defaul
 
 
 class Handle(asyncio.Handle):
-    """A callback to come. The base class is there for its type; what it does is done here, with less."""
+    """A callback to come. The base class is there for its type; the loop makes it, with less."""
 
     __slots__ = ("number", "process")
 
     number: int
     process: Process | None
-
-    def __init__(
-        self, number: int, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
-    ) -> None:
-        self._context = context = copy_context() if context is None else context
-        self.process = context.get(PROCESS)
-        self.number = number
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
+    _context: Context
+    _callback: Callable[..., object]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.number} of {self.process}: {self._callback}>"
@@ -79,6 +71,8 @@ class Timer(asyncio.TimerHandle):
 
     number: int
     process: Process | None
+    _context: Context
+    _callback: Callable[..., object]
 
     def __init__(
         self,

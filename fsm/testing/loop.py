@@ -20,12 +20,12 @@ import threading
 from array import array
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from contextvars import Context
+from contextvars import Context, copy_context
 from hashlib import blake2b
 from typing import Any, TypeVar, TypeVarTuple
 
 from fsm.errors import FsmError
-from fsm.testing.handles import Handle, OrderedWeakSet, Process, SteppedTask, Timer, where
+from fsm.testing.handles import PROCESS, Handle, OrderedWeakSet, Process, SteppedTask, Timer, where
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -34,6 +34,7 @@ MAX_STEPS = 10_000_000
 """A loop gives up after so many steps unless it is told otherwise: something spins."""
 COLLECT_EVERY = 500_000
 """Garbage is collected at every so-manieth step, and never in between: a finalizer must not depend on the weather."""
+_new: Callable[[type[Handle]], Handle] = object.__new__
 _FIRST = 64
 _TRACE_CHUNK = 65_536
 
@@ -111,7 +112,13 @@ class SteppedLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         """Run a callback at the present instant, in an order that the seed decides."""
         self._numbers = number = self._numbers + 1
-        handle = Handle(number, callback, args, context)
+        handle: Handle = _new(Handle)  # its fields are set here: a call of __init__ would cost as much again
+        handle._context = context = copy_context() if context is None else context
+        handle.process = context.get(PROCESS)
+        handle.number = number
+        handle._callback = callback
+        handle._args = args
+        handle._cancelled = False
         self._runnable.append(handle)
         return handle
 

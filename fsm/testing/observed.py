@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fsm.command import Command
 from fsm.errors import FsmError
 from fsm.machine import Machine
-from fsm.records import Receipt, Step, legal_rows
+from fsm.records import Receipt, Step
 
 EPOCH_S = 1_700_000_000.0
 """The wall clock of a worker without skew when a simulation begins, in seconds since the epoch."""
@@ -66,10 +66,10 @@ class Model:
         "terminal",
     )  # fmt: skip
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, legal: frozenset[tuple[str | None, str, str]]) -> None:
         self.machine = machine
         self.terminal = machine.terminal
-        self.legal = legal_rows(machine)
+        self.legal = legal
         self.rows: list[Receipt] = []
         self.keys: set[str] = set()
         self.state: str | None = None

@@ -116,7 +116,7 @@ async def work(worker: SimulatedWorker, *, pace_s: float = 1.0, slots: int = 8) 
             busy.release()
 
     while True:
-        await asyncio.sleep(rng.expovariate(2.0 / pace_s))
+        await asyncio.sleep(rng.expovariate(1.0 / pace_s))
         try:
             waiting = await worker.tracker.aio.find(category="pending", limit=slots)
         except StoreUnavailable:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -68,6 +69,7 @@ class Registry:
         self.store = store
         self.clock = clock
         self.closed = False
+        self.ids = ids.MAKER
         self._by_name: dict[str, Machine] = {}
         self._laws: dict[str, Law] = {}
         self._claims: set[str] = set()
@@ -75,7 +77,7 @@ class Registry:
         self._worker: tuple[int, str] = (0, "")
         self.worker: Leaseholder | None = None
         self.closing: list[Callable[[], None]] = []
-        self.listeners: set[Callable[[], None]] = set()
+        self.listeners: dict[Callable[[], None], None] = {}  # a set that keeps its order, so that runs replay
         self.rng = random.Random()  # noqa: S311 - jitter, not a secret
         self._offset_s = store.timeline(clock.era(), clock.wall() - clock.monotonic())
         self.committer = Committer(store, self.law_of)
@@ -172,7 +174,7 @@ class Registry:
             return worker.id
         pid = os.getpid()
         if self._worker[0] != pid:
-            self._worker = (pid, ids.worker_id())
+            self._worker = (pid, self.ids.make("worker"))
         return self._worker[1]
 
     def birth(  # noqa: PLR0913 - what an execution is born with
@@ -201,7 +203,7 @@ class Registry:
             self.load(retry_of, user_id)
         at = self.clock.wall()
         identity = Identity(
-            ids.execution_id(),
+            self.ids.make("exec"),
             chosen.content_hash,
             text("agent", agent),
             user_id,
@@ -350,6 +352,10 @@ class Registry:
                 listener()
 
     def _unheard(self, command: Command) -> None:
+        """Make up for a cancelled caller, in a thread of its own: whoever commits does not wait for it."""
+        threading.Thread(target=self._make_up, args=(command,), name="fsm-unheard", daemon=True).start()
+
+    def _make_up(self, command: Command) -> None:
         """Do for a caller that was cancelled while its command was committed what it would have done itself."""
         self._announce()
         self.carry_out(command)

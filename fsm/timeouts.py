@@ -7,7 +7,6 @@ instant (``_at``). `Limits` joins the two for one machine, so that the deadline 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
@@ -63,7 +62,7 @@ class Timeouts(BaseModel):
         phases = dict(base.phases) | dict(self.phases)
         return base.model_copy(update={**given, "phases": tuple(sorted(phases.items()))})
 
-    @cached_property
+    @property  # not cached: a cache would go with model_copy into limits that differ
     def by_kind(self) -> dict[str, float | None]:
         """The general limit in seconds of each kind of deadline that a state can declare."""
         return {"queue": self.queue_s, "phase": self.phase_s, "input": self.input_s, "grace": self.grace_s}

@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "fsm" / "samples" / "trajectories.jsonl"
 
 settings.register_profile("default", deadline=None)
+# Enough to catch a planted bug, the same in every run, and no time spent on making its example small.
+settings.register_profile(
+    "mutants", deadline=None, derandomize=True, database=None, max_examples=30, phases=[Phase.generate]
+)
 settings.load_profile("default")
 
 

@@ -57,7 +57,11 @@ def test_exactly_one_claimer(two):
     execution_id = claimed_behind(ours, theirs)
     with pytest.raises(Refused) as refused:
         ours.fire(execution_id, "start")
-    assert (refused.value.reason, refused.value.state, refused.value.version) == ("not_allowed", "starting", 2)
+    assert (refused.value.reason, refused.value.state, refused.value.version) == (
+        "not_allowed",
+        "starting",
+        2,
+    )
     assert [receipt.event for receipt in ours.history(execution_id)] == ["create", "enqueue", "start"]
 
 
@@ -82,7 +86,9 @@ def test_a_late_step_is_not_committed(store, late, url):
             opened.append([step(first.after, "fail")])
         version = opened.load(birth.after.identity.id).version
         assert opened.append([stale]) == [Conflict(birth.after.identity.id, version)]
-        assert [receipt.version for receipt in opened.history(birth.after.identity.id)] == list(range(version + 1))
+        assert [receipt.version for receipt in opened.history(birth.after.identity.id)] == list(
+            range(version + 1)
+        )
     finally:
         opened.close()
 
@@ -108,3 +114,28 @@ def test_only_true_is_true(answer):
     decided = decide(EXECUTION, running, "fail", Facts(1001.0, {"retryable": answer}))
     assert not isinstance(decided, Refusal)
     assert decided.after.state == "failed"
+
+
+def test_the_oldest_tool_is_closed():
+    """A close that names nothing closes the oldest call, one that names a tool the oldest of that name."""
+    snapshot = step(born().after, "start").after
+    for name, call_id in (("search", "1"), ("fetch", "2"), ("search", "3")):
+        snapshot = step(snapshot, "open_tool", name=name, call_id=call_id).after
+    assert step(snapshot, "close_tool").after.tools == (("fetch", "2"), ("search", "3"))
+    assert step(snapshot, "close_tool", name="fetch").after.tools == (("search", "1"), ("search", "3"))
+    assert step(snapshot, "close_tool", name="search").after.tools == (("fetch", "2"), ("search", "3"))
+
+
+def test_a_cancel_reaches_children_and_theirs():
+    """When an execution is called off, its children are, and theirs; whose worker must stop first is cancelling."""
+    with fresh_tracker() as tracker:
+        top = tracker.create("top", user_id="ada", thread_id="t")
+        middle = tracker.create("middle", user_id="ada", thread_id="t", parent_id=top.id)
+        low = tracker.create("low", user_id="ada", thread_id="t", parent_id=middle.id)
+        tracker.fire(middle.id, "start")
+        tracker.fire(top.id, "cancel")
+        assert [tracker.get(one.id).state for one in (top, middle, low)] == [
+            "cancelled",
+            "cancelling",
+            "cancelled",
+        ]

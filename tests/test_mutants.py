@@ -21,6 +21,8 @@ CLAIMER = "test_guarantees.py::test_exactly_one_claimer"
 FRESH = "test_guarantees.py::test_a_refusal_is_given_on_what_is_there_now"
 LATE = "test_guarantees.py::test_a_late_step_is_not_committed"
 ROGUE = "test_guarantees.py::test_an_end_is_final_for_a_rogue_script"
+OLDEST = "test_guarantees.py::test_the_oldest_tool_is_closed"
+CHILDREN = "test_guarantees.py::test_a_cancel_reaches_children_and_theirs"
 TRUE = "test_guarantees.py::test_only_true_is_true"
 
 
@@ -170,6 +172,7 @@ MUTANTS = (
         "decide.py",
         "for index, (open_name, open_id) in enumerate(snapshot.tools):",
         "for index, (open_name, open_id) in reversed(list(enumerate(snapshot.tools))):",
+        OLDEST,
     ),
     Mutant(
         "a guard is asked for truthiness",
@@ -192,6 +195,7 @@ MUTANTS = (
         "registry.py",
         'if effect == "cancel_children":',
         'if effect == "cancel_grandchildren":',
+        CHILDREN,
     ),
     Mutant(
         "another user may fire",
@@ -221,7 +225,9 @@ def run(copy: Path, *tests: str) -> subprocess.CompletedProcess[str]:
     options = "-x -q -p no:cacheprovider --hypothesis-profile=mutants".split()
     where = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
     nodes = [str(ROOT / "tests" / test) for test in tests]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "FSM"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "FSM"))
+    }
     return subprocess.run(
         [sys.executable, "-c", code, str(copy), *options, *where, *nodes],
         cwd=copy,
@@ -248,4 +254,6 @@ def test_a_planted_bug_is_caught(mutant, tmp_path):
     patched.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
     done = run(tmp_path, mutant.tests)
     survived = f"{mutant.guarantee!r} is broken, and nothing noticed"
-    assert (done.returncode, "1 failed" in done.stdout) == (pytest.ExitCode.TESTS_FAILED, True), survived + "\n" + done.stdout + done.stderr
+    assert (done.returncode, "1 failed" in done.stdout) == (pytest.ExitCode.TESTS_FAILED, True), (
+        survived + "\n" + done.stdout + done.stderr
+    )

@@ -259,10 +259,12 @@ class Registry:
                 if child.state in machine.terminal or "cancel" not in machine.by_source[child.state]:
                     continue
                 reason = f"its parent was ended by {command.event!r}"
+                # A machine of the user's own may give its cancel another payload; every payload has a note.
+                plain = machine.payload_names.get("cancel") != "cancel"
                 order = self.event(
                     child.identity.id,
                     "cancel",
-                    {"reason": reason, "by": command.execution_id},
+                    {"note": reason} if plain else {"reason": reason, "by": command.execution_id},
                     fence=None,
                     key=None,
                     user_id=None,

@@ -21,6 +21,9 @@ CLAIMER = "test_guarantees.py::test_exactly_one_claimer"
 FRESH = "test_guarantees.py::test_a_refusal_is_given_on_what_is_there_now"
 LATE = "test_guarantees.py::test_a_late_step_is_not_committed"
 ROGUE = "test_guarantees.py::test_an_end_is_final_for_a_rogue_script"
+BACKWARDS = "test_guarantees.py::test_a_journal_does_not_run_backwards"
+OLDEST = "test_guarantees.py::test_the_oldest_tool_is_closed"
+CHILDREN = "test_guarantees.py::test_a_cancel_reaches_children_and_theirs"
 TRUE = "test_guarantees.py::test_only_true_is_true"
 
 
@@ -163,6 +166,7 @@ MUTANTS = (
         "decide.py",
         "at = facts.at if facts.at > snapshot.updated_at else snapshot.updated_at",
         "at = facts.at",
+        BACKWARDS,
     ),
     Mutant(
         "the youngest tool is closed instead of the oldest",
@@ -170,6 +174,7 @@ MUTANTS = (
         "decide.py",
         "for index, (open_name, open_id) in enumerate(snapshot.tools):",
         "for index, (open_name, open_id) in reversed(list(enumerate(snapshot.tools))):",
+        OLDEST,
     ),
     Mutant(
         "a guard is asked for truthiness",
@@ -192,6 +197,7 @@ MUTANTS = (
         "registry.py",
         'if effect == "cancel_children":',
         'if effect == "cancel_grandchildren":',
+        CHILDREN,
     ),
     Mutant(
         "another user may fire",

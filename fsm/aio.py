@@ -146,8 +146,12 @@ class AsyncTracker:
     ) -> AsyncIterator[Receipt]:
         """Yield receipts as they are committed; see `Tracker.subscribe`."""
         own = self._tracker._user_id
-        if own is not None and user_id not in {None, own}:
+        if self._tracker._hidden(user_id):
             return _nothing()
+        if after is None:
+            # "From now on" begins with this call and not with the first wait. One look at the journal's end: no
+            # reader waits for a writer.
+            after = self._registry.store.position()
         return stream.follow_async(self._registry, after, execution_id, own or user_id, wait=follow)
 
     async def sweep(self) -> Swept:

@@ -16,13 +16,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
+from fsm.command import Command, tell
 from fsm.decide import Facts, decide, refuse
-from fsm.errors import FsmError, Refusal, StoreUnavailable, UnknownExecution
+from fsm.errors import Refusal, StoreUnavailable, UnknownExecution
+from fsm.laws import Law
 from fsm.machine import Machine
-from fsm.payloads import Codec
 from fsm.records import Receipt, Snapshot, Step
 from fsm.stores.base import Conflict, Store
 
@@ -34,75 +34,6 @@ MAX_ROUNDS = 100
 """So often a step is decided anew because another process was faster; each time somebody got on."""
 MAX_KNOWN = 20_000
 """So many open executions are remembered, to save the read before each write of a store on disk."""
-
-
-class Law(NamedTuple):
-    """A machine and the codec of its events' payloads."""
-
-    machine: Machine
-    codec: Codec
-
-
-class Command:
-    """One change that somebody wants, and what became of it. Exactly one of outcome and error is set at the end."""
-
-    __slots__ = (
-        "at", "born", "effects", "error", "event", "execution_id", "fence", "gate", "holder", "jitter", "key", "later",
-        "now", "outcome", "payload", "user_id", "version", "worker",
-    )  # fmt: skip
-
-    def __init__(  # noqa: PLR0913 - a caller's whole wish
-        self,
-        execution_id: str,
-        event: str,
-        *,
-        at: float,
-        now: float | None = None,
-        payload: Mapping[str, Any] | None = None,
-        fence: int | None = None,
-        key: str | None = None,
-        worker: str | None = None,
-        user_id: str | None = None,
-        version: int | None = None,
-        holder: str | None = None,
-        jitter: float = 0.0,
-        born: Step | None = None,
-    ) -> None:
-        """Note what is wanted.
-
-        Args:
-            execution_id: The execution.
-            event: The event.
-            at: The instant at which the caller asked, in seconds since the epoch.
-            now: The same instant on the steady timeline.
-            payload: What comes with the event, not checked yet.
-            fence: The caller's fence, ``None`` for one who owns nothing.
-            key: The idempotency key.
-            worker: Who becomes the owner if the event claims the execution and its payload names nobody.
-            user_id: Whoever asks; another user's execution is unknown to them. ``None`` for the platform itself.
-            version: Refuse unless the execution is still at this version.
-            holder: Refuse unless this worker still owns it.
-            jitter: A number from 0 to 1 that shortens a backoff.
-            born: The step that creates the execution, in place of an event.
-        """
-        self.execution_id = execution_id
-        self.event = event
-        self.at = at
-        self.now = now
-        self.payload = payload or {}
-        self.fence = fence
-        self.key = key
-        self.worker = worker
-        self.user_id = user_id
-        self.version = version
-        self.holder = holder
-        self.jitter = jitter
-        self.born = born
-        self.outcome: Receipt | Refusal | None = None
-        self.effects: tuple[str, ...] = ()
-        self.error: BaseException | None = None
-        self.gate: threading.Lock | None = None
-        self.later: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
 
 class _Round:
@@ -139,6 +70,7 @@ class Committer:
         # The sweeper's alarm: a commit that is due before `wake_at` calls `on_earlier`.
         self.wake_at = float("-inf")
         self.on_earlier: Callable[[float], None] = _nobody
+        self._closed = False
         self._reset()
         _committers.add(self)
 
@@ -149,7 +81,6 @@ class Committer:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._busy = False
-        self._closed = False
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: the parent's thread and its callers are not here."""
@@ -164,11 +95,13 @@ class Committer:
         Args:
             command: Its outcome or error is set on return.
         """
-        if not self._busy and self._leading.acquire(blocking=False):
-            try:
+        if self._closed:
+            command.error = _closed()
+            return
+        # `with` and not acquire(): an interrupt between the two would leave the lock taken for ever.
+        if self._instant or not (self._busy or self._leading.locked()):
+            with self._leading:
                 self._run((command,))
-            finally:
-                self._leading.release()
             return
         gate = command.gate = threading.Lock()
         gate.acquire()  # noqa: SIM115, RUF100 - a gate: the committer's thread opens it
@@ -188,7 +121,8 @@ class Committer:
     async def commit_async(self, command: Command) -> None:
         """Carry a command out without blocking the event loop.
 
-        A caller that is cancelled meanwhile does not call the command back: it may be committed all the same.
+        A caller that is cancelled meanwhile does not call the command back: it may be committed all the same, and
+        is then handed to its `unheard`.
 
         Args:
             command: Its outcome or error is set on return.
@@ -203,11 +137,10 @@ class Committer:
         await future
 
     def _enqueue(self, command: Command) -> None:
-        if self._closed:
-            command.error = StoreUnavailable("the tracker is closed: configure() a new one")
-            _tell([command])
-            return
         self._queue.append(command)
+        if self._closed:
+            self._turn_away()  # looked at after append(): close() looks at the queue after it has closed
+            return
         if self._thread is None:
             self._start()
         if not self._wake.is_set():
@@ -231,22 +164,37 @@ class Committer:
                         return
                     self._wake.wait()
             self._busy = True
-            with self._leading:
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
-                self._run(batch)
-            _tell(batch)
+            batch: list[Command] = []
+            try:
+                with self._leading:
+                    batch += (self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH)))
+                    self._run(batch)
+            except BaseException:
+                logger.exception("the committer's thread was interrupted; it goes on")
+            finally:
+                tell(batch)
             # The callers that were just served come back at once if there is load; letting them in first makes
             # the next batch a full one instead of a batch of the first who was awake.
             if len(batch) > 1:
                 time.sleep(0)
 
     def close(self) -> None:
-        """Commit what is queued, then stop the thread."""
+        """Commit what is queued, then stop the thread. Whoever comes later is turned away at once."""
         self._closed = True
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=30.0)
+        self._turn_away()
         _committers.discard(self)
+
+    def _turn_away(self) -> None:
+        while self._queue:
+            try:
+                command = self._queue.popleft()
+            except IndexError:
+                return  # another thread turned the last one away
+            command.error = _closed()
+            tell([command])
 
     # --- one batch --------------------------------------------------------------------------------------------
 
@@ -265,7 +213,7 @@ class Committer:
         except BaseException as error:
             for command in batch:
                 if command.outcome is None and command.error is None:
-                    command.error = error
+                    command.error = _own(error)
                 self._known.pop(command.execution_id, None)
             if not isinstance(error, Exception):
                 raise
@@ -275,7 +223,7 @@ class Committer:
         for command in todo:
             try:
                 self._decide(command, this)
-            except FsmError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
                 command.error = error
         if this.steps:
             try:
@@ -391,26 +339,17 @@ def _nobody(_due_at: float) -> None:
     """Nobody sweeps in this process."""
 
 
-def _tell(batch: Sequence[Command]) -> None:
-    """Let the callers of a batch go on: one wake-up per thread, and one per event loop."""
-    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for command in batch:
-        if command.gate is not None:
-            command.gate.release()
-        elif command.later is not None:
-            loop, future = command.later
-            loops.setdefault(loop, []).append(future)
-    for loop, futures in loops.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, futures)
-        except RuntimeError:
-            logger.warning("an event loop was closed while %d commits were under way", len(futures))
+def _closed() -> StoreUnavailable:
+    return StoreUnavailable("the tracker is closed: configure() a new one")
 
 
-def _resolve(futures: Sequence[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
+def _own(error: BaseException) -> BaseException:
+    """Return an error for one of several callers: raised in several threads, one object would mix their traces."""
+    if not isinstance(error, StoreUnavailable):
+        return error
+    own = StoreUnavailable(str(error), committed=error.committed)
+    own.__cause__ = error
+    return own
 
 
 _committers: weakref.WeakSet[Committer] = weakref.WeakSet()

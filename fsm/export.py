@@ -111,7 +111,7 @@ def to_xstate(machine: Machine) -> str:
     out: dict[str, Any] = {"id": machine.name, "initial": machine.initial}
     if machine.doc:
         out["description"] = machine.doc
-    out["context"] = machine.fact_defaults
+    out["context"] = dict(machine.fact_defaults)
     out["meta"] = {"content_hash": machine.content_hash}
     out["states"] = {state.name: _xstate_state(machine, state) for state in machine.states}
     return json.dumps(out, indent=2, ensure_ascii=False) + "\n"

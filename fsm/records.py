@@ -109,7 +109,17 @@ class Snapshot(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a decision comes to: the record after it, and the journal's row. Nothing has happened yet."""
+    """What a decision comes to: the record after it, and the journal's row. Nothing has happened yet.
+
+    Attributes:
+        after: The record after it.
+        source: The state before; ``None`` for a creation.
+        event: The event.
+        key: The idempotency key that came with it.
+        payload_json: What came with it, as JSON text.
+        effects: The orders that are carried out after the commit.
+        before: The record that was decided on, which tells a store what need not be written again.
+    """
 
     after: Snapshot
     source: str | None
@@ -117,6 +127,7 @@ class Step(NamedTuple):
     key: str | None
     payload_json: str | None
     effects: tuple[str, ...]
+    before: Snapshot | None = None
 
 
 class Receipt(NamedTuple):
@@ -223,7 +234,7 @@ class Execution(BaseModel):
         error: What went wrong.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     id: str
     machine: str

@@ -9,43 +9,39 @@ from __future__ import annotations
 import logging
 import os
 import random
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from fsm import ids
+from fsm.checks import check_limits, metadata_json, model, names, text, unknown
 from fsm.clock import Clock
-from fsm.committer import Command, Committer, Law
-from fsm.decide import CHANGES, DERIVED, create
+from fsm.command import Command
+from fsm.committer import Committer
+from fsm.decide import create
 from fsm.errors import (
     BadPayload,
     ConfigurationError,
     FsmError,
+    InvalidMachine,
     LeaseLost,
-    MalformedId,
     Refusal,
     Refused,
     StoreUnavailable,
     UnknownExecution,
     UnknownMachine,
 )
+from fsm.laws import Law, law_for, record_of
 from fsm.machine import CREATE, Category, Machine
-from fsm.payloads import MAX_BYTES, Codec
-from fsm.records import Execution, Identity, Receipt, Retry, Snapshot, legal_rows, view
-from fsm.stores.base import MachineRecord, Query, Store
+from fsm.records import Execution, Identity, Receipt, Retry, Snapshot, view
+from fsm.stores.base import Query, Store
 from fsm.timeouts import Timeouts
 
 logger = logging.getLogger(__name__)
 
-MAX_TEXT = 500
-"""Names of agents, users and threads, and keys, are at most so many characters."""
 MAX_PAGE = 10_000
 """So many executions at most come in one page."""
-
-_METADATA = TypeAdapter(dict[str, JsonValue])
-_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Leaseholder(Protocol):
@@ -74,7 +70,8 @@ class Registry:
         self.closed = False
         self._by_name: dict[str, Machine] = {}
         self._laws: dict[str, Law] = {}
-        self._lock = threading.Lock()
+        self._claims: set[str] = set()
+        self._strange: set[str] = set()
         self._worker: tuple[int, str] = (0, "")
         self.worker: Leaseholder | None = None
         self.closing: list[Callable[[], None]] = []
@@ -106,8 +103,9 @@ class Registry:
             raise ConfigurationError(
                 f"two different machines are called {machine.name!r}: give one of them another name"
             )
+        self._claims |= {row.event for row in machine.transitions if "claim" in row.assign}
         if machine.content_hash not in self._laws:
-            self._laws[machine.content_hash] = _law(machine)
+            self._laws[machine.content_hash] = law_for(machine)
             self.store.register(record_of(machine))
         self._by_name[machine.name] = machine
         return machine
@@ -137,12 +135,17 @@ class Registry:
     def learn(self) -> None:
         """Read the machines that other processes registered."""
         for content_hash, document in self.store.machines().items():
-            if content_hash not in self._laws:
+            if content_hash in self._laws or content_hash in self._strange:
+                continue
+            try:
                 machine = Machine.from_json(document)
-                if not _strange(
-                    machine
-                ):  # others' machines (the breakers') are law too, but not for executions
-                    self._laws[content_hash] = _law(machine)
+            except (ValidationError, InvalidMachine) as error:
+                self._strange.add(content_hash)
+                logger.warning(
+                    "the store's machine %s cannot be read and is left out: %s", content_hash, error
+                )
+                continue
+            self._laws[content_hash] = law_for(machine, foreign=True)
 
     def machines(self) -> tuple[Machine, ...]:
         """Return every machine that is known, the store's included."""
@@ -160,8 +163,6 @@ class Registry:
         """
         worker = self.worker
         if worker is not None:
-            if worker.lost:
-                raise LeaseLost(worker.id)
             return worker.id
         pid = os.getpid()
         if self._worker[0] != pid:
@@ -183,10 +184,10 @@ class Registry:
     ) -> Command:
         """Return the command that creates an execution; see `Tracker.create` for the arguments."""
         chosen = self.machine_for(machine)
-        limits = _model(Timeouts, timeouts, "timeouts")
+        limits = model(Timeouts, timeouts, "timeouts")
         if limits is not None:
-            _check_limits(chosen, limits)
-        tries = _model(Retry, retry, "retry") or Retry()
+            check_limits(chosen, limits)
+        tries = model(Retry, retry, "retry") or Retry()
         user_id = text("user_id", user_id)
         if parent_id is not None:
             self._parent(parent_id, user_id)
@@ -204,7 +205,7 @@ class Registry:
             at,
             tries.attempts_max,
             tries.model_attempts_max,
-            _metadata(metadata),
+            metadata_json(metadata),
             limits.model_dump_json(exclude_unset=True) if limits is not None else None,
             self.now(),
             tries.backoff_s,
@@ -212,7 +213,7 @@ class Registry:
         )
         return Command(identity.id, CREATE, at=at, born=create(chosen, identity))
 
-    def _parent(self, parent_id: str, user_id: str) -> None:
+    def _parent(self, parent_id: str, user_id: str | None) -> None:
         parent = self.load(parent_id, user_id)
         machine = self.law_of(parent.identity.machine).machine
         if machine.by_name[parent.state].category in {Category.TERMINAL, Category.STOPPING}:
@@ -238,7 +239,11 @@ class Registry:
             text("key", key)
         if not isinstance(execution_id, str):
             raise unknown(execution_id)
-        return Command(
+        worker = self.worker
+        if worker is not None and worker.lost and fence is None and event in self._claims:
+            # Nothing would watch over what a lost worker claims. Its other writes meet their stale fences.
+            raise LeaseLost(worker.id)
+        command = Command(
             execution_id,
             event,
             at=self.clock.wall(),
@@ -250,6 +255,8 @@ class Registry:
             user_id=user_id,
             jitter=self.rng.random(),
         )
+        command.unheard = self._unheard
+        return command
 
     def order(
         self,
@@ -328,56 +335,77 @@ class Registry:
             raise error or StoreUnavailable("the command was given up", committed=None)
         if isinstance(outcome, Refusal):
             raise Refused(outcome)
+        self._announce()
+        return outcome
+
+    def _announce(self) -> None:
         if self.listeners:
             for listener in tuple(self.listeners):
                 listener()
-        return outcome
+
+    def _unheard(self, command: Command) -> None:
+        """Do for a caller that was cancelled while its command was committed what it would have done itself."""
+        self._announce()
+        self.carry_out(command)
 
     def created(self, command: Command) -> Execution:
-        """Return the execution that a command created; raises as `receipt` does."""
+        """Return the execution that a command created; raises as `receipt` does.
+
+        Its parent may have ended between the check and the commit, and have looked for children just before this
+        one was there: then it is called off here.
+        """
         self.receipt(command)
         assert command.born is not None  # noqa: S101 - only births come here
+        parent_id = command.born.after.identity.parent_id
+        if parent_id is not None:
+            try:
+                self._parent(parent_id, None)
+            except Refused as refused:
+                self._cancel(command.born.after, parent_id, refused.state)
+                raise
         return self.show(command.born.after)
 
     def carry_out(self, command: Command) -> None:
-        """Carry out the effects of a committed command. They are orders: a failure is logged, never lost silently."""
+        """Carry out the effects of a committed command. They are orders: a failure is logged, never lost silently.
+
+        The transition stands whatever becomes of them, so nothing is raised that would say otherwise.
+        """
         for effect in command.effects:
-            if effect == "cancel_children":
-                self._cancel_children(command)
-            else:
+            if effect != "cancel_children":
                 logger.debug("%s: the effect %r is for the engine", command.execution_id, effect)
+                continue
+            try:
+                self._cancel_children(command)
+            except Exception:
+                logger.exception("%s: could not carry out %r", command.execution_id, effect)
 
     def _cancel_children(self, command: Command) -> None:
         after: str | None = None
         while True:
             page = self.store.find(Query(parent_id=command.execution_id, after=after))
             for child in page:
-                machine = self.law_of(child.identity.machine).machine
-                if child.state in machine.terminal or "cancel" not in machine.by_source[child.state]:
-                    continue
-                reason = f"its parent was ended by {command.event!r}"
-                order = self.event(
-                    child.identity.id,
-                    "cancel",
-                    {"reason": reason, "by": command.execution_id},
-                    fence=None,
-                    key=None,
-                    user_id=None,
-                )
-                self.committer.commit(order)
-                try:
-                    self.receipt(order)
-                except Refused:
-                    continue  # it ended by itself meanwhile
-                except FsmError:
-                    logger.exception(
-                        "%s: could not cancel the child %s", command.execution_id, child.identity.id
-                    )
-                    continue
-                self.carry_out(order)
+                self._cancel(child, command.execution_id, command.event)
             if len(page) < Query().limit:
                 return
             after = page[-1].identity.id
+
+    def _cancel(self, child: Snapshot, parent_id: str, why: str) -> None:
+        machine = self.law_of(child.identity.machine).machine
+        if child.state in machine.terminal or "cancel" not in machine.by_source[child.state]:
+            return
+        payload = {"reason": f"its parent was ended by {why!r}", "by": parent_id}
+        if "cancel" not in machine.payload_names:
+            payload = {"note": f"its parent {parent_id} was ended by {why!r}"}
+        order = self.order(child.identity.id, "cancel", payload)
+        self.committer.commit(order)
+        try:
+            self.receipt(order)
+        except Refused:
+            return  # it ended by itself meanwhile
+        except Exception:
+            logger.exception("%s: could not cancel the child %s", parent_id, child.identity.id)
+            return
+        self.carry_out(order)
 
     # --- reads ------------------------------------------------------------------------------------------------
 
@@ -411,7 +439,14 @@ class Registry:
         """Return the store's question; see `Tracker.find` for the arguments."""
         if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
             raise BadPayload(f"limit is a number from 1 to {MAX_PAGE}, not {limit!r}; page with after=")
-        for name, value in (("agent", agent), ("user_id", user_id), ("thread_id", thread_id)):
+        named = {
+            "agent": agent,
+            "user_id": user_id,
+            "thread_id": thread_id,
+            "parent_id": parent_id,
+            "after": after,
+        }
+        for name, value in named.items():
             if value is not None:
                 text(name, value)
         states = self._states(state, category)
@@ -422,14 +457,14 @@ class Registry:
             return None
         machines = self.machines()
         known = frozenset(name for machine in machines for name in machine.by_name)
-        wanted = known if state is None else frozenset([state] if isinstance(state, str) else state)
+        wanted = known if state is None else names(state)
         if strange := wanted - known:
             raise BadPayload(
                 f"no such state: {', '.join(sorted(map(str, strange)))}. Known: {', '.join(sorted(known))}"
             )
         if category is None:
             return wanted
-        if category not in set(Category):
+        if category not in list(Category):
             raise BadPayload(f"no such category: {category!r}. Known: {', '.join(Category)}")
         return wanted & {name for machine in machines for name in machine.of(category)}
 
@@ -458,101 +493,3 @@ class Registry:
             self.store.close()
             for listener in tuple(self.listeners):
                 listener()
-
-
-# --- helpers --------------------------------------------------------------------------------------------------
-
-
-def unknown(execution_id: object) -> UnknownExecution:
-    """Return the error for an id that nothing is known of, with what is wrong with the id itself, if anything."""
-    try:
-        ids.parse(execution_id, "exec")
-    except MalformedId as error:
-        return UnknownExecution(execution_id, error.reason)
-    return UnknownExecution(execution_id)
-
-
-def text(name: str, value: object) -> str:
-    """Return `value` if it is a usable name.
-
-    Raises:
-        BadPayload: It is no text, empty, too long, or cannot be written as UTF-8.
-    """
-    if not isinstance(value, str) or not value:
-        raise BadPayload(f"{name} is a text that is not empty, not {value!r}")
-    if len(value) > MAX_TEXT:
-        raise BadPayload(f"{name} has {len(value)} characters, {MAX_TEXT} at most")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadPayload(f"{name} holds characters that no encoding knows: {value!r}") from None
-    if "\0" in value:
-        raise BadPayload(f"{name} holds a NUL character: {value!r}")
-    return value
-
-
-def _model(kind: type[_Model], value: _Model | Mapping[str, Any] | None, name: str) -> _Model | None:
-    if value is None or isinstance(value, kind):
-        return value
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise BadPayload(f"{name} does not fit: {problems}") from None
-
-
-def _check_limits(machine: Machine, timeouts: Timeouts) -> None:
-    """Refuse limits that name no state, that no row can carry out, or that leave an execution open for ever."""
-    for name, _ in timeouts.phases:
-        if name not in machine.by_name:
-            raise BadPayload(f"timeouts.phases names {name!r}, which is no state of machine {machine.name!r}")
-    limits = machine.limits(timeouts)
-    for state in machine.states:
-        if state.name in machine.terminal:
-            continue
-        bounded = limits.by_state[state.name] is not None or limits.total_s is not None
-        if bounded and "time_out" not in machine.by_source[state.name]:
-            raise BadPayload(
-                f"a limit covers the state {state.name!r}, but machine {machine.name!r} has no row for 'time_out' there"
-            )
-        if not bounded and "time_out" in machine.by_source[state.name]:
-            raise BadPayload(
-                f"nothing would ever end a stay in {state.name!r}: give it a limit, or the whole a total_s"
-            )
-
-
-def _metadata(value: Mapping[str, Any] | None) -> str | None:
-    if value is None:
-        return None
-    try:
-        checked = _METADATA.validate_python(value, strict=True)
-        written = _METADATA.dump_json(checked)
-    except (ValidationError, ValueError, RecursionError) as error:
-        raise BadPayload(f"metadata is a dict of JSON values with text keys: {error}") from None
-    if len(written) > MAX_BYTES:
-        raise BadPayload(f"metadata is {len(written)} bytes, {MAX_BYTES} at most: store a reference instead")
-    return written.decode() if checked else None
-
-
-def _strange(machine: Machine) -> set[str]:
-    return {name for row in machine.transitions for name in row.assign} - CHANGES.keys()
-
-
-def _law(machine: Machine) -> Law:
-    if strange := _strange(machine):
-        raise ConfigurationError(
-            f"machine {machine.name!r} assigns {', '.join(sorted(strange))}, which executions do not have; "
-            f"they have: {', '.join(CHANGES)}"
-        )
-    return Law(machine, Codec(machine, frozenset(DERIVED)))
-
-
-def record_of(machine: Machine) -> MachineRecord:
-    """Return a machine as the data that a store keeps its law by."""
-    return MachineRecord(
-        machine.content_hash,
-        machine.name,
-        machine.to_json(),
-        tuple((state.name, state.name in machine.terminal) for state in machine.states),
-        tuple(sorted(legal_rows(machine), key=lambda row: (row[0] or "", row[1], row[2]))),
-    )

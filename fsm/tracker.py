@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import ValidationError
 
 from fsm import stream
+from fsm.checks import text
 from fsm.clock import Clock, SystemClock
 from fsm.decide import allowed as allowed_events
 from fsm.errors import BadPayload, ConfigurationError
 from fsm.lifecycles.execution import EXECUTION
 from fsm.machine import Machine
 from fsm.records import Execution, Receipt, Retry, durations
-from fsm.registry import Registry, text
+from fsm.registry import Registry
 from fsm.retention import Retention, prune
 from fsm.stores.base import Store, open_store
 from fsm.sweeper import Sweeper, Swept
@@ -223,7 +224,7 @@ class Tracker:
         Raises:
             BadPayload: A state or category does not exist, or the limit is out of range.
         """
-        if self._user_id is not None and user_id not in {None, self._user_id}:
+        if self._hidden(user_id):
             return []
         query = self._registry.query(
             state=state,
@@ -260,7 +261,7 @@ class Tracker:
         Raises:
             UnknownExecution: There is no such execution, or it is another user's.
         """
-        if self._user_id is not None and user_id not in {None, self._user_id}:
+        if self._hidden(user_id):
             return iter(())
         return stream.follow(self._registry, after, execution_id, self._user_id or user_id, wait=follow)
 
@@ -376,9 +377,13 @@ class Tracker:
         return self._registry.clock
 
     def _own(self, user_id: str | None) -> str:
-        if self._user_id is None or user_id in {None, self._user_id}:
-            return user_id or self._user_id or ""
+        if self._user_id is None or user_id is None or user_id == self._user_id:
+            return user_id if user_id is not None else self._user_id or ""
         raise BadPayload(f"this tracker is narrowed to one user and cannot act for {user_id!r}")
+
+    def _hidden(self, user_id: str | None) -> bool:
+        """Return whether a user's executions are hidden from whoever this tracker is narrowed to."""
+        return self._user_id is not None and user_id is not None and user_id != self._user_id
 
     def close(self) -> None:
         """Commit what is queued and close the store; `configure` may then be called again."""
@@ -472,6 +477,8 @@ def _build(store: str | Store | None, clock: Clock | None, machines: Iterable[Ma
     if store is None:
         store = os.environ.get("FSM_STORE") or DEFAULT_STORE
     opened = open_store(store) if isinstance(store, str) else store
+    if not callable(getattr(opened, "append", None)):
+        raise ConfigurationError(f"store is a URL, as 'sqlite:///fsm.db', or an open store, not {store!r}")
     try:
         return Tracker._of(Registry(opened, clock or SystemClock(), (EXECUTION, *machines)))
     except BaseException:

@@ -19,7 +19,7 @@ from fsm import BREAKER, BreakerOpen, StoreUnavailable
 from fsm.breakers import CANCELLED, FAILURE, SUCCESS, Breakers, Consecutive, Policy
 from fsm.breakers.shared import ASK_AGAIN_S
 from fsm.clock import ManualClock, SystemClock
-from fsm.registry import record_of
+from fsm.laws import record_of
 from fsm.stores.base import BreakerEntry, BreakerRow, open_store
 from fsm.tracker import fresh_tracker
 
@@ -170,6 +170,17 @@ def test_a_row_survives_the_process(url, clock):
     states = {one.key: one.state for one in make(again, clock).status().breakers}
     again.close()
     assert states == {"k": "open", "other": "forced_open"}
+
+
+def test_words_that_no_encoding_knows(stores, clock):
+    """An error message or a reason with broken characters is noted as well as it can be, and breaks nothing."""
+    breakers = make(stores[0], clock)
+    for _ in range(2):
+        with pytest.raises(ConnectionError), breakers.permit("k"):
+            raise ConnectionError("\udce9")
+    breakers.force_open("k", by="\udce9", why="a\udce9b")
+    assert breakers.status().error is None
+    assert [entry.why for entry in breakers.history("k")] == ["ConnectionError: ?", "a?b"]
 
 
 # --- the background thread ------------------------------------------------------------------------------------
@@ -415,6 +426,9 @@ ROGUES = {
     "a birth in no row": "INSERT INTO breakers (key, machine, state, version, generation, changed_at, openings, "
     "successes, abandoned, event, at) SELECT 'x', machine, 'half_open', 1, 2, 1.0, 0, 0, 0, 'acquire', 1.0 "
     "FROM breakers",
+    "a replaced row": "INSERT OR REPLACE INTO breakers (key, machine, state, version, generation, changed_at, "
+    "openings, successes, abandoned, event, at) SELECT key, machine, 'open', 1, 2, 1.0, 0, 0, 0, 'trip', 1.0 "
+    "FROM breakers",
     "a birth that is late": "INSERT INTO breakers (key, machine, state, version, generation, changed_at, openings, "
     "successes, abandoned, event, at) SELECT 'x', machine, 'open', 2, 2, 1.0, 0, 0, 0, 'trip', 1.0 FROM breakers",
 }
@@ -439,14 +453,15 @@ def test_the_table_is_law_in_the_file(url, rogue):
     connection.close()
 
 
-def test_the_breakers_machine_is_no_machine_for_executions(url, clock):
-    """That the store knows the breakers' machine as law does not make it one that executions can be asked about."""
+def test_the_breakers_machine_disturbs_no_execution(url, clock):
+    """That the store knows the breakers' machine as law leaves the executions' own machines and searches alone."""
     with fresh_tracker(url, clock=clock) as tracker:
         tracker.breakers.poll_every(None)
         tracker.breakers.force_open("k")
         assert BREAKER.content_hash in tracker._registry.store.machines()
-        assert [machine.name for machine in tracker.machines()] == ["execution"]
-        assert tracker.find(state="created") == []
+        assert [machine.name for machine in tracker.machines()] == ["execution", "breaker"]
+        execution = tracker.create("agent", user_id="ada", thread_id="t")
+        assert [one.id for one in tracker.find(state="created", category="pending")] == [execution.id]
 
 
 # --- real processes -------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from fsm.clock import ManualClock
-from fsm.errors import BadPayload, InvalidMachine, Refused
+from fsm.errors import BadPayload, InvalidMachine, Refused, StoreUnavailable
 from fsm.machine import Fact, Machine, row, state
 from fsm.records import Retry
 from fsm.retention import Retention
@@ -235,8 +235,6 @@ def test_the_background_sweeper_meets_a_deadline(store, monkeypatch):
 
 def test_the_sweeper_survives_a_store_that_is_down(clock, monkeypatch):
     """A sweep that fails is said and tried again; the thread does not die of it."""
-    from fsm.errors import StoreUnavailable
-
     with fresh_tracker(clock=clock) as tracker:
         registry = tracker._registry
         sweeper = Sweeper(registry, every_s=0.001)
@@ -368,3 +366,13 @@ def test_memory_holds_nothing_of_what_was_pruned(clock):
         assert {name: size for name, size in after.items() if size > 2 * before[name] + 100} == {}
         assert len(store._journal._pieces) <= 3
         tracker.fire(lasting, "think")
+
+
+def test_an_ordered_wait_does_not_count_against_a_limit(tracker, clock):
+    """A pause that is longer than the phase's limit is waited for; the limit counts from its end."""
+    execution_id = begin(tracker, "start", "call_model", timeouts={"phase_s": 10.0})
+    tracker.fire(execution_id, "back_off", retry_in_s=100.0)
+    clock.advance(105.0)
+    assert tracker.sweep().timed_out == 0
+    clock.advance(6.0)
+    assert tracker.sweep().timed_out == 1

@@ -259,7 +259,8 @@ class Breaker:
                 step = decide_breaker(row, event, self._facts())
                 if isinstance(step, BreakerRefusal):
                     raise TypeError(f"{event!r} is no order: they are force_open, disable and reset")
-                if self._write(row, step, why, by):
+                said = [None if one is None else storable(one) for one in (why, by)]
+                if self._write(row, step, *said):
                     return step.after
         raise self._shared.beaten(self.key)
 
@@ -353,6 +354,11 @@ class Breaker:
         return self._recorder.failures
 
 
+def storable(said: str) -> str:
+    """Return a text without characters that no encoding knows; a broken error message must not break a breaker."""
+    return said.encode(errors="replace").decode()
+
+
 def why_of(error: BaseException) -> str:
     """Return an exception as a few words for the journal."""
-    return f"{type(error).__name__}: {error}"[:MAX_WHY]
+    return storable(f"{type(error).__name__}: {error}"[:MAX_WHY])

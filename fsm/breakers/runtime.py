@@ -19,8 +19,9 @@ from fsm.breakers.retry import Calling
 from fsm.breakers.shared import Shared
 from fsm.breakers.status import BreakersStatus, BreakerStatus, status_of
 from fsm.breakers.verdicts import Classifier, Verdict, has_content
+from fsm.checks import text
 from fsm.clock import Clock, SystemClock
-from fsm.registry import Registry, text
+from fsm.registry import Registry
 from fsm.stores.base import BreakerEntry, Store
 
 POLL_S = 0.5

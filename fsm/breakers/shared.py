@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from fsm.clock import Clock
 from fsm.errors import FsmError, StoreUnavailable
+from fsm.laws import record_of
 from fsm.lifecycles.breaker import BREAKER
-from fsm.registry import record_of
 from fsm.stores.base import BreakerEntry, BreakerRow, BreakerStore, Store
 
 if TYPE_CHECKING:

@@ -134,7 +134,8 @@ class Store(Protocol):
         """Commit a batch, each step all or nothing.
 
         Args:
-            steps: In the order in which they shall happen; several may be of one execution.
+            steps: In the order in which they shall happen; several may be of one execution. Once one of them is
+                lost, those of the same execution after it are lost too: they were decided on what never was.
 
         Returns:
             For each step its receipt, or the conflict that kept it out.

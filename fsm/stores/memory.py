@@ -56,9 +56,11 @@ class MemoryStore(MemoryBreakers):
 
     def register(self, record: MachineRecord) -> None:
         """Keep a machine's declaration."""
-        self._check_open()
-        self._machines[record.content_hash] = record.document
-        self._terminal[record.content_hash] = frozenset(name for name, terminal in record.states if terminal)
+        with self._lock:
+            self._check_open()
+            self._machines.setdefault(record.content_hash, record.document)
+            terminal = frozenset(name for name, terminal in record.states if terminal)
+            self._terminal[record.content_hash] = terminal
 
     def machines(self) -> dict[str, str]:
         """Return every registered machine."""
@@ -73,7 +75,16 @@ class MemoryStore(MemoryBreakers):
         with self._lock:
             if self._closed:
                 self._check_open()
-            return [self._one(step) for step in steps]
+            if len(steps) == 1:
+                return [self._one(steps[0])]
+            outcomes: list[Receipt | Conflict] = []
+            lost: dict[str, Conflict] = {}
+            for step in steps:
+                outcome = lost.get(step.after.identity.id) or self._one(step)
+                if isinstance(outcome, Conflict):
+                    lost[outcome.execution_id] = outcome
+                outcomes.append(outcome)
+            return outcomes
 
     def _one(self, step: Step) -> Receipt | Conflict:
         after = step.after
@@ -162,7 +173,10 @@ class MemoryStore(MemoryBreakers):
 
     def keyed(self, execution_id: str, key: str) -> Receipt | None:
         """Return the receipt of an idempotency key."""
-        return self._keys.get((execution_id, key))
+        receipt = self._keys.get((execution_id, key))
+        if receipt is None:
+            self._check_open()
+        return receipt
 
     def history(self, execution_id: str) -> list[Receipt]:
         """Return an execution's journal."""
@@ -191,6 +205,7 @@ class MemoryStore(MemoryBreakers):
 
     def position(self) -> int:
         """Return the journal's last position."""
+        self._check_open()
         return self._journal.last
 
     def find(self, query: Query) -> list[Snapshot]:

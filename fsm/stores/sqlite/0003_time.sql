@@ -27,3 +27,8 @@ ALTER TABLE executions ADD COLUMN backoff_cap_s REAL NOT NULL DEFAULT 60;
 ALTER TABLE executions ADD COLUMN since_at REAL NOT NULL DEFAULT 0;
 
 CREATE INDEX executions_ended ON executions (updated_at) WHERE due_at IS NULL;
+
+CREATE TRIGGER execution_born_with BEFORE UPDATE OF born_at, backoff_s, backoff_cap_s ON executions
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: what an execution is born with stays');
+END;

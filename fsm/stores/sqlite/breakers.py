@@ -1,7 +1,7 @@
 """The breakers' rows in a SQLite file; see `fsm.stores.base.BreakerStore`.
 
-A swap has a connection of its own, opened for it and closed after it: breakers change their state seldom, and must
-not wait behind a commit of executions that itself waits for another process.
+A swap takes one of the pool's reading connections, not the writing one: a breaker must not wait behind a commit of
+executions that itself waits for another process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fsm.stores.base import BreakerEntry, BreakerRow
-from fsm.stores.sqlite.connect import connect, explain, patiently
+from fsm.stores.sqlite.connect import explain, patiently
+from fsm.stores.sqlite.pool import Pool
 
 SWAP_LIMIT_S = 2.0
 """So long, in seconds, a swap waits for other writers; a breaker then goes on alone rather than stop its callers."""
@@ -25,8 +26,7 @@ _ENTRY = (
 )
 _INSERT = (
     "INSERT INTO breakers (state, version, generation, changed_at, since, until, openings, probes, successes, "
-    "abandoned, event, at, actor, reason, machine, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-    "ON CONFLICT (key) DO NOTHING"
+    "abandoned, event, at, actor, reason, machine, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _UPDATE = (
     "UPDATE breakers SET state = ?, version = ?, generation = ?, changed_at = ?, since = ?, until = ?, "
@@ -39,15 +39,12 @@ class SqliteBreakers:
     """The part of the SQLite store that keeps breakers."""
 
     _path: Path
-    _synchronous: str
+    _pool: Pool
 
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         raise NotImplementedError
 
     def _number(self, content_hash: str) -> int | None:
-        raise NotImplementedError
-
-    def _check_open(self) -> None:
         raise NotImplementedError
 
     def breaker_load(self, key: str) -> BreakerRow | None:
@@ -59,28 +56,27 @@ class SqliteBreakers:
         self, machine: str, expected_version: int, row: BreakerRow, entry: BreakerEntry | None
     ) -> bool:
         """Write a row if nobody was faster."""
-        self._check_open()
         number = self._number(machine)
         probes = json.dumps(row.probes, separators=(",", ":")) if row.probes else None
         event, by, why = (None, None, None) if entry is None else (entry.event, entry.by, entry.why)
         at = row.changed_at if entry is None else entry.at
         values = (*row[1:8], probes, row.successes, row.abandoned, event, at, by, why, number, row.key)
-        connection: sqlite3.Connection | None = None
-        try:
-            opened = connection = connect(self._path, self._synchronous)
-            sql, more = (_UPDATE, (expected_version,)) if expected_version else (_INSERT, ())
+        sql, more = (_UPDATE, (expected_version,)) if expected_version else (_INSERT, ())
+
+        def swap(connection: sqlite3.Connection) -> int:
             # One statement is one transaction, its triggers included.
-            done = patiently(
-                lambda: opened.execute(sql, (*values, *more)).rowcount, str(self._path), SWAP_LIMIT_S
+            return patiently(
+                lambda: connection.execute(sql, (*values, *more)).rowcount, str(self._path), SWAP_LIMIT_S
             )
-        except sqlite3.IntegrityError:
+
+        try:
+            return self._pool.read(swap) == 1
+        except sqlite3.IntegrityError as error:
+            if "exists already" in str(error):
+                return False
             raise  # the table refused it: a mistake here, not a store that is down
         except sqlite3.Error as error:
             raise explain(error, self._path) from error
-        finally:
-            if connection is not None:
-                connection.close()
-        return done == 1
 
     def breaker_list(self) -> list[BreakerRow]:
         """Return every row, by key."""

@@ -17,6 +17,17 @@ class _Connections(Protocol):
 
 
 _TERMINAL = "EXISTS (SELECT 1 FROM states WHERE machine = executions.machine AND name = state AND terminal)"
+_CHAIN = """
+    WITH RECURSIVE chain (position) AS (
+        SELECT position FROM executions WHERE id = ?
+        UNION ALL
+        SELECT previous FROM journal JOIN chain USING (position) WHERE previous IS NOT NULL
+    )
+    SELECT position FROM chain
+"""
+_HORIZON = """
+    UPDATE horizon SET position = max(position, (SELECT coalesce(max(position), 0) FROM journal))
+"""
 
 
 class Upkeep:
@@ -112,11 +123,13 @@ class Upkeep:
         """Delete ended executions with their journals, all in one transaction."""
         gone = 0
         with self._transaction() as writer:
+            writer.execute(_HORIZON)
             for execution_id in execution_ids:
+                positions = writer.execute(_CHAIN, (execution_id,)).fetchall()
                 deleted = writer.execute(
                     f"DELETE FROM executions WHERE id = ? AND {_TERMINAL}", (execution_id,)
                 )
                 if deleted.rowcount:
                     gone += 1
-                    writer.execute("DELETE FROM journal WHERE execution_id = ?", (execution_id,))
+                    writer.executemany("DELETE FROM journal WHERE position = ?", positions)
         return gone

@@ -17,6 +17,7 @@ import pytest
 
 from fsm import BREAKER, BreakerOpen, StoreUnavailable
 from fsm.breakers import CANCELLED, FAILURE, SUCCESS, Breakers, Consecutive, Policy
+from fsm.breakers.permit import _Handover
 from fsm.breakers.shared import ASK_AGAIN_S
 from fsm.clock import ManualClock, SystemClock
 from fsm.laws import record_of
@@ -159,6 +160,61 @@ def test_a_task_cancelled_while_it_waits_for_its_probe(stores, clock, turns):
     breakers.acquire("k")
 
 
+def test_a_task_cancelled_just_after_its_probe_was_granted(stores, clock, monkeypatch):
+    """A probe that was granted in the very moment of the cancel goes back to the others as well."""
+    breakers = make(stores[0], clock)
+    fail(breakers, 2)
+    clock.advance(10.0)
+    granted = threading.Event()
+    take = _Handover.take
+
+    def taking(self):
+        call = take(self)
+        granted.set()
+        return call
+
+    monkeypatch.setattr(_Handover, "take", taking)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(breakers.acquire_async("k"))
+        await asyncio.sleep(0)
+        assert granted.wait(20), "the loop is held here, so the task has not heard of it yet"
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+    assert breakers.status_of("k").probes == 0
+    assert breakers.status_of("k").calls["cancelled"] == 1
+
+
+def test_a_killed_task_gives_its_permit_back_over_a_file(stores, clock):
+    """A probe whose coroutine is closed in the middle can wait for nothing, and still gives its permit back."""
+    breakers = make(stores[0], clock)
+    fail(breakers, 2)
+    clock.advance(10.0)
+
+    async def scenario() -> None:
+        inside = asyncio.Event()
+
+        async def probe() -> None:
+            async with breakers.permit("k"):
+                inside.set()
+                await asyncio.Event().wait()
+
+        coroutine = probe()
+        task = asyncio.create_task(coroutine)
+        await inside.wait()
+        assert breakers.status_of("k").probes == 1
+        coroutine.close()
+        assert breakers.status_of("k").probes == 0
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+
+
 def test_a_row_survives_the_process(url, clock):
     """What was learned of a provider is still known after a restart."""
     store = open_store(url)
@@ -293,6 +349,8 @@ def test_a_store_that_comes_back_with_others_changes(flaky, stores, clock):
     breakers, other = make(flaky, clock), make(stores[1], clock)
     flaky.down = True
     fail(breakers, 2)
+    clock.advance(10.0)
+    breakers.acquire("k")
     other.force_open("k", by="ada", why="x")
     flaky.down = False
     breakers.poll()

@@ -27,7 +27,7 @@ from fsm.breakers.core import (
 )
 from fsm.breakers.policy import Policy
 from fsm.breakers.shared import Shared
-from fsm.breakers.verdicts import CANCELLED, FAILURE, Classifier, Kind, Verdict
+from fsm.breakers.verdicts import CANCELLED, FAILURE, Classifier, Kind, Verdict, is_cancellation
 from fsm.breakers.windows import Recorder
 from fsm.errors import BreakerOpen
 from fsm.stores.base import BreakerRow
@@ -173,7 +173,9 @@ class Breaker:
     # --- out --------------------------------------------------------------------------------------------------
 
     def verdict(self, error: BaseException) -> Verdict:
-        """Return what an exception means for this breaker."""
+        """Return what an exception means for this breaker; a cancellation is one, whatever a classifier says."""
+        if is_cancellation(error):
+            return CANCELLED
         return self.classifier.error(error, self.clock.wall())
 
     def leave(self, call: Call, verdict: Verdict) -> Verdict | None:

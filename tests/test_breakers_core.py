@@ -82,6 +82,8 @@ def test_an_old_throttle_may_lengthen_a_cooldown_but_not_shorten_it():
     assert isinstance(longer, BreakerStep)
     assert (longer.after.state, longer.after.generation, longer.after.until) == ("open", 5, 1060.0)
     assert judge(row, 4, None, throttled(5.0), facts(left_s=10.0)) is None
+    for asked_s, until in ((5.0, 1010.0), (None, 1010.0), (60.0, 1060.0)):
+        assert decide_breaker(row, "throttle", facts(left_s=10.0, retry_after_s=asked_s)).after.until == until
 
 
 def test_a_probe_is_given_back_by_each_verdict():

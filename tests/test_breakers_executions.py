@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from fsm import BreakerOpen, Refused
-from fsm.breakers import Backoff, Consecutive, Policy
+from fsm.breakers import FAILURE, Backoff, Classifier, Consecutive, Policy
 from fsm.clock import ManualClock
 from fsm.tracker import fresh_tracker
 
@@ -232,6 +232,26 @@ def test_cancellation_passes_untouched(tracker, clock, kind, error):
     with pytest.raises(type(error)):
         tracker.breakers.call("other", cancelled)
     assert tracker.breakers.status_of("other").calls == {"success": 0, "cancelled": 1}
+
+
+def test_no_classifier_makes_a_cancel_a_failure(tracker):
+    """Even a classifier that calls everything a failure does not get a cancellation counted or retried."""
+
+    class Gloomy(Classifier):
+        def error(self, error, now):
+            return FAILURE
+
+    tracker.breakers.declare("gloomy", classifier=Gloomy())
+    raised = []
+
+    def cancelled():
+        raised.append(KeyboardInterrupt())
+        raise raised[-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        tracker.breakers.call("gloomy", cancelled)
+    assert len(raised) == 1
+    assert tracker.breakers.status_of("gloomy").calls == {"success": 0, "cancelled": 1}
 
 
 @both

@@ -17,9 +17,10 @@ import pytest
 
 from fsm import BREAKER, BreakerOpen, StoreUnavailable
 from fsm.breakers import CANCELLED, FAILURE, SUCCESS, Breakers, Consecutive, Policy
+from fsm.breakers.permit import _Handover
 from fsm.breakers.shared import ASK_AGAIN_S
 from fsm.clock import ManualClock, SystemClock
-from fsm.registry import record_of
+from fsm.laws import record_of
 from fsm.stores.base import BreakerEntry, BreakerRow, open_store
 from fsm.tracker import fresh_tracker
 
@@ -159,6 +160,61 @@ def test_a_task_cancelled_while_it_waits_for_its_probe(stores, clock, turns):
     breakers.acquire("k")
 
 
+def test_a_task_cancelled_just_after_its_probe_was_granted(stores, clock, monkeypatch):
+    """A probe that was granted in the very moment of the cancel goes back to the others as well."""
+    breakers = make(stores[0], clock)
+    fail(breakers, 2)
+    clock.advance(10.0)
+    granted = threading.Event()
+    take = _Handover.take
+
+    def taking(self):
+        call = take(self)
+        granted.set()
+        return call
+
+    monkeypatch.setattr(_Handover, "take", taking)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(breakers.acquire_async("k"))
+        await asyncio.sleep(0)
+        assert granted.wait(20), "the loop is held here, so the task has not heard of it yet"
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+    assert breakers.status_of("k").probes == 0
+    assert breakers.status_of("k").calls["cancelled"] == 1
+
+
+def test_a_killed_task_gives_its_permit_back_over_a_file(stores, clock):
+    """A probe whose coroutine is closed in the middle can wait for nothing, and still gives its permit back."""
+    breakers = make(stores[0], clock)
+    fail(breakers, 2)
+    clock.advance(10.0)
+
+    async def scenario() -> None:
+        inside = asyncio.Event()
+
+        async def probe() -> None:
+            async with breakers.permit("k"):
+                inside.set()
+                await asyncio.Event().wait()
+
+        coroutine = probe()
+        task = asyncio.create_task(coroutine)
+        await inside.wait()
+        assert breakers.status_of("k").probes == 1
+        coroutine.close()
+        assert breakers.status_of("k").probes == 0
+        task.cancel()
+        with pytest.raises(RuntimeError, match="already awaited"):
+            await task  # what asyncio says of a task whose coroutine somebody closed
+
+    asyncio.run(scenario())
+
+
 def test_a_row_survives_the_process(url, clock):
     """What was learned of a provider is still known after a restart."""
     store = open_store(url)
@@ -170,6 +226,17 @@ def test_a_row_survives_the_process(url, clock):
     states = {one.key: one.state for one in make(again, clock).status().breakers}
     again.close()
     assert states == {"k": "open", "other": "forced_open"}
+
+
+def test_words_that_no_encoding_knows(stores, clock):
+    """An error message or a reason with broken characters is noted as well as it can be, and breaks nothing."""
+    breakers = make(stores[0], clock)
+    for _ in range(2):
+        with pytest.raises(ConnectionError), breakers.permit("k"):
+            raise ConnectionError("\udce9")
+    breakers.force_open("k", by="\udce9", why="a\udce9b")
+    assert breakers.status().error is None
+    assert [entry.why for entry in breakers.history("k")] == ["ConnectionError: ?", "a?b"]
 
 
 # --- the background thread ------------------------------------------------------------------------------------
@@ -282,6 +349,8 @@ def test_a_store_that_comes_back_with_others_changes(flaky, stores, clock):
     breakers, other = make(flaky, clock), make(stores[1], clock)
     flaky.down = True
     fail(breakers, 2)
+    clock.advance(10.0)
+    breakers.acquire("k")
     other.force_open("k", by="ada", why="x")
     flaky.down = False
     breakers.poll()
@@ -415,6 +484,9 @@ ROGUES = {
     "a birth in no row": "INSERT INTO breakers (key, machine, state, version, generation, changed_at, openings, "
     "successes, abandoned, event, at) SELECT 'x', machine, 'half_open', 1, 2, 1.0, 0, 0, 0, 'acquire', 1.0 "
     "FROM breakers",
+    "a replaced row": "INSERT OR REPLACE INTO breakers (key, machine, state, version, generation, changed_at, "
+    "openings, successes, abandoned, event, at) SELECT key, machine, 'open', 1, 2, 1.0, 0, 0, 0, 'trip', 1.0 "
+    "FROM breakers",
     "a birth that is late": "INSERT INTO breakers (key, machine, state, version, generation, changed_at, openings, "
     "successes, abandoned, event, at) SELECT 'x', machine, 'open', 2, 2, 1.0, 0, 0, 0, 'trip', 1.0 FROM breakers",
 }
@@ -439,14 +511,15 @@ def test_the_table_is_law_in_the_file(url, rogue):
     connection.close()
 
 
-def test_the_breakers_machine_is_no_machine_for_executions(url, clock):
-    """That the store knows the breakers' machine as law does not make it one that executions can be asked about."""
+def test_the_breakers_machine_disturbs_no_execution(url, clock):
+    """That the store knows the breakers' machine as law leaves the executions' own machines and searches alone."""
     with fresh_tracker(url, clock=clock) as tracker:
         tracker.breakers.poll_every(None)
         tracker.breakers.force_open("k")
         assert BREAKER.content_hash in tracker._registry.store.machines()
-        assert [machine.name for machine in tracker.machines()] == ["execution"]
-        assert tracker.find(state="created") == []
+        assert [machine.name for machine in tracker.machines()] == ["execution", "breaker"]
+        execution = tracker.create("agent", user_id="ada", thread_id="t")
+        assert [one.id for one in tracker.find(state="created", category="pending")] == [execution.id]
 
 
 # --- real processes -------------------------------------------------------------------------------------------

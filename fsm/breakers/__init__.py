@@ -91,7 +91,8 @@ from fsm.breakers.core import BreakerFacts, BreakerRefusal, BreakerStep, decide_
 from fsm.breakers.permit import Permit
 from fsm.breakers.policy import Consecutive, CountWindow, Policy, SlowCalls, TimeWindow
 from fsm.breakers.retry import Backoff
-from fsm.breakers.runtime import Breakers, BreakersStatus, BreakerStatus
+from fsm.breakers.runtime import Breakers
+from fsm.breakers.status import BreakersStatus, BreakerStatus
 from fsm.breakers.verdicts import (
     CANCELLED,
     FAILURE,

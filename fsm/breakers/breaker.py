@@ -27,7 +27,7 @@ from fsm.breakers.core import (
 )
 from fsm.breakers.policy import Policy
 from fsm.breakers.shared import Shared
-from fsm.breakers.verdicts import CANCELLED, FAILURE, Classifier, Kind, Verdict
+from fsm.breakers.verdicts import CANCELLED, FAILURE, Classifier, Kind, Verdict, is_cancellation
 from fsm.breakers.windows import Recorder
 from fsm.errors import BreakerOpen
 from fsm.stores.base import BreakerRow
@@ -173,7 +173,9 @@ class Breaker:
     # --- out --------------------------------------------------------------------------------------------------
 
     def verdict(self, error: BaseException) -> Verdict:
-        """Return what an exception means for this breaker."""
+        """Return what an exception means for this breaker; a cancellation is one, whatever a classifier says."""
+        if is_cancellation(error):
+            return CANCELLED
         return self.classifier.error(error, self.clock.wall())
 
     def leave(self, call: Call, verdict: Verdict) -> Verdict | None:
@@ -259,7 +261,8 @@ class Breaker:
                 step = decide_breaker(row, event, self._facts())
                 if isinstance(step, BreakerRefusal):
                     raise TypeError(f"{event!r} is no order: they are force_open, disable and reset")
-                if self._write(row, step, why, by):
+                said = [None if one is None else storable(one) for one in (why, by)]
+                if self._write(row, step, *said):
                     return step.after
         raise self._shared.beaten(self.key)
 
@@ -353,6 +356,11 @@ class Breaker:
         return self._recorder.failures
 
 
+def storable(said: str) -> str:
+    """Return a text without characters that no encoding knows; a broken error message must not break a breaker."""
+    return said.encode(errors="replace").decode()
+
+
 def why_of(error: BaseException) -> str:
     """Return an exception as a few words for the journal."""
-    return f"{type(error).__name__}: {error}"[:MAX_WHY]
+    return storable(f"{type(error).__name__}: {error}"[:MAX_WHY])

@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from fsm.breakers.breaker import why_of
 from fsm.breakers.core import PASSING
 from fsm.breakers.execution import Fires, ModelCall
-from fsm.breakers.verdicts import is_cancellation
 from fsm.errors import BreakerOpen, Refused
 from fsm.timeouts import Seconds
 
@@ -71,9 +70,7 @@ class _Course:
         self.tripped = False
 
     def may_help(self, error: BaseException) -> bool:
-        """Whether trying again may help; a cancellation is none of our business."""
-        if is_cancellation(error):
-            return False
+        """Whether trying again may help; a cancellation's verdict is CANCELLED, which is never retried."""
         return self._refused(error) or self._breaker.verdict(error).retryable
 
     def _refused(self, error: BaseException) -> bool:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from fsm.breakers.breaker import Breaker, Call
 from fsm.breakers.guard import Guard, stream_async, stream_sync
@@ -17,62 +17,18 @@ from fsm.breakers.permit import Permit, finish_async, take_async
 from fsm.breakers.policy import Policy
 from fsm.breakers.retry import Calling
 from fsm.breakers.shared import Shared
+from fsm.breakers.status import BreakersStatus, BreakerStatus, status_of
 from fsm.breakers.verdicts import Classifier, Verdict, has_content
 from fsm.checks import text
 from fsm.clock import Clock, SystemClock
 from fsm.registry import Registry
-from fsm.stores.base import BreakerEntry, BreakerRow, Store
+from fsm.stores.base import BreakerEntry, Store
 
 POLL_S = 0.5
 """So often, in seconds, other processes' changes are looked for: an opened breaker is known everywhere well within
 a second."""
 
 T = TypeVar("T")
-
-
-class BreakerStatus(NamedTuple):
-    """A breaker as this process sees it. Instants are seconds since the epoch.
-
-    Attributes:
-        key: What it protects.
-        state: Its state.
-        generation: How often it changed its state, from 1 on.
-        changed_at: When it last did.
-        retry_after_s: In how many seconds a permit may be given; 0 while calls go through.
-        retry_at: The same as an instant, ``None`` while calls go through.
-        openings: How many probes have failed since it was last closed.
-        probes: How many probes are in flight, over all processes.
-        failures: How many calls of this process failed in a row.
-        calls: How many calls of this process came to each verdict; ``late`` are those of an old generation,
-            ``refused`` those that got no permit.
-        local: Whether the store has not seen all of this yet.
-    """
-
-    key: str
-    state: str
-    generation: int
-    changed_at: float | None
-    retry_after_s: float
-    retry_at: float | None
-    openings: int
-    probes: int
-    failures: int
-    calls: dict[str, int]
-    local: bool
-
-
-class BreakersStatus(NamedTuple):
-    """How the breakers of a registry are.
-
-    Attributes:
-        shared: Whether changes are shared with other processes now.
-        error: Why they are not, ``None`` if they are or need not be.
-        breakers: Every breaker that this process or the store knows, by key.
-    """
-
-    shared: bool
-    error: str | None
-    breakers: tuple[BreakerStatus, ...]
 
 
 class _Permits(dict[str, Callable[[], Permit]]):
@@ -283,7 +239,7 @@ class Breakers(Calling):
     def _order(self, key: str, event: str, by: str | None, why: str | None) -> BreakerStatus:
         breaker = self.get(key)
         breaker.order(event, by, why)
-        return self._status(breaker)
+        return status_of(breaker)
 
     # --- looking ----------------------------------------------------------------------------------------------
 
@@ -291,33 +247,13 @@ class Breakers(Calling):
         """Return how all breakers are: those of this process and those that only others have used."""
         for row in tuple(self._shared.rows.values()):
             self.get(row.key)
-        every = tuple(self._status(self._by_key[key]) for key in sorted(self._by_key))
+        every = tuple(status_of(self._by_key[key]) for key in sorted(self._by_key))
         error = self._shared.error
         return BreakersStatus(not self.instant and error is None, error, every)
 
     def status_of(self, key: str) -> BreakerStatus:
         """Return how one breaker is."""
-        return self._status(self.get(key))
-
-    def _status(self, breaker: Breaker) -> BreakerStatus:
-        row: BreakerRow = breaker.row
-        seconds = breaker.retry_after_s()
-        return BreakerStatus(
-            row.key,
-            row.state,
-            row.generation,
-            row.changed_at or None,
-            seconds,
-            self.clock.wall() + seconds if row.state in {"open", "half_open", "forced_open"} else None,
-            row.openings,
-            len(row.probes),
-            breaker.failures,
-            {
-                "success": breaker.succeeded,
-                **{str(kind): count for kind, count in breaker.tally.items() if count},
-            },
-            bool(breaker.pending),
-        )
+        return status_of(self.get(key))
 
     def history(self, key: str, limit: int = 1000) -> list[BreakerEntry]:
         """Return the journal of a breaker's changes, oldest first, `limit` lines at the most.

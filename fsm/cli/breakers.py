@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fsm.breakers.runtime import Breakers, BreakerStatus
+from fsm.breakers import Breakers, BreakerStatus
 from fsm.cli.common import (
     COLOURS,
     JsonOption,

@@ -41,6 +41,8 @@ CREATE INDEX breaker_journal_key ON breaker_journal (key, position);
 CREATE TRIGGER breaker_begins BEFORE INSERT ON breakers
 BEGIN
     SELECT CASE
+        WHEN EXISTS (SELECT 1 FROM breakers WHERE key = NEW.key)
+            THEN RAISE (ABORT, 'fsm: this breaker exists already')
         WHEN NEW.version IS NOT 1 OR NEW.event IS NULL OR NOT EXISTS (
             SELECT 1 FROM law AS birth
             JOIN law AS first ON first.machine = birth.machine AND first.source = birth.target
@@ -67,6 +69,9 @@ BEGIN
         WHEN NEW.state IS NOT OLD.state AND NEW.generation <= OLD.generation
             THEN RAISE (ABORT, 'fsm: a change of state raises the generation')
         WHEN NEW.generation < OLD.generation THEN RAISE (ABORT, 'fsm: generations grow')
+        WHEN NEW.machine IS NOT OLD.machine
+            AND NOT EXISTS (SELECT 1 FROM machines WHERE id = NEW.machine AND sealed)
+            THEN RAISE (ABORT, 'fsm: a machine is law once it is sealed')
         WHEN NEW.event IS NULL AND (NEW.state IS NOT OLD.state OR NEW.generation IS NOT OLD.generation)
             THEN RAISE (ABORT, 'fsm: no row of the table')
         WHEN NEW.event IS NOT NULL AND NOT EXISTS (
@@ -98,6 +103,7 @@ WHEN NOT EXISTS (
     WHERE key = NEW.key AND version = NEW.version AND state = NEW.target AND event = NEW.event
         AND generation = NEW.generation
 ) OR EXISTS (SELECT 1 FROM breaker_journal WHERE key = NEW.key AND version = NEW.version)
+    OR EXISTS (SELECT 1 FROM breaker_journal WHERE position = NEW.position)
 BEGIN
     SELECT RAISE (ABORT, 'fsm: the journal follows the breaker');
 END;

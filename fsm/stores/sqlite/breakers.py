@@ -1,6 +1,7 @@
 """The breakers' rows in a SQLite file; see `fsm.stores.base.BreakerStore`.
 
-A swap waits for other writers a short time only: a breaker rather goes on alone than stops its callers.
+A swap takes one of the pool's reading connections, not the writing one: a breaker must not wait behind a commit of
+executions that itself waits for another process.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from fsm.stores.base import BreakerEntry, BreakerRow
-from fsm.stores.sqlite.connect import BUSY_LIMIT_S
+from fsm.stores.sqlite.connect import explain, patiently
+from fsm.stores.sqlite.pool import Pool
 
 SWAP_LIMIT_S = 2.0
 """So long, in seconds, a swap waits for other writers; a breaker then goes on alone rather than stop its callers."""
@@ -24,8 +26,7 @@ _ENTRY = (
 )
 _INSERT = (
     "INSERT INTO breakers (state, version, generation, changed_at, since, until, openings, probes, successes, "
-    "abandoned, event, at, actor, reason, machine, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-    "ON CONFLICT (key) DO NOTHING"
+    "abandoned, event, at, actor, reason, machine, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _UPDATE = (
     "UPDATE breakers SET state = ?, version = ?, generation = ?, changed_at = ?, since = ?, until = ?, "
@@ -37,13 +38,13 @@ _UPDATE = (
 class SqliteBreakers:
     """The part of the SQLite store that keeps breakers."""
 
+    _path: Path
+    _pool: Pool
+
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         raise NotImplementedError
 
     def _number(self, content_hash: str) -> int | None:
-        raise NotImplementedError
-
-    def _transaction(self, patience_s: float = BUSY_LIMIT_S) -> AbstractContextManager[sqlite3.Connection]:
         raise NotImplementedError
 
     def breaker_load(self, key: str) -> BreakerRow | None:
@@ -61,9 +62,21 @@ class SqliteBreakers:
         at = row.changed_at if entry is None else entry.at
         values = (*row[1:8], probes, row.successes, row.abandoned, event, at, by, why, number, row.key)
         sql, more = (_UPDATE, (expected_version,)) if expected_version else (_INSERT, ())
-        with self._transaction(SWAP_LIMIT_S) as writer:
-            done = writer.execute(sql, (*values, *more)).rowcount
-        return done == 1
+
+        def swap(connection: sqlite3.Connection) -> int:
+            # One statement is one transaction, its triggers included.
+            return patiently(
+                lambda: connection.execute(sql, (*values, *more)).rowcount, str(self._path), SWAP_LIMIT_S
+            )
+
+        try:
+            return self._pool.read(swap) == 1
+        except sqlite3.IntegrityError as error:
+            if "exists already" in str(error):
+                return False
+            raise  # the table refused it: a mistake here, not a store that is down
+        except sqlite3.Error as error:
+            raise explain(error, self._path) from error
 
     def breaker_list(self) -> list[BreakerRow]:
         """Return every row, by key."""

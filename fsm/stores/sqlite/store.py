@@ -18,7 +18,7 @@ from fsm.errors import StoreUnavailable
 from fsm.records import Identity, Receipt, Snapshot, Step, receipt_of
 from fsm.stores.base import Conflict, MachineRecord, Query
 from fsm.stores.sqlite.breakers import SqliteBreakers
-from fsm.stores.sqlite.connect import BUSY_LIMIT_S, explain, parse_url, patiently, prepare
+from fsm.stores.sqlite.connect import explain, parse_url, patiently, prepare
 from fsm.stores.sqlite.pool import Pool
 from fsm.stores.sqlite.upkeep import Upkeep
 
@@ -94,15 +94,15 @@ class SqliteStore(Upkeep, SqliteBreakers):
     # --- connections ------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _transaction(self, patience_s: float = BUSY_LIMIT_S) -> Iterator[sqlite3.Connection]:
-        """Write in one transaction: all of it or nothing. Other processes are waited for so many seconds."""
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Write in one transaction: all of it or nothing."""
         where = str(self._path)
         with self._pool.writing:
             ending = False
             writer: sqlite3.Connection | None = None
             try:
                 writer = self._pool.writer()
-                patiently(partial(writer.execute, "BEGIN IMMEDIATE"), where, patience_s)
+                patiently(partial(writer.execute, "BEGIN IMMEDIATE"), where)
                 yield writer
                 ending = True
                 patiently(partial(writer.execute, "COMMIT"), where)

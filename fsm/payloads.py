@@ -38,7 +38,9 @@ Duration = Annotated[float, Field(ge=0), AllowInfNan(False)]
 class Payload(BaseModel):
     """What every event may carry: a `note` for people and `data` of any JSON shape."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants", defer_build=True
+    )
 
     note: Text | None = None
     data: JsonValue = None

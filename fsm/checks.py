@@ -6,18 +6,20 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from fsm import ids
 from fsm.errors import BadPayload, MalformedId, UnknownExecution
 from fsm.machine import Machine
-from fsm.payloads import MAX_BYTES
+from fsm.payloads import readable
 from fsm.timeouts import Timeouts
 
 MAX_TEXT = 500
 """Names of agents, users and threads, and keys, are at most so many characters."""
 
-_METADATA = TypeAdapter(dict[str, JsonValue])
+_METADATA = TypeAdapter(
+    dict[str, JsonValue], config=ConfigDict(ser_json_inf_nan="constants", defer_build=True)
+)
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -100,6 +102,4 @@ def metadata_json(value: Mapping[str, Any] | None) -> str | None:
             json.dumps(checked, allow_nan=False)
     except (ValidationError, ValueError, RecursionError) as error:
         raise BadPayload(f"metadata is a dict of JSON values with text keys: {error}") from None
-    if len(written) > MAX_BYTES:
-        raise BadPayload(f"metadata is {len(written)} bytes, {MAX_BYTES} at most: store a reference instead")
-    return written.decode() if checked else None
+    return readable("metadata", written) if checked else None

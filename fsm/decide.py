@@ -7,6 +7,7 @@ committed, as data) or a `Refusal` (why nothing is), and changes nothing (after 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 from fsm.errors import Refusal
@@ -136,6 +137,10 @@ def _now(facts: Facts) -> float:
     return facts.at if facts.now is None else facts.now
 
 
+def _new_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    change["model_attempt"] = 0  # a call that the breaker did not let through was not tried
+
+
 def _first_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
     change["model_attempt"] = 1
 
@@ -158,22 +163,18 @@ def _ask(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
     change["limit_s"] = facts.payload.get("expires_s")
 
 
-def _end(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    change.update(tools=(), end_json=facts.payload_json)
-
-
 CHANGES: dict[str, Change] = {
     "claim": _claim,
     "release": _release,
     "wait": _wait,
     "pause": _pause,
     "retry_later": _retry_later,
+    "new_call": _new_call,
     "first_call": _first_call,
     "next_call": _next_call,
     "open_tool": _open_tool,
     "close_tool": _close_tool,
     "ask": _ask,
-    "end": _end,
 }
 """What a row's `assign` can name in a machine whose instances are executions."""
 
@@ -198,7 +199,7 @@ def deadline(
         born_at: When it was created; `total` counts from here.
         since_at: When it entered the state; the state's own limit counts from here.
         now: When it last did something, which is now; `idle` counts from here.
-        not_before: A wait that does not count against the queue's limit.
+        not_before: A wait that was ordered; it does not count against the state's limit.
         limit_s: A limit of its own for this stay, in seconds.
 
     Returns:
@@ -209,8 +210,8 @@ def deadline(
     entry = limits.by_state[state]
     if entry is not None:
         kind, seconds = entry
-        waits = kind == "queue" and not_before is not None and not_before > since_at
-        begins_at = not_before if waits and not_before is not None else since_at
+        # Whoever was told to wait is not late: the limit counts from the moment when the wait is over.
+        begins_at = not_before if not_before is not None and not_before > since_at else since_at
         due_at = begins_at + (seconds if limit_s is None else limit_s)
     elif limit_s is not None:
         due_at, kind = since_at + limit_s, "input"
@@ -270,11 +271,13 @@ def decide(machine: Machine, snapshot: Snapshot, event: str, facts: Facts) -> St
 def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> Step:
     identity = snapshot.identity
     state = arrow.target
-    # A wall clock that jumped back must not make a journal run backwards.
-    at = facts.at if facts.at > snapshot.updated_at else snapshot.updated_at  # noqa: FURB136 - max() costs more
-    now = facts.at if facts.now is None else facts.now
+    if facts.at < snapshot.updated_at:
+        # A wall clock that jumped back must not make a journal run backwards, nor cut a wait short.
+        facts = facts._replace(at=snapshot.updated_at)
+    at = facts.at
+    now = _now(facts)
     tools, attempt, owner, fence = snapshot.tools, snapshot.attempt, snapshot.owner, snapshot.fence
-    model_attempt, end_json = snapshot.model_attempt, snapshot.end_json
+    model_attempt = snapshot.model_attempt
     if arrow.internal:
         entered_at, since_at, not_before = snapshot.entered_at, snapshot.since_at, snapshot.not_before
         breaker, limit_s = snapshot.breaker, snapshot.limit_s
@@ -289,13 +292,13 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
         owner = change.get("owner", owner)
         fence = change.get("fence", fence)
         model_attempt = change.get("model_attempt", model_attempt)
-        end_json = change.get("end_json", end_json)
         not_before = change.get("not_before", not_before)
         breaker = change.get("breaker", breaker)
         limit_s = change.get("limit_s", limit_s)
     if state in machine.terminal:
-        due_at, kind = None, None
+        due_at, kind, tools, end_json = None, None, (), facts.payload_json
     else:
+        end_json = None
         limits = machine.limits_for(identity.timeouts_json)
         due_at, kind = deadline(limits, state, identity.born_at, since_at, now, not_before, limit_s)
     after = Snapshot(
@@ -374,7 +377,7 @@ _DETAILS: dict[str, Callable[[Machine, Snapshot, str], str]] = {
 
 
 def allowed(machine: Machine, snapshot: Snapshot) -> tuple[str, ...]:
-    """Return the events that an execution would accept now.
+    """Return the events that an execution would accept now: those that some payload could make succeed.
 
     Facts that only a payload answers may come out either way; facts of the record are asked.
 
@@ -385,14 +388,35 @@ def allowed(machine: Machine, snapshot: Snapshot) -> tuple[str, ...]:
     Returns:
         Event names in the order of the table.
     """
+    full = len(snapshot.tools) >= MAX_OPEN_TOOLS
     return tuple(
         event
         for event, arrows in machine.by_source[snapshot.state].items()
-        if any(
-            all(
-                fact not in DERIVED or DERIVED[fact](snapshot, {}) is wanted
-                for fact, wanted in arrow.literals
+        if (
+            _could_while_full(snapshot, arrows)
+            if full
+            else any(
+                all(wanted in _answers(snapshot, fact) for fact, wanted in arrow.literals) for arrow in arrows
             )
-            for arrow in arrows
         )
     )
+
+
+def _answers(snapshot: Snapshot, fact: str) -> tuple[bool, ...]:
+    """Return the answers that payloads can bring about."""
+    if fact == "tool_known":  # a payload may always name a tool that is not open
+        return (False, True) if snapshot.tools else (False,)
+    return (DERIVED[fact](snapshot, {}),) if fact in DERIVED else (False, True)
+
+
+def _could_while_full(snapshot: Snapshot, arrows: tuple[Arrow, ...]) -> bool:
+    """Say whether some payload takes an arrow that opens no tool; what is tried first counts here."""
+    facts = list(dict.fromkeys(fact for arrow in arrows for fact, _ in arrow.literals))
+    for answers in product(*(_answers(snapshot, fact) for fact in facts)):
+        known = dict(zip(facts, answers, strict=True))
+        for arrow in arrows:
+            if all(known[fact] is wanted for fact, wanted in arrow.literals):
+                if "open_tool" not in arrow.assign:
+                    return True
+                break
+    return False

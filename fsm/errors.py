@@ -13,6 +13,15 @@ from typing import NamedTuple
 class FsmError(Exception):
     """The base of every error of this library."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception would call the class with the finished text again, which most errors here do not take; an
+        # error that cannot be unpickled breaks whole process pools.
+        return _rebuild, (type(self), self.args), vars(self)
+
+
+def _rebuild(kind: type[FsmError], args: tuple[object, ...]) -> FsmError:
+    return kind.__new__(kind, *args)
+
 
 class Finding(NamedTuple):
     """One thing that is wrong with a machine's declaration.
@@ -107,9 +116,6 @@ class Refused(FsmError):
         """The version of the execution that the answer is about."""
         return self.refusal.version
 
-    def __reduce__(self) -> tuple[type[Refused], tuple[Refusal]]:
-        return type(self), (self.refusal,)
-
 
 class UnknownExecution(FsmError):
     """No execution of that id exists for the one who asks. Another user's execution is as unknown as none."""
@@ -130,7 +136,7 @@ class UnknownMachine(FsmError):
         from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
 
         near = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         super().__init__(f"unknown machine {name!r}{hint} Known: {', '.join(known) or 'none'}")
 
 
@@ -146,9 +152,6 @@ class MalformedId(FsmError, ValueError):
         self.reason = reason
         super().__init__(f"malformed id {text!r}: {reason}")
 
-    def __reduce__(self) -> tuple[type[MalformedId], tuple[object, str]]:
-        return type(self), (self.text, self.reason)
-
 
 class LeaseLost(FsmError):
     """A worker's lease ran out before it was renewed: what it owned belongs to others. Register anew."""
@@ -159,9 +162,6 @@ class LeaseLost(FsmError):
             f"worker {worker_id} lost its lease: stop working on everything that it claimed, and call tracker.worker() "
             "for a new one"
         )
-
-    def __reduce__(self) -> tuple[type[LeaseLost], tuple[str]]:
-        return type(self), (self.worker_id,)
 
 
 class ConfigurationError(FsmError):

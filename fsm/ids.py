@@ -132,7 +132,7 @@ def parse(text: object, kind: Kind | None = None) -> ParsedId:
     if prefix not in KINDS:
         raise MalformedId(text, f"{prefix!r} is no kind of id; they are {', '.join(KINDS)}")
     if kind is not None and prefix != kind:
-        raise MalformedId(text, f"this is the id of a {prefix}, not of a {kind}")
+        raise MalformedId(text, f"this is an id of kind {prefix!r}, not of kind {kind!r}")
     if len(digits) != _LENGTH:
         raise MalformedId(text, f"{_LENGTH} characters follow the underscore, not {len(digits)}")
     number = 0

@@ -234,7 +234,7 @@ class Execution(BaseModel):
         error: What went wrong.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     id: str
     machine: str

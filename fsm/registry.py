@@ -70,6 +70,7 @@ class Registry:
         self.closed = False
         self._by_name: dict[str, Machine] = {}
         self._laws: dict[str, Law] = {}
+        self._claims: set[str] = set()
         self._strange: set[str] = set()
         self._worker: tuple[int, str] = (0, "")
         self.worker: Leaseholder | None = None
@@ -102,6 +103,7 @@ class Registry:
             raise ConfigurationError(
                 f"two different machines are called {machine.name!r}: give one of them another name"
             )
+        self._claims |= {row.event for row in machine.transitions if "claim" in row.assign}
         if machine.content_hash not in self._laws:
             self._laws[machine.content_hash] = law_for(machine)
             self.store.register(record_of(machine))
@@ -161,8 +163,6 @@ class Registry:
         """
         worker = self.worker
         if worker is not None:
-            if worker.lost:
-                raise LeaseLost(worker.id)
             return worker.id
         pid = os.getpid()
         if self._worker[0] != pid:
@@ -239,6 +239,10 @@ class Registry:
             text("key", key)
         if not isinstance(execution_id, str):
             raise unknown(execution_id)
+        worker = self.worker
+        if worker is not None and worker.lost and fence is None and event in self._claims:
+            # Nothing would watch over what a lost worker claims. Its other writes meet their stale fences.
+            raise LeaseLost(worker.id)
         command = Command(
             execution_id,
             event,

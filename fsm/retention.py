@@ -22,7 +22,7 @@ class Retention(BaseModel):
         max_count: Keep so many ended executions at most; the oldest ends go first.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     max_age_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     max_count: int | None = Field(default=None, ge=0)

@@ -60,11 +60,11 @@ TRANSITIONS = (
     row(_THINKERS, "think", "thinking"),
     row("thinking", "prepare_tools", "preparing_tools"),
     row(_CALLERS, "call_model", "calling_model", "permit", assign="first_call"),
-    row(_CALLERS, "call_model", "circuit_open", assign="first_call wait"),
+    row(_CALLERS, "call_model", "circuit_open", assign="new_call wait"),
     row("thinking preparing_tools calling_model", "run_tools", "running_tools"),
     row("thinking calling_model running_tools", "process_results", "processing_results"),
     row("processing_results", "finish", "completing", "not tools_open", otherwise=_CLOSE_FIRST),
-    row("completing", "complete", "completed", "not tools_open", assign="end", otherwise=_CLOSE_FIRST),
+    row("completing", "complete", "completed", "not tools_open", otherwise=_CLOSE_FIRST),
 
     row(_ASKERS, "await_input", "awaiting_input", assign="ask"),
     row("awaiting_input", "receive_input", "thinking"),
@@ -72,7 +72,7 @@ TRANSITIONS = (
         otherwise="no attempt of this model call is left: fail, or think about a fallback"),
     row("calling_model", "trip", "circuit_open", assign="wait"),
     row("backing_off", "call_model", "calling_model", "permit", assign="next_call"),
-    row("backing_off", "call_model", "circuit_open", assign="next_call wait"),
+    row("backing_off", "call_model", "circuit_open", assign="wait"),
     row("circuit_open", "call_model", "calling_model", "permit", assign="next_call"),
     row("circuit_open", "call_model", assign="wait"),
 
@@ -82,17 +82,17 @@ TRANSITIONS = (
     row("@running @waiting", "progress"),
 
     row(_OPEN, "fail", "queued", "retryable and attempts_left", assign="release retry_later"),
-    row(_OPEN, "fail", "failed", assign="end", effects="cancel_children"),
-    row(_OPEN, "time_out", "timed_out", assign="end", effects="cancel_children"),
+    row(_OPEN, "fail", "failed", effects="cancel_children"),
+    row(_OPEN, "time_out", "timed_out", effects="cancel_children"),
     row("@running @waiting", "lapse", "queued", "owned and attempts_left", assign="release retry_later"),
-    row("@running @waiting", "lapse", "dead", "owned", assign="end", effects="cancel_children",
+    row("@running @waiting", "lapse", "dead", "owned", effects="cancel_children",
         otherwise="no worker owns it, so none can be lost"),
     row("@running @waiting", "cancel", "cancelling", "owned", effects="cancel_children"),
-    row(_OPEN, "cancel", "cancelled", assign="end", effects="cancel_children"),
-    row("cancelling", "stopped", "cancelled", assign="end"),
-    row("cancelling", "time_out", "cancelled", assign="end"),
-    row("cancelling", "lapse", "cancelled", assign="end"),
-    row("cancelling", "fail", "cancelled", assign="end"),
+    row(_OPEN, "cancel", "cancelled", effects="cancel_children"),
+    row("cancelling", "stopped", "cancelled"),
+    row("cancelling", "time_out", "cancelled"),
+    row("cancelling", "lapse", "cancelled"),
+    row("cancelling", "fail", "cancelled"),
 )
 # fmt: on
 

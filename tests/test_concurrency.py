@@ -439,6 +439,37 @@ def test_a_conflict_decides_anew_on_what_is_there(url):
         assert (caught.value.reason, caught.value.version) == ("terminal", 6)
 
 
+def batch(tracker: Tracker, *wanted: tuple[str, str]) -> list[object]:
+    """Carry several events out in one batch, and return what each came to."""
+    registry = tracker._registry
+    commands = [registry.event(one, event, {}, fence=None, key=None, user_id=None) for one, event in wanted]
+    registry.committer.commit_all(commands)
+    return [command.outcome or command.error for command in commands]
+
+
+def test_a_refusal_that_leans_on_a_failed_step_is_not_given(either):
+    """A refusal because of a step of the same batch is not given when that step was not committed after all."""
+    one = begun(either)
+    Hurt(either).before = StoreUnavailable("gone")
+    ended, refused = batch(either, (one, "fail"), (one, "think"))
+    assert isinstance(ended, StoreUnavailable)
+    assert isinstance(refused, StoreUnavailable)
+    assert either.get(one).state == "starting"
+
+
+def test_a_refusal_that_leans_on_a_lost_step_is_decided_anew(url):
+    """A refusal because of a step that was lost to another process is decided again on what that process made."""
+    with fresh_tracker(url) as tracker:
+        one = begun(tracker)
+        tracker.fire(one, "think")
+        with fresh_tracker(url) as other:
+            other.fire(one, "call_model")
+        refused, taken = batch(tracker, (one, "prepare_tools"), (one, "back_off"))
+        assert (refused.reason, refused.state, refused.version) == ("not_allowed", "calling_model", 3)
+        assert (taken.version, taken.target) == (4, "backing_off")
+        assert_whole(tracker, one)
+
+
 # --- closing ----------------------------------------------------------------------------------------------------------
 
 

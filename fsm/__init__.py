@@ -9,6 +9,7 @@ receipt = tracker.fire(execution.id, "start")
 
 from fsm.errors import (
     BadPayload,
+    BreakerOpen,
     ConfigurationError,
     FsmError,
     InvalidMachine,
@@ -33,6 +34,7 @@ __all__ = [
     "BREAKER",
     "EXECUTION",
     "BadPayload",
+    "BreakerOpen",
     "Category",
     "ConfigurationError",
     "Execution",

@@ -108,4 +108,4 @@ def _resolve(commands: Sequence[Command]) -> None:
 def _unheard(command: Command) -> None:
     """Do what the caller would have done, had it not been cancelled: its effects are due all the same."""
     if command.unheard is not None and isinstance(command.outcome, Receipt):
-        threading.Thread(target=command.unheard, args=(command,), name="fsm-unheard", daemon=True).start()
+        command.unheard(command)

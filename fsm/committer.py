@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from fsm.command import Command, tell
 from fsm.decide import Facts, decide, refuse
@@ -38,7 +38,7 @@ MAX_KNOWN = 20_000
 class _Round:
     """One pass over a batch: what was decided, and what has to be decided again."""
 
-    __slots__ = ("again", "ahead", "commands", "keys", "leaning", "steps")
+    __slots__ = ("again", "ahead", "commands", "error", "keys", "leaning", "outcomes", "steps")
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -47,6 +47,8 @@ class _Round:
         self.keys: set[tuple[str, str]] = set()
         self.leaning: list[Command] = []  # refusals that lean on a step of this round
         self.again: list[Command] = []
+        self.outcomes: Sequence[Receipt | Conflict] = ()
+        self.error: BaseException | None = None
 
 
 class Committer:
@@ -201,10 +203,29 @@ class Committer:
 
     def _run(self, batch: Sequence[Command]) -> None:
         """Decide and commit a batch. Every command has an outcome or an error afterwards, whatever happens."""
+        for this in self._rounds(batch):
+            try:
+                this.outcomes = self._store.append(this.steps)
+            except BaseException as error:  # noqa: BLE001 - the round says what becomes of it
+                this.error = error
+
+    def _rounds(self, batch: Sequence[Command]) -> Iterator[_Round]:
+        """Decide a batch, round by round, and stop wherever the store has its turn.
+
+        Whoever drives this takes each round's steps to the store and notes its outcomes or the error there, before
+        the next one is asked for. Here a thread waits for the store; in a simulation virtual time goes by.
+        """
         todo = batch
         try:
             for _ in range(MAX_ROUNDS):
-                todo = self._round(todo)
+                this = self._plan(todo)
+                if this.steps:
+                    yield this
+                    if this.error is not None:
+                        self._doubt(this)
+                        raise this.error  # noqa: TRY301 - as if the store had been called here
+                    self._settle(this, this.outcomes)
+                todo = this.again
                 if not todo:
                     return
             for command in todo:
@@ -219,25 +240,21 @@ class Committer:
             if not isinstance(error, Exception):
                 raise
 
-    def _round(self, todo: Sequence[Command]) -> list[Command]:
+    def _plan(self, todo: Sequence[Command]) -> _Round:
         this = _Round()
         for command in todo:
             try:
                 self._decide(command, this)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
                 command.error = error
-        if this.steps:
-            try:
-                outcomes = self._store.append(this.steps)
-            except Exception:
-                # Perhaps it was committed, perhaps not: what leans on it and what is remembered may be wrong.
-                for command in this.leaning:
-                    command.outcome = None
-                for step in this.steps:
-                    self._known.pop(step.after.identity.id, None)
-                raise
-            self._settle(this, outcomes)
-        return this.again
+        return this
+
+    def _doubt(self, this: _Round) -> None:
+        """Forget what leans on a round that failed: perhaps it was committed, perhaps not."""
+        for command in this.leaning:
+            command.outcome = None
+        for step in this.steps:
+            self._known.pop(step.after.identity.id, None)
 
     def _settle(self, this: _Round, outcomes: Sequence[Receipt | Conflict]) -> None:
         lost: set[str] = set()

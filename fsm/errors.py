@@ -194,3 +194,27 @@ class StoreTooNew(FsmError):
             f"{where} has schema version {found}, this library knows {known} at most: "
             "upgrade agent-fsm; nothing was changed in the store"
         )
+
+
+class BreakerOpen(FsmError):
+    """A circuit breaker gave no permit: the call was not made.
+
+    Attributes:
+        key: The breaker's key.
+        retry_after_s: In how many seconds it is worth asking again, as a float.
+        retry_at: The same as an instant, in seconds since the epoch.
+        state: The breaker's state: open, half_open (all probes are in flight) or forced_open.
+    """
+
+    def __init__(self, key: str, retry_after_s: float, retry_at: float, state: str) -> None:
+        self.key = key
+        self.retry_after_s = retry_after_s
+        self.retry_at = retry_at
+        self.state = state
+        super().__init__(
+            f"the breaker {key!r} is {state} and lets no call through: try again in {retry_after_s:.3g} s, "
+            "or fall back to something else"
+        )
+
+    def __reduce__(self) -> tuple[type[BreakerOpen], tuple[str, float, float, str]]:
+        return type(self), (self.key, self.retry_after_s, self.retry_at, self.state)

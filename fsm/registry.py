@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -68,6 +69,7 @@ class Registry:
         self.store = store
         self.clock = clock
         self.closed = False
+        self.ids = ids.MAKER
         self._by_name: dict[str, Machine] = {}
         self._laws: dict[str, Law] = {}
         self._claims: set[str] = set()
@@ -75,7 +77,7 @@ class Registry:
         self._worker: tuple[int, str] = (0, "")
         self.worker: Leaseholder | None = None
         self.closing: list[Callable[[], None]] = []
-        self.listeners: set[Callable[[], None]] = set()
+        self.listeners: dict[Callable[[], None], None] = {}  # a set that keeps its order, so that runs replay
         self.rng = random.Random()  # noqa: S311 - jitter, not a secret
         self._offset_s = store.timeline(clock.era(), clock.wall() - clock.monotonic())
         self.committer = Committer(store, self.law_of)
@@ -96,13 +98,16 @@ class Registry:
         """Make a machine known here and to the store.
 
         Raises:
-            ConfigurationError: Another machine has its name, or it is not made for executions.
+            ConfigurationError: Another machine has its name, or it is not made for executions: perpetual, or with
+                changes that executions do not have.
         """
         known = self._by_name.get(machine.name)
         if known is not None and known != machine:
             raise ConfigurationError(
                 f"two different machines are called {machine.name!r}: give one of them another name"
             )
+        if machine.perpetual:
+            raise ConfigurationError(f"machine {machine.name!r} is perpetual, and an execution has to end")
         self._claims |= {row.event for row in machine.transitions if "claim" in row.assign}
         if machine.content_hash not in self._laws:
             self._laws[machine.content_hash] = law_for(machine)
@@ -145,6 +150,9 @@ class Registry:
                     "the store's machine %s cannot be read and is left out: %s", content_hash, error
                 )
                 continue
+            if machine.perpetual:
+                self._strange.add(content_hash)  # the breakers' machine, say: an execution ends
+                continue
             self._laws[content_hash] = law_for(machine, foreign=True)
 
     def machines(self) -> tuple[Machine, ...]:
@@ -166,7 +174,7 @@ class Registry:
             return worker.id
         pid = os.getpid()
         if self._worker[0] != pid:
-            self._worker = (pid, ids.worker_id())
+            self._worker = (pid, self.ids.make("worker"))
         return self._worker[1]
 
     def birth(  # noqa: PLR0913 - what an execution is born with
@@ -195,7 +203,7 @@ class Registry:
             self.load(retry_of, user_id)
         at = self.clock.wall()
         identity = Identity(
-            ids.execution_id(),
+            self.ids.make("exec"),
             chosen.content_hash,
             text("agent", agent),
             user_id,
@@ -344,6 +352,10 @@ class Registry:
                 listener()
 
     def _unheard(self, command: Command) -> None:
+        """Make up for a cancelled caller, in a thread of its own: whoever commits does not wait for it."""
+        threading.Thread(target=self._make_up, args=(command,), name="fsm-unheard", daemon=True).start()
+
+    def _make_up(self, command: Command) -> None:
         """Do for a caller that was cancelled while its command was committed what it would have done itself."""
         self._announce()
         self.carry_out(command)
@@ -394,7 +406,9 @@ class Registry:
         if child.state in machine.terminal or "cancel" not in machine.by_source[child.state]:
             return
         payload = {"reason": f"its parent was ended by {why!r}", "by": parent_id}
-        if "cancel" not in machine.payload_names:
+        if (
+            machine.payload_names.get("cancel", "cancel") != "cancel"
+        ):  # a payload of the user's own; each has a note
             payload = {"note": f"its parent {parent_id} was ended by {why!r}"}
         order = self.order(child.identity.id, "cancel", payload)
         self.committer.commit(order)

@@ -72,7 +72,7 @@ def follow(
 
 def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Receipt]:
     news = threading.Event()
-    registry.listeners.add(news.set)
+    registry.listeners[news.set] = None
     try:
         while True:
             news.clear()
@@ -87,7 +87,7 @@ def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Rece
             if not rows:
                 news.wait(None if registry.store.instant else POLL_S)
     finally:
-        registry.listeners.discard(news.set)
+        registry.listeners.pop(news.set, None)
 
 
 async def follow_async(
@@ -103,10 +103,10 @@ async def follow_async(
         try:
             loop.call_soon_threadsafe(news.set)
         except RuntimeError:  # its loop was closed under it; whoever commits has nothing to do with that
-            registry.listeners.discard(wake)
+            registry.listeners.pop(wake, None)
 
     cursor = await asyncio.to_thread(_begin, registry, after, execution_id, user_id)
-    registry.listeners.add(wake)
+    registry.listeners[wake] = None
     try:
         while not registry.closed:
             news.clear()
@@ -124,4 +124,4 @@ async def follow_async(
                     async with asyncio.timeout(None if registry.store.instant else POLL_S):
                         await news.wait()
     finally:
-        registry.listeners.discard(wake)
+        registry.listeners.pop(wake, None)

@@ -23,6 +23,10 @@ BATCH = 500
 MAX_BATCHES = 2_000
 """So many batches at most in one sweep; what is left is found by the next."""
 
+REMEMBER_S = 7 * 86_400.0
+"""A lost worker is remembered for so long, in seconds. One that wakes up may claim something before it finds out that
+it is lost (a claim brings no fence), and whoever owns something must be known for it to be taken away again."""
+
 
 class Swept(NamedTuple):
     """What one sweep did.
@@ -78,14 +82,25 @@ class Sweeper:
             StoreUnavailable: The store did not answer; the next sweep goes on where this one ended.
         """
         timed_out = self._deadlines()
-        lost = self._registry.store.lose(self._registry.now())
-        lapsed = 0
-        for worker_id in lost:
-            lapsed += lapse(self._registry, worker_id)
-            if not self._registry.store.owned(worker_id, 1):
-                self._registry.store.worker_remove(worker_id)
+        lapsed, lost = self._leases()
         pruned = prune(self._registry, self._retention) if self._retention is not None else 0
-        return Swept(timed_out, lapsed, len(lost), pruned)
+        return Swept(timed_out, lapsed, lost, pruned)
+
+    def _leases(self) -> tuple[int, int]:
+        """Take everything away from lost workers; return how much, and how many workers were not known as lost."""
+        store = self._registry.store
+        now = self._registry.now()
+        rows = {row.id: row for row in store.workers()}
+        lapsed = found = 0
+        for worker_id in store.lose(now):
+            taken = lapse(self._registry, worker_id)
+            lapsed += taken
+            row = rows.get(worker_id)
+            if row is None or not row.lost:
+                found += 1
+            elif not taken and row.renewed_at + row.ttl_s + REMEMBER_S < now:
+                store.worker_remove(worker_id)
+        return lapsed, found
 
     def _deadlines(self) -> int:
         done = 0

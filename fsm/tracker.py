@@ -34,6 +34,7 @@ from fsm.worker import Worker
 
 if TYPE_CHECKING:
     from fsm.aio import AsyncTracker
+    from fsm.breakers.runtime import Breakers
 
 DEFAULT_STORE = "sqlite:///fsm.db"
 """Where executions are kept when neither `configure` nor FSM_STORE says anything."""
@@ -352,6 +353,13 @@ class Tracker:
         from fsm.aio import AsyncTracker  # noqa: PLC0415 - asyncio is loaded by those who use it
 
         return AsyncTracker(self)
+
+    @property
+    def breakers(self) -> Breakers:
+        """The circuit breakers, one per key, shared by everything that uses this registry."""
+        from fsm.breakers.runtime import breakers_of  # noqa: PLC0415 - loaded by those who use it
+
+        return breakers_of(self._registry)
 
     @property
     def store_url(self) -> str:

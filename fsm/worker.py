@@ -15,7 +15,6 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from fsm import ids
 from fsm.errors import BadPayload, FsmError, LeaseLost
 from fsm.registry import Registry
 from fsm.stores.base import WorkerRow
@@ -48,7 +47,7 @@ class Worker:
         """
         if not isinstance(ttl_s, (int, float)) or isinstance(ttl_s, bool) or not 0 < ttl_s < float("inf"):
             raise BadPayload(f"ttl_s is a positive number of seconds, not {ttl_s!r}")
-        self.id: str = ids.worker_id()
+        self.id: str = registry.ids.make("worker")
         self.ttl_s = float(ttl_s)
         self._registry = registry
         self._stop = threading.Event()

@@ -45,7 +45,7 @@ def rogue(file: Path) -> sqlite3.Connection:
 def contents(file: Path) -> dict[str, list[tuple[object, ...]]]:
     with closing(rogue(file)) as connection:
         names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return {name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2, 3").fetchall()
+        return {name: sorted(connection.execute(f"SELECT * FROM {name}").fetchall(), key=repr)
                 if name not in {"horizon", "eras", "sqlite_stat1"}
                 else connection.execute(f"SELECT * FROM {name}").fetchall() for name in names}  # fmt: skip
 

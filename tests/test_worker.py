@@ -14,6 +14,7 @@ import pytest
 from fsm.clock import ManualClock
 from fsm.errors import BadPayload, ConfigurationError, LeaseLost, Refused
 from fsm.records import Retry
+from fsm.sweeper import REMEMBER_S
 from fsm.tracker import fresh_tracker
 from fsm.worker import Worker
 
@@ -89,6 +90,7 @@ def test_a_worker_that_renews_is_never_lost(tracker, clock):
     execution_id, _ = claimed(tracker)
     for _ in range(20):
         clock.advance(9.9)
+        assert tracker.sweep() == (0, 0, 0, 0)
         worker.renew()
         assert tracker.sweep() == (0, 0, 0, 0)
     assert tracker.get(execution_id).state == "starting"
@@ -133,7 +135,32 @@ def test_a_sweeper_that_dies_halfway_is_followed_by_the_next(tracker, clock):
     tracker._registry.store.lose(tracker._registry.now())  # marked, and then the sweeper died
     assert tracker.sweep().lapsed == 5
     assert {tracker.get(one).state for one in ids} == {"dead"}
-    assert worker.id not in {row.id for row in tracker._registry.store.workers()}
+    assert [row.lost for row in tracker._registry.store.workers() if row.id == worker.id] == [True]
+
+
+def test_what_a_zombie_claims_is_taken_away_again(tracker, clock):
+    """A worker that claims before it finds out that it is lost keeps the execution until the next sweep only."""
+    zombie = lone_worker(tracker)
+    clock.advance(10.1)
+    assert tracker.sweep().workers == 1
+    execution_id, _ = claimed(tracker, retry=Retry(attempts_max=2))
+    assert tracker.get(execution_id).owner == zombie.id
+    swept = tracker.sweep()
+    assert (swept.lapsed, swept.workers) == (1, 0)
+    assert tracker.get(execution_id).state == "queued"
+
+
+def test_a_lost_worker_is_forgotten_in_the_end(tracker, clock):
+    """The list of workers does not grow for ever: one that was lost long ago and owns nothing is dropped."""
+    zombie = lone_worker(tracker)
+    clock.advance(10.1)
+    tracker.sweep()
+    clock.advance(REMEMBER_S - 1.0)
+    tracker.sweep()
+    assert zombie.id in {row.id for row in tracker._registry.store.workers()}
+    clock.advance(2.0)
+    tracker.sweep()
+    assert zombie.id not in {row.id for row in tracker._registry.store.workers()}
 
 
 def test_only_the_lost_workers_work_is_taken(tracker, clock):
@@ -146,6 +173,29 @@ def test_only_the_lost_workers_work_is_taken(tracker, clock):
     lone_worker(tracker)
     tracker.fire(execution_id, "start")
     assert registry.carry_all([stale]) == 0
+    assert tracker.get(execution_id).state == "starting"
+
+
+def test_work_that_was_claimed_anew_is_not_taken(tracker, clock, monkeypatch):
+    """Work that another worker claims between the sweeper's look and its lapse stays with that worker."""
+    lone_worker(tracker)
+    execution_id, _ = claimed(tracker, retry=Retry(attempts_max=3, backoff_s=0.0))
+    clock.advance(10.1)
+    store = tracker._registry.store
+    real = store.owned
+    looked = []
+
+    def owned(worker_id, limit):
+        found = real(worker_id, limit)
+        if found and not looked:
+            looked.append(worker_id)
+            tracker.fire(execution_id, "fail", error="x", retryable=True)
+            second = lone_worker(tracker)
+            assert tracker.fire(execution_id, "start").owner == second.id
+        return found
+
+    monkeypatch.setattr(store, "owned", owned)
+    assert tracker.sweep().lapsed == 0
     assert tracker.get(execution_id).state == "starting"
 
 

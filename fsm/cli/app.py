@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fsm.audit.cli import audit_command
+from fsm.cli.breakers import breaker_command, breakers_command
 from fsm.cli.demo import demo_command
 from fsm.cli.diagram import diagram
 from fsm.cli.inspect import list_command, show_command
@@ -53,3 +54,5 @@ app.command("watch")(watch_command)
 app.command("diagram")(diagram)
 app.command("verify")(verify_command)
 app.command("audit")(audit_command)
+app.command("breakers")(breakers_command)
+app.command("breaker")(breaker_command)

@@ -17,16 +17,18 @@ from typing import Any
 from fsm.errors import StoreUnavailable
 from fsm.records import Receipt, Snapshot, Step, receipt_of
 from fsm.stores.base import Conflict, Due, MachineRecord, Query, WorkerRow
+from fsm.stores.memory_breakers import MemoryBreakers
 from fsm.stores.memory_index import CHUNK, Index, Journal, insert
 
 
-class MemoryStore:
+class MemoryStore(MemoryBreakers):
     """A registry that lives and ends with the process."""
 
     url = "memory://"
     instant = True
 
     def __init__(self) -> None:
+        super().__init__()
         self._lock = threading.Lock()
         self._machines: dict[str, str] = {}
         self._terminal: dict[str, frozenset[str]] = {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 
 from fsm.records import Receipt
 
@@ -62,6 +63,9 @@ def remove(ids: list[str], execution_id: str) -> None:
         del ids[index]
 
 
+_position = attrgetter("position")
+
+
 class Journal:
     """Receipts by position, in pieces; a piece whose receipts were all forgotten is let go of."""
 
@@ -83,8 +87,10 @@ class Journal:
         """Yield the receipts after a position, ascending."""
         first = (position + 1) // CHUNK
         for number, piece in self._pieces.items():  # in the order in which they were begun: ascending
-            if number >= first:
-                yield from (receipt for receipt in piece if receipt.position > position)
+            if number > first:
+                yield from piece
+            elif number == first:
+                yield from piece[bisect_right(piece, position, key=_position) :]
 
     def forget(self, receipts: Sequence[Receipt]) -> None:
         """Let go of receipts; their positions are not given out again."""

@@ -17,7 +17,8 @@ from typing import Any
 from fsm.errors import StoreUnavailable
 from fsm.records import Identity, Receipt, Snapshot, Step, receipt_of
 from fsm.stores.base import Conflict, MachineRecord, Query
-from fsm.stores.sqlite.connect import explain, parse_url, patiently, prepare
+from fsm.stores.sqlite.breakers import SqliteBreakers
+from fsm.stores.sqlite.connect import BUSY_LIMIT_S, explain, parse_url, patiently, prepare
 from fsm.stores.sqlite.pool import Pool
 from fsm.stores.sqlite.upkeep import Upkeep
 
@@ -67,7 +68,7 @@ _HISTORY = """
 _FILTERS = ("thread_id", "parent_id", "user_id", "agent")
 
 
-class SqliteStore(Upkeep):
+class SqliteStore(Upkeep, SqliteBreakers):
     """A registry in one file, shared by every process of this machine that opens it."""
 
     instant = False
@@ -93,15 +94,15 @@ class SqliteStore(Upkeep):
     # --- connections ------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write in one transaction: all of it or nothing."""
+    def _transaction(self, patience_s: float = BUSY_LIMIT_S) -> Iterator[sqlite3.Connection]:
+        """Write in one transaction: all of it or nothing. Other processes are waited for so many seconds."""
         where = str(self._path)
         with self._pool.writing:
             ending = False
             writer: sqlite3.Connection | None = None
             try:
                 writer = self._pool.writer()
-                patiently(partial(writer.execute, "BEGIN IMMEDIATE"), where)
+                patiently(partial(writer.execute, "BEGIN IMMEDIATE"), where, patience_s)
                 yield writer
                 ending = True
                 patiently(partial(writer.execute, "COMMIT"), where)

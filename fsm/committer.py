@@ -9,7 +9,6 @@ upon which the step is decided anew on what is there now.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
@@ -132,6 +131,8 @@ class Committer:
         if self._instant:
             self.commit(command)
             return
+        import asyncio  # noqa: PLC0415 - loaded by those who use it; it brings the half of a web client along
+
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         command.later = (loop, future)

@@ -7,7 +7,6 @@ committed, as data) or a `Refusal` (why nothing is), and changes nothing (after 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -344,6 +343,8 @@ def refuse(machine: Machine, snapshot: Snapshot, event: str, reason: str, detail
 
 
 def _unknown_event(machine: Machine, _snapshot: Snapshot, event: str) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
+
     near = get_close_matches(str(event), machine.events, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"machine {machine.name!r} has no such event{hint}"

@@ -7,7 +7,6 @@ All of them are `FsmError`, so one `except` catches the library and nothing else
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import NamedTuple
 
 
@@ -134,6 +133,8 @@ class UnknownMachine(FsmError):
 
     def __init__(self, name: str, known: Sequence[str] = ()) -> None:
         self.name = name
+        from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
+
         near = get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         super().__init__(f"unknown machine {name!r}{hint} Known: {', '.join(known) or 'none'}")

@@ -42,7 +42,8 @@ class _Unchecked(Codec):
     def __init__(self, error: FsmError) -> None:
         self._error = error
 
-    def encode(self, event: str, _payload: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+    def encode(self, event: str, payload: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+        del payload
         raise ConfigurationError(f"{event!r} cannot be fired from this process: {self._error}")
 
 

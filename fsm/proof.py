@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -320,6 +319,8 @@ def _leaves(machine: Machine, state: str, event: str) -> bool:
 
 def _near(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
+    from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
+
     near = get_close_matches(name.removeprefix("@"), names, n=1)
     return f"Did you mean {near[0]!r}" if near else f"Known: {', '.join(names) or 'none'}"
 

@@ -6,7 +6,6 @@ seconds, if the store is one that others can write to.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -95,6 +94,8 @@ async def follow_async(
     registry: Registry, after: int | None, execution_id: str | None, user_id: str | None, *, wait: bool
 ) -> AsyncIterator[Receipt]:
     """Yield receipts as they are committed, without blocking the event loop; see `Tracker.subscribe`."""
+    import asyncio  # noqa: PLC0415 - loaded by those who use it
+
     loop = asyncio.get_running_loop()
     news = asyncio.Event()
 

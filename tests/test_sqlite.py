@@ -317,3 +317,16 @@ def test_a_file_that_was_moved_away_is_an_error_and_not_a_new_file(file, url):
         with pytest.raises(StoreUnavailable, match="cannot be opened"):
             tracker.fire(made.id, "start")
         assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "level"), [("", 2), ("?synchronous=NORMAL", 1), ("?synchronous=EXTRA", 3)]
+)
+def test_durability_is_what_the_url_says(option, level, url):
+    """Every connection that writes has the level of the URL, FULL without a word, over a write-ahead log."""
+    with closing(SqliteStore(url + option)) as store, store._pool.writing:
+        for _ in range(2):
+            writer = store._pool.writer()
+            assert writer.execute("PRAGMA synchronous").fetchone() == (level,)
+            assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            store._pool.discard_writer()

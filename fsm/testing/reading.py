@@ -184,6 +184,7 @@ class Reading:
         done = move(life[-1].after, "complete", result=value)
         receipts = committed(store, *life, done)
         kept = store.load(done.after.identity.id)
+        assert kept is not None
         assert kept == done.after
         assert json.loads(kept.end_json or "") == {"result": value}
         assert store.history(done.after.identity.id)[-1].payload == {"result": value}
@@ -198,6 +199,7 @@ class Reading:
         life.append(move(life[-1].after, "back_off", retry_in_s=0.5))
         committed(store, *life)
         kept = store.load(life[0].after.identity.id)
+        assert kept is not None
         assert kept == life[-1].after
         assert kept.tools[-1] == ("last", "c-ü")
         assert kept.not_before is not None

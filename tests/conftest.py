@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from fsm.testing import fresh_tracker
 from fsm.testing.steps import birth, committed, move, walk
@@ -15,6 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "fsm" / "samples" / "trajectories.jsonl"
 
 settings.register_profile("default", deadline=None)
+# Enough to catch a planted bug, the same in every run, and no time spent on making its example small.
+settings.register_profile(
+    "mutants", deadline=None, derandomize=True, database=None, max_examples=30, phases=[Phase.generate]
+)
 settings.load_profile("default")
 
 

@@ -7,6 +7,8 @@
   seed can think of, and holds the journal to the guarantees; `fsm.testing.plans` lets hypothesis draw the faults.
 - `fsm.testing.loop.SteppedLoop` is the event loop below it, for asyncio code of any kind.
 - `fsm.testing.conformance.StoreConformance` holds a store of your own to what every store must do.
+- `fsm.testing.machines.machine_test` makes a test of any machine that you declare.
+- The pytest options ``--fsm-cover`` and its kin say which rows of a table the tests took (`fsm.testing.coverage`).
 """
 
 from fsm.clock import ManualClock

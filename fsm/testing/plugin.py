@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixtures `clock` and `tracker`, for whoever has the package installed.
+"""The pytest plugin: the fixtures `clock` and `tracker`, and the options of the transition coverage.
 
 pytest loads this module in every run, so what it needs beyond pytest is imported by the fixtures themselves.
 """
@@ -32,3 +32,27 @@ def tracker(clock: ManualClock) -> Iterator[Tracker]:
 
     with fresh_tracker(clock=clock) as fresh:
         yield fresh
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options of the transition coverage (`fsm.testing.coverage`)."""
+    group = parser.getgroup("fsm", "agent-fsm: transition coverage")
+    group.addoption("--fsm-cover", action="store_true", help="report which arrows of the machines were taken")
+    group.addoption(
+        "--fsm-cover-machine",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="cover this machine instead of the two shipped ones (several times for several)",
+    )
+    group.addoption("--fsm-cover-fail", action="store_true", help="fail if an arrow was not taken")
+    group.addoption("--fsm-cover-draw", metavar="DIR", help="write drawings there, missing arrows in red")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch the machines if an option asks for it."""
+    config.addinivalue_line("markers", "fsm_no_cover: what this test takes does not count for --fsm-cover")
+    if any(config.getoption(f"--fsm-cover{more}") for more in ("", "-machine", "-fail", "-draw")):
+        from fsm.testing import coverage  # noqa: PLC0415 - as above
+
+        coverage.configure(config)

@@ -406,7 +406,9 @@ class Registry:
         if child.state in machine.terminal or "cancel" not in machine.by_source[child.state]:
             return
         payload = {"reason": f"its parent was ended by {why!r}", "by": parent_id}
-        if "cancel" not in machine.payload_names:
+        if (
+            machine.payload_names.get("cancel", "cancel") != "cancel"
+        ):  # a payload of the user's own; each has a note
             payload = {"note": f"its parent {parent_id} was ended by {why!r}"}
         order = self.order(child.identity.id, "cancel", payload)
         self.committer.commit(order)

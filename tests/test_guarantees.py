@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from fsm import EXECUTION, Refused, ids
+from fsm import EXECUTION, Machine, Refused, ids
+from fsm.clock import ManualClock
 from fsm.decide import DERIVED, Facts, create, decide
 from fsm.errors import Refusal
+from fsm.machine import row, state
 from fsm.payloads import Codec
 from fsm.records import Identity, Snapshot, Step
 from fsm.registry import record_of
@@ -114,3 +116,58 @@ def test_only_true_is_true(answer):
     decided = decide(EXECUTION, running, "fail", Facts(1001.0, {"retryable": answer}))
     assert not isinstance(decided, Refusal)
     assert decided.after.state == "failed"
+
+
+def test_the_oldest_tool_is_closed():
+    """A close that names nothing closes the oldest call, one that names a tool the oldest of that name."""
+    snapshot = step(born().after, "start").after
+    for name, call_id in (("search", "1"), ("fetch", "2"), ("search", "3")):
+        snapshot = step(snapshot, "open_tool", name=name, call_id=call_id).after
+    assert step(snapshot, "close_tool").after.tools == (("fetch", "2"), ("search", "3"))
+    assert step(snapshot, "close_tool", name="fetch").after.tools == (("search", "1"), ("search", "3"))
+    assert step(snapshot, "close_tool", name="search").after.tools == (("fetch", "2"), ("search", "3"))
+
+
+def test_a_cancel_reaches_children_and_theirs():
+    """When an execution is called off, its children are, and theirs; whose worker must stop first is cancelling."""
+    with fresh_tracker() as tracker:
+        top = tracker.create("top", user_id="ada", thread_id="t")
+        middle = tracker.create("middle", user_id="ada", thread_id="t", parent_id=top.id)
+        low = tracker.create("low", user_id="ada", thread_id="t", parent_id=middle.id)
+        tracker.fire(middle.id, "start")
+        tracker.fire(top.id, "cancel")
+        assert [tracker.get(one.id).state for one in (top, middle, low)] == [
+            "cancelled",
+            "cancelling",
+            "cancelled",
+        ]
+
+
+def test_a_cancel_reaches_children_of_a_machine_of_your_own():
+    """A child is called off whatever payload its machine gives to cancel, and its journal says why."""
+    machine = Machine(
+        name="errand",
+        initial="open",
+        states=(state("open", "running"), state("gone", "terminal")),
+        transitions=(row("open", "cancel", "gone", effects="cancel_children"),),
+    )
+    with fresh_tracker(machines=[machine]) as tracker:
+        top = tracker.create("top", user_id="ada", thread_id="t", machine=machine)
+        child = tracker.create("child", user_id="ada", thread_id="t", machine=machine, parent_id=top.id)
+        tracker.fire(top.id, "cancel")
+        assert tracker.get(child.id).state == "gone"
+        assert tracker.history(child.id)[-1].payload == {"note": "its parent was ended by 'cancel'"}
+
+
+def test_a_journal_does_not_run_backwards():
+    """A wall clock that is set back an hour makes no receipt older than the one before, and no duration negative."""
+    clock = ManualClock()
+    with fresh_tracker(clock=clock) as tracker:
+        execution = tracker.create("agent", user_id="ada", thread_id="t")
+        clock.advance(10.0)
+        tracker.fire(execution.id, "start")
+        clock.jump(-3600.0)
+        tracker.fire(execution.id, "think")
+        instants = [receipt.at - execution.created_at for receipt in tracker.history(execution.id)]
+        assert instants == [0.0, 10.0, 10.0]
+        assert tracker.durations(execution.id) == {"created": 10.0, "starting": 0.0, "thinking": 0.0}

@@ -21,6 +21,9 @@ CLAIMER = "test_guarantees.py::test_exactly_one_claimer"
 FRESH = "test_guarantees.py::test_a_refusal_is_given_on_what_is_there_now"
 LATE = "test_guarantees.py::test_a_late_step_is_not_committed"
 ROGUE = "test_guarantees.py::test_an_end_is_final_for_a_rogue_script"
+BACKWARDS = "test_guarantees.py::test_a_journal_does_not_run_backwards"
+OLDEST = "test_guarantees.py::test_the_oldest_tool_is_closed"
+CHILDREN = "test_guarantees.py::test_a_cancel_reaches_children_and_theirs"
 TRUE = "test_guarantees.py::test_only_true_is_true"
 
 
@@ -89,8 +92,8 @@ MUTANTS = (
         "the database lets an ended execution go on",
         "a terminal state is final",
         "stores/sqlite/0002_law.sql",
-        "name = OLD.state AND terminal\n        ) THEN RAISE (ABORT, 'fsm: a terminal state is final')",
-        "name = OLD.state AND terminal > 1\n        ) THEN RAISE (ABORT, 'fsm: a terminal state is final')",
+        "THEN RAISE (ABORT, 'fsm: a terminal state is final')",
+        "THEN NULL",
         ROGUE,
     ),
     Mutant(
@@ -105,8 +108,8 @@ MUTANTS = (
         "the SQLite store updates without compare-and-set",
         "exactly one claimer",
         "stores/sqlite/store.py",
-        '"WHERE id = ? AND version = ?"',
-        '"WHERE id = ? AND version >= ?"',
+        "WHERE id = ? AND version = ?",
+        "WHERE id = ? AND version >= ?",
         LATE,
     ),
     Mutant(
@@ -161,8 +164,9 @@ MUTANTS = (
         "a wall clock that goes back makes the journal run backwards",
         "a journal does not run backwards",
         "decide.py",
-        "at = facts.at if facts.at > snapshot.updated_at else snapshot.updated_at",
-        "at = facts.at",
+        "if facts.at < snapshot.updated_at:",
+        "if facts.at < 0:",
+        BACKWARDS,
     ),
     Mutant(
         "the youngest tool is closed instead of the oldest",
@@ -170,6 +174,7 @@ MUTANTS = (
         "decide.py",
         "for index, (open_name, open_id) in enumerate(snapshot.tools):",
         "for index, (open_name, open_id) in reversed(list(enumerate(snapshot.tools))):",
+        OLDEST,
     ),
     Mutant(
         "a guard is asked for truthiness",
@@ -183,15 +188,16 @@ MUTANTS = (
         "what a guard on the record forbids is listed as allowed",
         "a refusal says what is allowed",
         "decide.py",
-        "fact not in DERIVED or DERIVED[fact](snapshot, {}) is wanted",
-        "fact not in DERIVED or DERIVED[fact](snapshot, {}) in (True, False)",
+        "all(wanted in _answers(snapshot, fact) for",
+        "all(wanted in (True, False) for",
     ),
     Mutant(
         "a parent's cancel stops at the parent",
         "a cancel ends cancelled or is reported",
         "registry.py",
-        'if effect == "cancel_children":',
-        'if effect == "cancel_grandchildren":',
+        "                self._cancel_children(command)\n",
+        "                self._claims.clear()\n",
+        CHILDREN,
     ),
     Mutant(
         "another user may fire",
@@ -200,8 +206,62 @@ MUTANTS = (
         "if command.user_id is not None and snapshot.identity.user_id != command.user_id:",
         "if command.user_id is not None and not snapshot.identity.user_id:",
     ),
-    # Of the sweeper and the leases: to be added with them (a sweep without compare-and-set, a lease that is
-    # renewed by a worker that lost it, a deadline that fires early).
+    Mutant(
+        "a sweep without compare-and-set",
+        "a stale timer is harmless",
+        "sweeper.py",
+        "version=one.version,",
+        "version=None,",
+        "test_time.py::test_a_deadline_that_moves_while_it_is_swept_is_left_alone",
+    ),
+    Mutant(
+        "a timeout names the wrong kind",
+        "a deadline fires as what it is",
+        "sweeper.py",
+        '{"kind": one.kind,',
+        '{"kind": "phase",',
+        "test_time.py::test_each_kind_of_deadline_fires",
+    ),
+    Mutant(
+        "a deadline fires early",
+        "a healthy execution is never declared dead",
+        "stores/memory.py",
+        "if snapshot.due_at <= now:",
+        "if snapshot.due_at <= now + 1.0:",
+        "test_time.py::test_progress_keeps_an_idle_execution_alive",
+    ),
+    Mutant(
+        "a lease runs out early",
+        "a healthy execution is never declared dead",
+        "stores/memory.py",
+        "worker.renewed_at + worker.ttl_s < now",
+        "worker.renewed_at + worker.ttl_s / 2 < now",
+        "test_worker.py::test_a_worker_that_renews_is_never_lost",
+    ),
+    Mutant(
+        "a lost worker renews",
+        "a zombie cannot write",
+        "stores/memory.py",
+        "if worker is None or worker.lost:",
+        "if worker is None:",
+        "test_worker.py::test_a_lost_worker_stays_lost",
+    ),
+    Mutant(
+        "a lapse takes work from whoever owns it now",
+        "a healthy execution is never declared dead",
+        "worker.py",
+        "holder=worker_id",
+        "holder=None",
+        "test_worker.py::test_work_that_was_claimed_anew_is_not_taken",
+    ),
+    Mutant(
+        "deadlines are laid on the wall clock",
+        "a wall clock that jumps neither kills nor blocks",
+        "registry.py",
+        "return self.clock.monotonic() + self._offset_s",
+        "return self.clock.wall()",
+        "test_time.py::test_a_wall_clock_that_jumps_neither_kills_nor_blocks",
+    ),
 )
 
 

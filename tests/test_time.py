@@ -74,6 +74,7 @@ def test_progress_keeps_an_idle_execution_alive(tracker, clock):
     execution_id = begin(tracker, "start", "think", timeouts={"idle_s": 3.0, "phase_s": 1000.0})
     for _ in range(10):
         clock.advance(2.9)
+        assert tracker.sweep().timed_out == 0
         tracker.fire(execution_id, "progress")
         assert tracker.sweep().timed_out == 0
     clock.advance(3.1)
@@ -91,6 +92,24 @@ def test_a_stale_deadline_is_harmless(tracker, clock):
     assert registry.carry_all([order]) == 0
     assert tracker.get(execution_id).state == "thinking"
     assert order.outcome.reason == "stale"
+
+
+def test_a_deadline_that_moves_while_it_is_swept_is_left_alone(tracker, clock, monkeypatch):
+    """An execution that moves on between the sweeper's look and its event is not timed out."""
+    execution_id = begin(tracker, "start", timeouts={"phase_s": 1.0})
+    clock.advance(2.0)
+    store = tracker._registry.store
+    real = store.due
+
+    def due(now, limit):
+        found = real(now, limit)
+        if found and tracker.get(execution_id).state == "starting":
+            tracker.fire(execution_id, "think")
+        return found
+
+    monkeypatch.setattr(store, "due", due)
+    assert tracker.sweep().timed_out == 0
+    assert tracker.get(execution_id).state == "thinking"
 
 
 def test_two_sweepers_time_out_once(tracker, clock):

@@ -90,6 +90,7 @@ def test_a_worker_that_renews_is_never_lost(tracker, clock):
     execution_id, _ = claimed(tracker)
     for _ in range(20):
         clock.advance(9.9)
+        assert tracker.sweep() == (0, 0, 0, 0)
         worker.renew()
         assert tracker.sweep() == (0, 0, 0, 0)
     assert tracker.get(execution_id).state == "starting"
@@ -172,6 +173,29 @@ def test_only_the_lost_workers_work_is_taken(tracker, clock):
     lone_worker(tracker)
     tracker.fire(execution_id, "start")
     assert registry.carry_all([stale]) == 0
+    assert tracker.get(execution_id).state == "starting"
+
+
+def test_work_that_was_claimed_anew_is_not_taken(tracker, clock, monkeypatch):
+    """Work that another worker claims between the sweeper's look and its lapse stays with that worker."""
+    lone_worker(tracker)
+    execution_id, _ = claimed(tracker, retry=Retry(attempts_max=3, backoff_s=0.0))
+    clock.advance(10.1)
+    store = tracker._registry.store
+    real = store.owned
+    looked = []
+
+    def owned(worker_id, limit):
+        found = real(worker_id, limit)
+        if found and not looked:
+            looked.append(worker_id)
+            tracker.fire(execution_id, "fail", error="x", retryable=True)
+            second = lone_worker(tracker)
+            assert tracker.fire(execution_id, "start").owner == second.id
+        return found
+
+    monkeypatch.setattr(store, "owned", owned)
+    assert tracker.sweep().lapsed == 0
     assert tracker.get(execution_id).state == "starting"
 
 

@@ -84,6 +84,16 @@ def create(dice: Dice, driver: Driver, parent: Subject | None = None) -> Move:
     return Move(text, lambda: driver.open(retry, timeouts, parent))
 
 
+def _give_birth(dice: Dice, driver: TrackerDriver) -> Move:
+    """Draw a child, and now and then one of a parent that may have none any more."""
+    may = [one for one in driver.subjects if driver.may_have_children(one)]
+    may_not = [one for one in driver.subjects if one not in may]
+    if may and not (may_not and dice.one_in(4)):
+        return create(dice, driver, dice.pick(may))
+    parent = dice.pick(may_not)
+    return Move(f"create under {parent} must be refused", lambda: driver.orphan(parent))
+
+
 def _take(dice: Dice, driver: Driver, fresh: set[Arrow]) -> Move:
     """Draw a row that can be taken, one that this example has not taken yet if there is one."""
     oracle = driver.oracle
@@ -153,18 +163,15 @@ def _let_pass(dice: Dice, driver: TrackerDriver) -> Move:
 def move(dice: Dice, driver: Driver, fresh: set[Arrow]) -> Move:
     """Draw the next step of an example."""
     kinds = ["take"] * 10 * any(not driver.ended(one) for one in driver.subjects) + ["forbid"] * 2
-    kinds += ["create"] * (len(driver.subjects) < MAX_SUBJECTS)
+    kinds += ["create"] * 2 * (len(driver.subjects) < MAX_SUBJECTS)
     if isinstance(driver, TrackerDriver):
         kind = dice.pick([*kinds, "misuse", "time"])
         if kind == "misuse":
             return _misuse(dice, driver)
         if kind == "time":
             return _let_pass(dice, driver)
-        if kind == "create" and dice.one_in(2):
-            parent = dice.pick(driver.subjects)
-            if not driver.may_have_children(parent):
-                return Move(f"create under {parent} must be refused", lambda: driver.orphan(parent))
-            return create(dice, driver, parent)
+        if kind == "create" and not dice.one_in(4):
+            return _give_birth(dice, driver)
     else:
         kind = dice.pick(kinds)
     if kind == "create":

@@ -219,7 +219,10 @@ class TrackerDriver(Driver):
             self.taken[row] += 1
             history = self.tracker.history(child.id)
             if len(history) != len(child.receipts) + 1:
-                broken("a parent's cancel reaches its children", f"{child} of {parent} was not called off")
+                broken(
+                    "a parent's cancel reaches its children",
+                    f"#{child.number} of {parent} was not called off",
+                )
             self._book(child, history[-1], source, "cancel", None)
             receipts += [history[-1], *self._call_off_children(child, row, moment)]
             self._look(child)

@@ -70,7 +70,7 @@ def test_the_guarantees_hold_in_a_storm(first):
 
 
 def _all(sim):
-    return [sim.tracker._registry.show(sim.store.load(one)) for one in sim.checker._models]
+    return [sim.tracker._registry.show(sim.store.load(one)) for one in sim.checker.known()]
 
 
 @settings(max_examples=40)
@@ -152,6 +152,37 @@ def test_exactly_one_of_many_claims(seed):
         assert sorted(got)[4].startswith("worker_")
 
     Simulation(seed=seed, workers=5).run(scenario)
+
+
+def test_a_cancel_ends_cancelled():
+    """Whatever a called-off agent does, it ends cancelled: by itself, by its grace, or with its worker."""
+    ends = set()
+
+    async def agent(worker, execution_id, stubborn):
+        fence = (await worker.tracker.aio.fire(execution_id, "start")).fence
+        try:
+            while True:
+                await asyncio.sleep(1.0)
+                await worker.tracker.aio.fire(execution_id, "progress", fence=fence)
+        except Refused:
+            if not stubborn:
+                await worker.tracker.aio.fire(execution_id, "stopped", fence=fence)
+
+    async def scenario(sim):
+        for number, worker in enumerate(sim.workers):
+            execution_id = await born(sim, timeouts={"grace_s": 20.0})
+            worker.spawn(agent(worker, execution_id, stubborn=number == 1))
+            await asyncio.sleep(3.0)
+            await sim.tracker.aio.fire(execution_id, "cancel")
+            if number == 2:
+                worker.crash()
+        await sim.settled(within_s=100.0)
+        for rows in (sim.checker.rows(one) for one in sim.checker.known()):
+            assert rows[-1].target == "cancelled"
+            ends.add(rows[-1].event)
+
+    Simulation(seed=4, workers=4, chaos=STILL).run(scenario)
+    assert ends == {"stopped", "time_out", "lapse"}
 
 
 # --- each fault -------------------------------------------------------------------------------------------------
@@ -261,6 +292,27 @@ def test_a_crash_is_no_cancellation():
         assert worker.up
         assert worker.tracker.worker_id != first
         assert log == ["begin 1", "begin 2"]
+
+    Simulation(workers=1).run(scenario)
+
+
+def test_a_dead_worker_begins_nothing():
+    """What is started on a dead worker never begins; a program that is given to it runs when it is back."""
+    log = []
+
+    async def program(worker):
+        log.append(worker.boots)
+
+    async def scenario(sim):
+        (worker,) = sim.workers
+        worker.crash()
+        worker.spawn(program(worker))
+        worker.start(program)
+        await asyncio.sleep(5.0)
+        assert log == []
+        worker.restart()
+        await asyncio.sleep(5.0)
+        assert log == [2]
 
     Simulation(workers=1).run(scenario)
 

@@ -350,6 +350,10 @@ class Checker:
         """Return the whole journal as far as it was checked."""
         return iter(self._seen)
 
+    def known(self) -> list[str]:
+        """Return every execution, in the order of their first row."""
+        return list(self._models)
+
     def open_ids(self) -> list[str]:
         """Return the executions that have not ended, in the order of their first row."""
         return [one for one, model in self._models.items() if model.state not in model.terminal]

@@ -21,6 +21,7 @@ import pytest
 from sqlite_tools import sound
 
 from fsm.testing import fresh_tracker
+from tests.conftest import SAMPLE
 
 WRITER = """
     import random, sys, threading
@@ -60,6 +61,32 @@ WRITER = """
 """
 
 
+REPLAYER = """
+    import json, sys, threading
+    from pathlib import Path
+    from fsm.replay import ReplayClock, replay
+    from fsm.tracker import configure
+    from fsm.trajectory import read_line
+
+    url, sample = sys.argv[1:3]
+    clock = ReplayClock()
+    tracker = configure(url, clock=clock)
+    printing = threading.Lock()
+
+    def acknowledge(receipt):
+        names = ("execution_id", "version", "event", "target")
+        with printing:
+            print(json.dumps({name: getattr(receipt, name) for name in names}), flush=True)
+
+    def recordings():
+        lines = Path(sample).read_bytes().splitlines()
+        while True:  # until it is killed
+            yield from map(read_line, lines)
+
+    replay(tracker, recordings(), jobs=8, clock=clock, on_receipt=acknowledge)
+"""
+
+
 class Child(NamedTuple):
     """A program that writes to a store and acknowledges.
 
@@ -75,6 +102,11 @@ class Child(NamedTuple):
 def writer(threads: int) -> Child:
     code = textwrap.dedent(WRITER)
     return Child(lambda url, seed: [sys.executable, "-c", code, url, str(seed), str(threads)], 200)
+
+
+def replayer() -> Child:
+    code = textwrap.dedent(REPLAYER)
+    return Child(lambda url, _: [sys.executable, "-c", code, url, str(SAMPLE)], 300)
 
 
 def kill_after(child: Child, url: str, seed: int) -> list[dict[str, object]]:
@@ -117,3 +149,17 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged(part, threads, tmp_
         assert_kept(url, acknowledged)
         sound(Path(tmp_path / "fsm.db"))
     assert len(acknowledged) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(5))
+def test_a_killed_replay_loses_nothing_that_was_acknowledged(part, tmp_path):
+    """After kill -9 of a replay at a random moment every acknowledged receipt is there, journal and state agree."""
+    child = replayer()
+    url = f"sqlite:///{tmp_path}/fsm.db"
+    acknowledged: list[dict[str, object]] = []
+    for number in range(10):
+        acknowledged += kill_after(child, url, 1000 * part + number)
+    assert_kept(url, acknowledged)
+    sound(Path(tmp_path / "fsm.db"))
+    assert len(acknowledged) > 10

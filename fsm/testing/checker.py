@@ -7,6 +7,7 @@ attempt, fence, as the journal tells them) and shares no code with what it check
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -45,6 +46,9 @@ class Checker:
         self._leases: dict[str, Lease] = {}
         self._owned: dict[str, dict[str, int]] = {}
         self._due: dict[str, tuple[float, int]] = {}
+        self._nearest: list[
+            tuple[float, int, str]
+        ] = []  # the same as a heap, with entries that were overtaken
         self._laws: dict[str, _Law] = {}
         self._models: dict[str, Model] = {}
         self._seen: list[Receipt] = []
@@ -101,12 +105,20 @@ class Checker:
                         f"{execution_id} is still of {worker_id}, which renewed at {lease.renewed_s:.6g} s for "
                         f"{lease.ttl_s:.6g} s, after a sweep that began at {begun.at_s:.6g} s",
                     )
-        for execution_id, (due_at, number) in self._due.items():
-            if due_at < begun.now and number < begun.commits:
+        later: list[tuple[float, int, str]] = []
+        nearest = self._nearest
+        while nearest and nearest[0][0] < begun.now:
+            due_at, number, execution_id = one = heapq.heappop(nearest)
+            if self._due.get(execution_id) != (due_at, number):
+                continue  # it has moved on
+            if number < begun.commits:
                 raise Broken(
                     "a deadline that passed is met by the next sweep",
                     f"{self._models[execution_id].rows[-1]} was due {begun.now - due_at:.6g} s before a sweep began",
                 )
+            later.append(one)
+        for one in later:
+            heapq.heappush(nearest, one)
 
     # --- what it finds ----------------------------------------------------------------------------------------
 
@@ -287,6 +299,7 @@ class Checker:
         open_ = after.state not in model.terminal
         if after.due_at is not None and open_:
             self._due[execution_id] = (after.due_at, index)
+            heapq.heappush(self._nearest, (after.due_at, index, execution_id))
         else:
             self._due.pop(execution_id, None)
         owner = after.owner if open_ else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fsm import BREAKER, EXECUTION
-from fsm.testing.machines import machine_test
+from fsm.testing import machine_test
 
 TestExecution = machine_test(EXECUTION, require_all=True)
 TestBreaker = machine_test(BREAKER, require_all=True)

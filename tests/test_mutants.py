@@ -278,7 +278,7 @@ def run(copy: Path, *tests: str) -> subprocess.CompletedProcess[str]:
         "import fsm; assert fsm.__file__.startswith(sys.argv[1]), fsm.__file__; "
         "sys.exit(code)"
     )
-    options = "-x -q -p no:cacheprovider --hypothesis-profile=mutants".split()
+    options = "-x -q -p no:cacheprovider -p no:xdist --hypothesis-profile=mutants".split()
     where = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
     nodes = [str(ROOT / "tests" / test) for test in tests]
     environment = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import unittest
 
 import pytest
@@ -88,7 +90,7 @@ def no_deadline(machine, snapshot, event, facts):
     ("broken", "guarantee"),
     [
         (wrong_target, "a receipt says what the table says"),
-        (no_fence, "a zombie cannot write"),
+        (no_fence, "a zombie cannot write|is 'terminal', not 'fenced'"),
         (taken_for_granted, "an event whose guards do not hold is refused"),
         (back_from_the_dead, "a terminal state is final"),
         (nothing_allowed, "a refusal says why, and what is allowed"),
@@ -125,6 +127,24 @@ def test_a_failing_example_tells_what_happened(monkeypatch):
     assert "create with attempts" in story
     assert "#1 (starting, version" in story
     assert "--think--> thinking" in story
+
+
+def test_a_fault_off_the_drawn_path_tells_the_way(monkeypatch):
+    """What breaks on a shortest way after the drawing names the rows that led there."""
+    monkeypatch.setattr(committer, "decide", wrong_target)
+    case = machine_test(EXECUTION, settings=QUICK)
+    with pytest.raises(GuaranteeBroken) as failed:
+        case._rules.plan.walk()
+    story = "\n".join(failed.value.__notes__)
+    assert story.startswith("on the way:\n    created --")
+    assert "--think--> thinking" in story
+
+
+def test_a_test_run_does_not_load_hypothesis():
+    """The plugin, which pytest loads in every run, leaves hypothesis to those who ask for machine_test."""
+    code = "import sys, fsm.testing.plugin; print('hypothesis' in sys.modules); from fsm.testing import machine_test"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 # --- machine_test: what it must reach -------------------------------------------------------------------------

@@ -7,11 +7,25 @@
   seed can think of, and holds the journal to the guarantees; `fsm.testing.plans` lets hypothesis draw the faults.
 - `fsm.testing.loop.SteppedLoop` is the event loop below it, for asyncio code of any kind.
 - `fsm.testing.conformance.StoreConformance` holds a store of your own to what every store must do.
-- `fsm.testing.machines.machine_test` makes a test of any machine that you declare.
+- ``machine_test(machine)`` makes a property-based test of any machine that you declare (`fsm.testing.machines`).
 - The pytest options ``--fsm-cover`` and its kin say which rows of a table the tests took (`fsm.testing.coverage`).
 """
+
+from typing import TYPE_CHECKING, Any
 
 from fsm.clock import ManualClock
 from fsm.tracker import fresh_tracker
 
-__all__ = ["ManualClock", "fresh_tracker"]
+if TYPE_CHECKING:
+    from fsm.testing.machines import machine_test
+
+__all__ = ["ManualClock", "fresh_tracker", "machine_test"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load hypothesis for those who use it: pytest imports this package in every run."""
+    if name == "machine_test":
+        from fsm.testing.machines import machine_test  # noqa: PLC0415 - as said above
+
+        return machine_test
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

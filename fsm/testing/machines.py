@@ -1,6 +1,6 @@
 """A property-based test of any machine that you declare, in one line.
 
-    from fsm.testing.machines import machine_test
+    from fsm.testing import machine_test
 
     TestErrand = machine_test(ERRAND)
 
@@ -118,8 +118,12 @@ class _Plan:
         if not way:
             return
         subject = driver.open(retry)
-        for arrow in way:
-            driver.fire(subject, arrow, dict(self.oracle.enabled(subject.twin))[arrow])
+        try:
+            for arrow in way:
+                driver.fire(subject, arrow, dict(self.oracle.enabled(subject.twin))[arrow])
+        except Exception as error:
+            error.add_note("\n".join(["on the way:", *(f"    {arrow}" for arrow in way)]))
+            raise
 
 
 # --- the rules ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from fsm import errors
 from fsm.errors import (
     BadPayload,
+    BreakerOpen,
     ConfigurationError,
     Finding,
     FsmError,
@@ -40,6 +41,7 @@ ERRORS: list[FsmError] = [
     StoreUnavailable("full", committed=None),
     NotAStore("a text file"),
     StoreTooNew("fsm.db", 9, 2),
+    BreakerOpen("openai:gpt-5", 2.5, 1_700_000_000.0, "open"),
 ]
 
 

@@ -106,6 +106,7 @@ def test_every_public_method_is_in_the_matrix():
         "sweep",
         "prune",
         "close",
+        "breakers",
         "clock",
         "store_url",
         "position",

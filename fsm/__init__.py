@@ -25,10 +25,11 @@ from fsm.errors import (
 )
 from fsm.lifecycles import BREAKER, EXECUTION
 from fsm.machine import Category, Fact, Machine, State, Transition
+from fsm.process import configure, get_tracker
 from fsm.records import Execution, Receipt, Retry
 from fsm.retention import Retention
 from fsm.timeouts import Timeouts
-from fsm.tracker import Tracker, configure, get_tracker
+from fsm.tracker import Tracker
 
 __all__ = [
     "BREAKER",

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from fsm import ids
-from fsm.checks import check_limits, metadata_json, model, names, text, unknown
+from fsm.checks import check_limits, metadata_json, model, text, unknown
 from fsm.clock import Clock
 from fsm.command import Command
 from fsm.committer import Committer
@@ -40,9 +40,6 @@ from fsm.stores.base import Query, Store
 from fsm.timeouts import Timeouts
 
 logger = logging.getLogger(__name__)
-
-MAX_PAGE = 10_000
-"""So many executions at most come in one page."""
 
 
 class Leaseholder(Protocol):
@@ -406,9 +403,8 @@ class Registry:
         if child.state in machine.terminal or "cancel" not in machine.by_source[child.state]:
             return
         payload = {"reason": f"its parent was ended by {why!r}", "by": parent_id}
-        if (
-            machine.payload_names.get("cancel", "cancel") != "cancel"
-        ):  # a payload of the user's own; each has a note
+        if machine.payload_names.get("cancel", "cancel") != "cancel":
+            # A payload of the user's own; each has a note.
             payload = {"note": f"its parent {parent_id} was ended by {why!r}"}
         order = self.order(child.identity.id, "cancel", payload)
         self.committer.commit(order)
@@ -437,65 +433,6 @@ class Registry:
     def show(self, snapshot: Snapshot) -> Execution:
         """Return the public view of a record."""
         return view(snapshot, self.law_of(snapshot.identity.machine).machine)
-
-    def query(
-        self,
-        *,
-        state: str | Iterable[str] | None,
-        category: str | None,
-        agent: str | None,
-        user_id: str | None,
-        thread_id: str | None,
-        parent_id: str | None,
-        limit: int,
-        after: str | None,
-    ) -> Query:
-        """Return the store's question; see `Tracker.find` for the arguments."""
-        if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
-            raise BadPayload(f"limit is a number from 1 to {MAX_PAGE}, not {limit!r}; page with after=")
-        named = {
-            "agent": agent,
-            "user_id": user_id,
-            "thread_id": thread_id,
-            "parent_id": parent_id,
-            "after": after,
-        }
-        for name, value in named.items():
-            if value is not None:
-                text(name, value)
-        states = self._states(state, category)
-        return Query(states, agent, user_id, thread_id, parent_id, limit, after)
-
-    def _states(self, state: str | Iterable[str] | None, category: str | None) -> frozenset[str] | None:
-        if state is None and category is None:
-            return None
-        machines = self.machines()
-        known = frozenset(name for machine in machines for name in machine.by_name)
-        wanted = known if state is None else names(state)
-        if strange := wanted - known:
-            raise BadPayload(
-                f"no such state: {', '.join(sorted(map(str, strange)))}. Known: {', '.join(sorted(known))}"
-            )
-        if category is None:
-            return wanted
-        if category not in list(Category):
-            raise BadPayload(f"no such category: {category!r}. Known: {', '.join(Category)}")
-        return wanted & {name for machine in machines for name in machine.of(category)}
-
-    def find(self, query: Query, category: str | None) -> list[Execution]:
-        """Return a page of executions.
-
-        Two machines may put one state name into different categories; such executions are sorted out here, and
-        the page is filled up again.
-        """
-        out: list[Execution] = []
-        while True:
-            page = self.store.find(query)
-            shown = [self.show(snapshot) for snapshot in page]
-            out += [one for one in shown if category is None or one.category == category]
-            if len(page) < query.limit or len(out) >= query.limit:
-                return out[: query.limit]
-            query = query._replace(after=page[-1].identity.id)
 
     def close(self) -> None:
         """Commit what is queued and close the store."""

@@ -1,33 +1,25 @@
 """The tracker: one per process, and every execution goes through it.
 
-`get_tracker()` returns it, `configure()` sets it up before its first use, and nobody builds one of their own: two
-trackers are two truths. ``tracker.for_user(user_id)`` is the same narrowed to one user, ``tracker.aio`` the same for
-asyncio.
+`get_tracker()` returns it (`fsm.process`), and nobody builds one of their own: two trackers are two truths.
+``tracker.for_user(user_id)`` is the same narrowed to one user, ``tracker.aio`` the same for asyncio.
 """
 
 from __future__ import annotations
 
-import atexit
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
-from fsm import stream
+from fsm import queries, stream
 from fsm.checks import text
-from fsm.clock import Clock, SystemClock
+from fsm.clock import Clock
 from fsm.decide import allowed as allowed_events
 from fsm.errors import BadPayload, ConfigurationError
-from fsm.lifecycles.execution import EXECUTION
 from fsm.machine import Machine
 from fsm.records import Execution, Receipt, Retry, durations
 from fsm.registry import Registry
 from fsm.retention import Retention, prune
-from fsm.stores.base import Store, open_store
 from fsm.sweeper import Sweeper, Swept
 from fsm.timeouts import Timeouts
 from fsm.worker import Worker
@@ -35,9 +27,6 @@ from fsm.worker import Worker
 if TYPE_CHECKING:
     from fsm.aio import AsyncTracker
     from fsm.breakers.runtime import Breakers
-
-DEFAULT_STORE = "sqlite:///fsm.db"
-"""Where executions are kept when neither `configure` nor FSM_STORE says anything."""
 
 
 class Tracker:
@@ -226,7 +215,8 @@ class Tracker:
         """
         if self._hidden(user_id):
             return []
-        query = self._registry.query(
+        question = queries.query(
+            self._registry,
             state=state,
             category=category,
             agent=agent,
@@ -236,7 +226,7 @@ class Tracker:
             limit=limit,
             after=after,
         )
-        return self._registry.find(query, category)
+        return queries.find(self._registry, question, category)
 
     def counts(self) -> dict[str, int]:
         """Return how many executions there are by state; states without any are left out."""
@@ -385,12 +375,14 @@ class Tracker:
         """Return whether a user's executions are hidden from whoever this tracker is narrowed to."""
         return self._user_id is not None and user_id is not None and user_id != self._user_id
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed; `configure` may then set up another one."""
+        return self._registry.closed
+
     def close(self) -> None:
         """Commit what is queued and close the store; `configure` may then be called again."""
         self._registry.close()
-        with _lock:
-            for one in [one for one in _trackers if one._registry is self._registry]:
-                _trackers.remove(one)
 
 
 class UserTracker(Tracker):
@@ -401,120 +393,3 @@ class UserTracker(Tracker):
     ) -> Execution:
         """Register an execution of this user; see `Tracker.create`."""
         return super().create(agent, user_id=self._own(user_id), thread_id=thread_id, **options)
-
-
-# --- the one ---------------------------------------------------------------------------------------------------
-
-_lock = threading.RLock()
-# The last one is the process's tracker. There is more than one only while tests have fresh ones.
-_trackers: list[Tracker] = []
-_mine: ContextVar[Tracker | None] = ContextVar("fsm_tracker", default=None)
-
-
-def configure(
-    store: str | Store | None = None,
-    *,
-    clock: Clock | None = None,
-    machines: Iterable[Machine] = (),
-    sweep_every_s: float | None = None,
-    retention: Retention | None = None,
-) -> Tracker:
-    """Set the process's tracker up, once, before its first use.
-
-    Args:
-        store: A URL (see `fsm.stores.open_store`) or an open store; FSM_STORE, else ``sqlite:///fsm.db``.
-        clock: Where time comes from; the system's clocks if nothing is said.
-        machines: Machines of your own, beside the execution machine.
-        sweep_every_s: Sweep from a thread of this process, at least so often, in seconds; ``None`` if others do
-            (`fsm sweep`, another process).
-        retention: What the sweeper deletes of what has ended.
-
-    Returns:
-        The tracker, as `get_tracker()` returns it from now on.
-
-    Raises:
-        ConfigurationError: There is a tracker already, or the machines do not go together.
-        NotAStore: The URL names no store.
-        StoreUnavailable: The store cannot be opened.
-    """
-    with _lock:
-        if _trackers:
-            raise ConfigurationError(
-                f"the tracker is already set up, on {_trackers[-1].store_url}: call configure() once, before anything "
-                "calls get_tracker(); in tests use fsm.testing.fresh_tracker()"
-            )
-        tracker = _build(store, clock, machines)
-        if sweep_every_s is not None:
-            try:
-                sweeper = Sweeper(tracker._registry, sweep_every_s, retention)
-            except BaseException:
-                tracker.close()
-                raise
-            tracker._registry.closing.append(sweeper.stop)
-            sweeper.start()
-        _trackers.append(tracker)
-        return tracker
-
-
-def get_tracker() -> Tracker:
-    """Return the process's one tracker, set up with the defaults if `configure` was not called.
-
-    Raises:
-        NotAStore: FSM_STORE names no store.
-        StoreUnavailable: The store cannot be opened.
-    """
-    mine = _mine.get()
-    if mine is not None:
-        return mine
-    trackers = _trackers
-    if trackers:
-        return trackers[-1]
-    with _lock:
-        return _trackers[-1] if _trackers else configure()
-
-
-def _build(store: str | Store | None, clock: Clock | None, machines: Iterable[Machine]) -> Tracker:
-    if store is None:
-        store = os.environ.get("FSM_STORE") or DEFAULT_STORE
-    opened = open_store(store) if isinstance(store, str) else store
-    if not callable(getattr(opened, "append", None)):
-        raise ConfigurationError(f"store is a URL, as 'sqlite:///fsm.db', or an open store, not {store!r}")
-    try:
-        return Tracker._of(Registry(opened, clock or SystemClock(), (EXECUTION, *machines)))
-    except BaseException:
-        opened.close()
-        raise
-
-
-@contextmanager
-def fresh_tracker(
-    store: str | Store = "memory://", *, clock: Clock | None = None, machines: Iterable[Machine] = ()
-) -> Iterator[Tracker]:
-    """Put a fresh tracker in the place of the process's one, for the length of a ``with`` block in a test.
-
-    Threads and tasks that each open a block of their own each get their own; threads that a block starts get the
-    one of the block that was opened last.
-
-    Args:
-        store: As for `configure`, in memory if nothing is said.
-        clock: As for `configure`.
-        machines: As for `configure`.
-
-    Yields:
-        The tracker that `get_tracker()` returns inside.
-    """
-    tracker = _build(store, clock, machines)
-    with _lock:
-        _trackers.append(tracker)
-    token = _mine.set(tracker)
-    try:
-        yield tracker
-    finally:
-        _mine.reset(token)
-        tracker.close()
-
-
-@atexit.register
-def _close_all() -> None:
-    for tracker in _trackers:
-        tracker.close()

@@ -10,7 +10,7 @@ import pytest
 from fsm import BreakerOpen, Refused
 from fsm.breakers import FAILURE, Backoff, Classifier, Consecutive, Policy
 from fsm.clock import ManualClock
-from fsm.tracker import fresh_tracker
+from fsm.process import fresh_tracker
 
 KEY = "openai:gpt-5"
 THRESHOLD = 3

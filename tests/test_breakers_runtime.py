@@ -25,8 +25,8 @@ from fsm.breakers import (
     throttled,
 )
 from fsm.clock import ManualClock
+from fsm.process import fresh_tracker
 from fsm.stores.base import open_store
-from fsm.tracker import fresh_tracker
 
 POLICY = Policy(trip=Consecutive(failures=3), cooldown_s=10.0, jitter=0.0, probe_lease_s=60.0)
 

@@ -21,8 +21,8 @@ from fsm.breakers.permit import _Handover
 from fsm.breakers.shared import ASK_AGAIN_S
 from fsm.clock import ManualClock, SystemClock
 from fsm.laws import record_of
+from fsm.process import fresh_tracker
 from fsm.stores.base import BreakerEntry, BreakerRow, open_store
-from fsm.tracker import fresh_tracker
 
 POLICY = Policy(trip=Consecutive(failures=2), cooldown_s=10.0, jitter=0.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fsm.errors import BadPayload
-from fsm.tracker import fresh_tracker
+from fsm.process import fresh_tracker
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from fsm.process import fresh_tracker
 from fsm.records import fold
-from fsm.tracker import fresh_tracker
 from tests.conftest import SAMPLE
 
 

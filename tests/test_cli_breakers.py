@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fsm import BreakerOpen
 from fsm.breakers import Consecutive, Policy
 from fsm.cli.breakers import breaker_command, breakers_command
-from fsm.tracker import fresh_tracker
+from fsm.process import fresh_tracker
 
 
 @pytest.fixture

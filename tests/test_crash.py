@@ -26,7 +26,7 @@ from tests.conftest import SAMPLE
 WRITER = """
     import random, sys, threading
     from fsm import Refused
-    from fsm.tracker import configure
+    from fsm.process import configure
 
     url, seed, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     tracker = configure(url)
@@ -65,7 +65,7 @@ REPLAYER = """
     import json, sys, threading
     from pathlib import Path
     from fsm.replay import ReplayClock, replay
-    from fsm.tracker import configure
+    from fsm.process import configure
     from fsm.trajectory import read_line
 
     url, sample = sys.argv[1:3]

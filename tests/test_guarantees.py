@@ -14,10 +14,11 @@ from fsm.decide import DERIVED, Facts, create, decide
 from fsm.errors import Refusal
 from fsm.machine import row, state
 from fsm.payloads import Codec
+from fsm.process import fresh_tracker
 from fsm.records import Identity, Snapshot, Step
 from fsm.registry import record_of
 from fsm.stores.base import Conflict, open_store
-from fsm.tracker import Tracker, fresh_tracker
+from fsm.tracker import Tracker
 
 CODEC = Codec(EXECUTION, frozenset(DERIVED))
 

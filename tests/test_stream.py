@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from fsm.tracker import fresh_tracker
+from fsm.process import fresh_tracker
 
 
 @pytest.mark.parametrize("turns", range(12))

@@ -297,7 +297,7 @@ FLOW = """
 HALF = """
     import pytest
     from flow import FLOW
-    from fsm.tracker import fresh_tracker
+    from fsm.process import fresh_tracker
 
     def fire(*events):
         with fresh_tracker(machines=[FLOW]) as tracker:

@@ -9,11 +9,11 @@ import pytest
 from fsm.clock import ManualClock
 from fsm.errors import BadPayload, InvalidMachine, Refused, StoreUnavailable
 from fsm.machine import Fact, Machine, row, state
+from fsm.process import configure, fresh_tracker
 from fsm.records import Retry
 from fsm.retention import Retention
 from fsm.sweeper import Sweeper
 from fsm.timeouts import Timeouts
-from fsm.tracker import configure, fresh_tracker
 
 
 @pytest.fixture(params=["memory", "sqlite"])

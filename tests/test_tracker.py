@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import fsm.tracker as tracking
+import fsm.process as tracking
 from fsm import (
     ConfigurationError,
     Machine,

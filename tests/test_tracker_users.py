@@ -107,6 +107,7 @@ def test_every_public_method_is_in_the_matrix():
         "sweep",
         "prune",
         "close",
+        "closed",
         "clock",
         "store_url",
         "position",

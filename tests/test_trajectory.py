@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fsm.process import fresh_tracker
 from fsm.records import fold
 from fsm.replay import ReplayClock, replay, replay_one
-from fsm.tracker import fresh_tracker
 from fsm.trajectory import BRIDGES, MalformedLine, Trajectory, read_line, route
 from tests.conftest import SAMPLE
 

@@ -13,9 +13,9 @@ import pytest
 
 from fsm.clock import ManualClock
 from fsm.errors import BadPayload, ConfigurationError, LeaseLost, Refused
+from fsm.process import fresh_tracker
 from fsm.records import Retry
 from fsm.sweeper import REMEMBER_S
-from fsm.tracker import fresh_tracker
 from fsm.worker import Worker
 
 

@@ -21,7 +21,8 @@ from rich.text import Text
 from fsm.clock import Clock
 from fsm.errors import FsmError
 from fsm.machine import Category, Machine
-from fsm.tracker import DEFAULT_STORE, Tracker, configure
+from fsm.process import DEFAULT_STORE, configure
+from fsm.tracker import Tracker
 
 if TYPE_CHECKING:
     from fsm.records import Execution

@@ -14,7 +14,7 @@
 from typing import TYPE_CHECKING, Any
 
 from fsm.clock import ManualClock
-from fsm.tracker import fresh_tracker
+from fsm.process import fresh_tracker
 
 if TYPE_CHECKING:
     from fsm.testing.machines import machine_test

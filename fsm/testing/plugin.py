@@ -28,7 +28,7 @@ def clock() -> ManualClock:
 @pytest.fixture
 def tracker(clock: ManualClock) -> Iterator[Tracker]:
     """A fresh tracker in memory on the test's clock; `get_tracker()` returns it as long as the test runs."""
-    from fsm.tracker import fresh_tracker  # noqa: PLC0415 - as above
+    from fsm.process import fresh_tracker  # noqa: PLC0415 - as above
 
     with fresh_tracker(clock=clock) as fresh:
         yield fresh

@@ -24,7 +24,7 @@ from functools import partial
 from random import Random
 from typing import Any, cast
 
-from fsm import tracker as tracker_module
+from fsm import process as process_module
 from fsm.command import Command
 from fsm.machine import Machine
 from fsm.records import Receipt, Step
@@ -324,7 +324,7 @@ class Simulation:
         """Return a context in which `get_tracker` gives `tracker`, and whose tasks belong to `process`."""
         context = copy_context()
         context.run(PROCESS.set, process)
-        context.run(tracker_module._mine.set, tracker)
+        context.run(process_module._mine.set, tracker)
         return context
 
     # --- inside -----------------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ from typing import Any
 from fsm.clock import ManualClock
 from fsm.errors import BadPayload, Refusal, Refused, UnknownExecution
 from fsm.machine import Arrow, Category
+from fsm.process import fresh_tracker
 from fsm.records import Receipt, Retry, fold
 from fsm.stores.base import Store
 from fsm.testing.driver import Driver, Subject, broken
 from fsm.testing.oracle import Moment, Oracle, Twin
 from fsm.timeouts import Timeouts
-from fsm.tracker import fresh_tracker
 
 Place = str | Callable[[], str | Store]
 """Where executions live: a URL, or a function that returns a URL or an open store."""

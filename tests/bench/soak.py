@@ -15,9 +15,10 @@ import resource
 from pathlib import Path
 
 from fsm.clock import ManualClock
+from fsm.process import fresh_tracker
 from fsm.retention import Retention
 from fsm.sweeper import Sweeper
-from fsm.tracker import Tracker, fresh_tracker
+from fsm.tracker import Tracker
 
 KEPT = 2_000
 MONTHS_S = 90 * 86_400.0

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from fsm.clock import ManualClock
 from fsm.committer import MAX_BATCH
-from fsm.tracker import Tracker, configure, fresh_tracker
+from fsm.process import configure, fresh_tracker
+from fsm.tracker import Tracker
 from fsm.worker import Worker
 
 DUE = 1_000

@@ -1,0 +1,79 @@
+"""What the registry is asked: a caller's words checked and turned into a store's question, and its pages shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fsm.checks import names, text
+from fsm.errors import BadPayload
+from fsm.machine import Category
+from fsm.records import Execution
+from fsm.registry import Registry
+from fsm.stores.base import Query
+
+MAX_PAGE = 10_000
+"""So many executions at most come in one page."""
+
+
+def query(  # noqa: PLR0913 - one argument for each index
+    registry: Registry,
+    *,
+    state: str | Iterable[str] | None,
+    category: str | None,
+    agent: str | None,
+    user_id: str | None,
+    thread_id: str | None,
+    parent_id: str | None,
+    limit: int,
+    after: str | None,
+) -> Query:
+    """Return the store's question; see `Tracker.find` for the arguments."""
+    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
+        raise BadPayload(f"limit is a number from 1 to {MAX_PAGE}, not {limit!r}; page with after=")
+    named = {
+        "agent": agent,
+        "user_id": user_id,
+        "thread_id": thread_id,
+        "parent_id": parent_id,
+        "after": after,
+    }
+    for name, value in named.items():
+        if value is not None:
+            text(name, value)
+    states = _states(registry, state, category)
+    return Query(states, agent, user_id, thread_id, parent_id, limit, after)
+
+
+def _states(
+    registry: Registry, state: str | Iterable[str] | None, category: str | None
+) -> frozenset[str] | None:
+    if state is None and category is None:
+        return None
+    machines = registry.machines()
+    known = frozenset(name for machine in machines for name in machine.by_name)
+    wanted = known if state is None else names(state)
+    if strange := wanted - known:
+        raise BadPayload(
+            f"no such state: {', '.join(sorted(map(str, strange)))}. Known: {', '.join(sorted(known))}"
+        )
+    if category is None:
+        return wanted
+    if category not in list(Category):
+        raise BadPayload(f"no such category: {category!r}. Known: {', '.join(Category)}")
+    return wanted & {name for machine in machines for name in machine.of(category)}
+
+
+def find(registry: Registry, question: Query, category: str | None) -> list[Execution]:
+    """Return a page of executions.
+
+    Two machines may put one state name into different categories; such executions are sorted out here, and
+    the page is filled up again.
+    """
+    out: list[Execution] = []
+    while True:
+        page = registry.store.find(question)
+        shown = [registry.show(snapshot) for snapshot in page]
+        out += [one for one in shown if category is None or one.category == category]
+        if len(page) < question.limit or len(out) >= question.limit:
+            return out[: question.limit]
+        question = question._replace(after=page[-1].identity.id)

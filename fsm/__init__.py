@@ -9,9 +9,11 @@ receipt = tracker.fire(execution.id, "start")
 
 from fsm.errors import (
     BadPayload,
+    BreakerOpen,
     ConfigurationError,
     FsmError,
     InvalidMachine,
+    LeaseLost,
     MalformedId,
     NotAStore,
     Refusal,
@@ -24,6 +26,7 @@ from fsm.errors import (
 from fsm.lifecycles import BREAKER, EXECUTION
 from fsm.machine import Category, Fact, Machine, State, Transition
 from fsm.records import Execution, Receipt, Retry
+from fsm.retention import Retention
 from fsm.timeouts import Timeouts
 from fsm.tracker import Tracker, configure, get_tracker
 
@@ -31,18 +34,21 @@ __all__ = [
     "BREAKER",
     "EXECUTION",
     "BadPayload",
+    "BreakerOpen",
     "Category",
     "ConfigurationError",
     "Execution",
     "Fact",
     "FsmError",
     "InvalidMachine",
+    "LeaseLost",
     "Machine",
     "MalformedId",
     "NotAStore",
     "Receipt",
     "Refusal",
     "Refused",
+    "Retention",
     "Retry",
     "State",
     "StoreTooNew",

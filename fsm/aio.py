@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from fsm import stream
 from fsm.machine import Machine
 from fsm.records import Execution, Receipt, Retry
+from fsm.sweeper import Swept
 from fsm.timeouts import Timeouts
 
 if TYPE_CHECKING:
@@ -145,9 +146,27 @@ class AsyncTracker:
     ) -> AsyncIterator[Receipt]:
         """Yield receipts as they are committed; see `Tracker.subscribe`."""
         own = self._tracker._user_id
-        if own is not None and user_id not in {None, own}:
+        if self._tracker._hidden(user_id):
             return _nothing()
+        if after is None:
+            # "From now on" begins with this call and not with the first wait. One look at the journal's end: no
+            # reader waits for a writer.
+            after = self._registry.store.position()
         return stream.follow_async(self._registry, after, execution_id, own or user_id, wait=follow)
+
+    async def sweep(self) -> Swept:
+        """Sweep once; see `Tracker.sweep`."""
+        return await self._read(self._tracker.sweep)
+
+    async def prune(
+        self,
+        *,
+        older_than_s: float | None = None,
+        keep: int | None = None,
+        archive: Callable[[dict[str, Any]], None] | None = None,
+    ) -> int:
+        """Delete ended executions; see `Tracker.prune`."""
+        return await self._read(self._tracker.prune, older_than_s=older_than_s, keep=keep, archive=archive)
 
     async def position(self) -> int:
         """Return the position of the journal's last row; see `Tracker.position`."""

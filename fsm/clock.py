@@ -5,8 +5,11 @@ The two are never mixed. A wall clock may jump by an hour; nothing that waits lo
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 
@@ -19,6 +22,10 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Return seconds that never go back; only differences mean anything."""
+        ...
+
+    def era(self) -> str:
+        """Return a name for the origin of `monotonic`: two clocks of one era can be compared with each other."""
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -41,9 +48,22 @@ class SystemClock:
         """Return the system's monotonic time in seconds."""
         return time.monotonic()
 
+    def era(self) -> str:
+        """Return the boot's id: the monotonic clock counts from the boot, for all processes alike."""
+        return _boot_id()
+
     def sleep(self, seconds: float) -> None:
         """Sleep for real, for `seconds`."""
         time.sleep(seconds)
+
+
+@cache
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        # No such file on this system. The process's own id is safe: its instants are compared with its own only.
+        return f"process-{os.getpid()}"
 
 
 class ManualClock:
@@ -66,6 +86,10 @@ class ManualClock:
     def monotonic(self) -> float:
         """Return the seconds by which the clock was advanced."""
         return self._monotonic
+
+    def era(self) -> str:
+        """Return the same name for all manual clocks: a test sets them as it wants them."""
+        return "manual"
 
     def advance(self, seconds: float) -> None:
         """Let time pass on both clocks, by `seconds` (not negative)."""

@@ -9,20 +9,19 @@ upon which the step is decided anew on what is there now.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
+from fsm.command import Command, tell
 from fsm.decide import Facts, decide, refuse
-from fsm.errors import FsmError, Refusal, StoreUnavailable, UnknownExecution
+from fsm.errors import Refusal, StoreUnavailable, UnknownExecution
+from fsm.laws import Law
 from fsm.machine import Machine
-from fsm.payloads import Codec
 from fsm.records import Receipt, Snapshot, Step
 from fsm.stores.base import Conflict, Store
 
@@ -36,67 +35,10 @@ MAX_KNOWN = 20_000
 """So many open executions are remembered, to save the read before each write of a store on disk."""
 
 
-class Law(NamedTuple):
-    """A machine and the codec of its events' payloads."""
-
-    machine: Machine
-    codec: Codec
-
-
-class Command:
-    """One change that somebody wants, and what became of it. Exactly one of outcome and error is set at the end."""
-
-    __slots__ = (
-        "at", "born", "effects", "error", "event", "execution_id", "fence", "gate", "key", "later", "outcome",
-        "payload", "user_id", "worker",
-    )  # fmt: skip
-
-    def __init__(  # noqa: PLR0913 - a caller's whole wish
-        self,
-        execution_id: str,
-        event: str,
-        *,
-        at: float,
-        payload: Mapping[str, Any] | None = None,
-        fence: int | None = None,
-        key: str | None = None,
-        worker: str | None = None,
-        user_id: str | None = None,
-        born: Step | None = None,
-    ) -> None:
-        """Note what is wanted.
-
-        Args:
-            execution_id: The execution.
-            event: The event.
-            at: The instant at which the caller asked, in seconds since the epoch.
-            payload: What comes with the event, not checked yet.
-            fence: The caller's fence, ``None`` for one who owns nothing.
-            key: The idempotency key.
-            worker: Who becomes the owner if the event claims the execution and its payload names nobody.
-            user_id: Whoever asks; another user's execution is unknown to them. ``None`` for the platform itself.
-            born: The step that creates the execution, in place of an event.
-        """
-        self.execution_id = execution_id
-        self.event = event
-        self.at = at
-        self.payload = payload or {}
-        self.fence = fence
-        self.key = key
-        self.worker = worker
-        self.user_id = user_id
-        self.born = born
-        self.outcome: Receipt | Refusal | None = None
-        self.effects: tuple[str, ...] = ()
-        self.error: BaseException | None = None
-        self.gate: threading.Lock | None = None
-        self.later: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
-
-
 class _Round:
     """One pass over a batch: what was decided, and what has to be decided again."""
 
-    __slots__ = ("again", "ahead", "commands", "keys", "leaning", "steps")
+    __slots__ = ("again", "ahead", "commands", "error", "keys", "leaning", "outcomes", "steps")
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -105,6 +47,8 @@ class _Round:
         self.keys: set[tuple[str, str]] = set()
         self.leaning: list[Command] = []  # refusals that lean on a step of this round
         self.again: list[Command] = []
+        self.outcomes: Sequence[Receipt | Conflict] = ()
+        self.error: BaseException | None = None
 
 
 class Committer:
@@ -124,6 +68,10 @@ class Committer:
         # Records of open executions as last seen. They may be stale when other processes write too: a stale one
         # cannot be committed on (the version conflicts), and a refusal is only given on a fresh one.
         self._known: dict[str, Snapshot] = {}
+        # The sweeper's alarm: a commit that is due before `wake_at` calls `on_earlier`.
+        self.wake_at = float("-inf")
+        self.on_earlier: Callable[[float], None] = _nobody
+        self._closed = False
         self._reset()
         _committers.add(self)
 
@@ -134,7 +82,6 @@ class Committer:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._busy = False
-        self._closed = False
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: the parent's thread and its callers are not here."""
@@ -149,21 +96,34 @@ class Committer:
         Args:
             command: Its outcome or error is set on return.
         """
-        if not self._busy and self._leading.acquire(blocking=False):
-            try:
+        if self._closed:
+            command.error = _closed()
+            return
+        # `with` and not acquire(): an interrupt between the two would leave the lock taken for ever.
+        if self._instant or not (self._busy or self._leading.locked()):
+            with self._leading:
                 self._run((command,))
-            finally:
-                self._leading.release()
             return
         gate = command.gate = threading.Lock()
         gate.acquire()  # noqa: SIM115, RUF100 - a gate: the committer's thread opens it
         self._enqueue(command)
         gate.acquire()
 
+    def commit_all(self, commands: Sequence[Command]) -> None:
+        """Carry several commands out in as few transactions as `MAX_BATCH` allows.
+
+        Args:
+            commands: Each has its outcome or error on return.
+        """
+        for begin in range(0, len(commands), MAX_BATCH):
+            with self._leading:
+                self._run(commands[begin : begin + MAX_BATCH])
+
     async def commit_async(self, command: Command) -> None:
         """Carry a command out without blocking the event loop.
 
-        A caller that is cancelled meanwhile does not call the command back: it may be committed all the same.
+        A caller that is cancelled meanwhile does not call the command back: it may be committed all the same, and
+        is then handed to its `unheard`.
 
         Args:
             command: Its outcome or error is set on return.
@@ -171,6 +131,8 @@ class Committer:
         if self._instant:
             self.commit(command)
             return
+        import asyncio  # noqa: PLC0415 - loaded by those who use it; it brings the half of a web client along
+
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         command.later = (loop, future)
@@ -178,11 +140,10 @@ class Committer:
         await future
 
     def _enqueue(self, command: Command) -> None:
-        if self._closed:
-            command.error = StoreUnavailable("the tracker is closed: configure() a new one")
-            _tell([command])
-            return
         self._queue.append(command)
+        if self._closed:
+            self._turn_away()  # looked at after append(): close() looks at the queue after it has closed
+            return
         if self._thread is None:
             self._start()
         if not self._wake.is_set():
@@ -206,31 +167,65 @@ class Committer:
                         return
                     self._wake.wait()
             self._busy = True
-            with self._leading:
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
-                self._run(batch)
-            _tell(batch)
+            batch: list[Command] = []
+            try:
+                with self._leading:
+                    batch += (self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH)))
+                    self._run(batch)
+            except BaseException:
+                logger.exception("the committer's thread was interrupted; it goes on")
+            finally:
+                tell(batch)
             # The callers that were just served come back at once if there is load; letting them in first makes
             # the next batch a full one instead of a batch of the first who was awake.
             if len(batch) > 1:
                 time.sleep(0)
 
     def close(self) -> None:
-        """Commit what is queued, then stop the thread."""
+        """Commit what is queued, then stop the thread. Whoever comes later is turned away at once."""
         self._closed = True
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=30.0)
+        self._turn_away()
         _committers.discard(self)
+
+    def _turn_away(self) -> None:
+        while self._queue:
+            try:
+                command = self._queue.popleft()
+            except IndexError:
+                return  # another thread turned the last one away
+            command.error = _closed()
+            tell([command])
 
     # --- one batch --------------------------------------------------------------------------------------------
 
     def _run(self, batch: Sequence[Command]) -> None:
         """Decide and commit a batch. Every command has an outcome or an error afterwards, whatever happens."""
+        for this in self._rounds(batch):
+            try:
+                this.outcomes = self._store.append(this.steps)
+            except BaseException as error:  # noqa: BLE001 - the round says what becomes of it
+                this.error = error
+
+    def _rounds(self, batch: Sequence[Command]) -> Iterator[_Round]:
+        """Decide a batch, round by round, and stop wherever the store has its turn.
+
+        Whoever drives this takes each round's steps to the store and notes its outcomes or the error there, before
+        the next one is asked for. Here a thread waits for the store; in a simulation virtual time goes by.
+        """
         todo = batch
         try:
             for _ in range(MAX_ROUNDS):
-                todo = self._round(todo)
+                this = self._plan(todo)
+                if this.steps:
+                    yield this
+                    if this.error is not None:
+                        self._doubt(this)
+                        raise this.error  # noqa: TRY301 - as if the store had been called here
+                    self._settle(this, this.outcomes)
+                todo = this.again
                 if not todo:
                     return
             for command in todo:
@@ -240,30 +235,26 @@ class Committer:
         except BaseException as error:
             for command in batch:
                 if command.outcome is None and command.error is None:
-                    command.error = error
+                    command.error = _own(error)
                 self._known.pop(command.execution_id, None)
             if not isinstance(error, Exception):
                 raise
 
-    def _round(self, todo: Sequence[Command]) -> list[Command]:
+    def _plan(self, todo: Sequence[Command]) -> _Round:
         this = _Round()
         for command in todo:
             try:
                 self._decide(command, this)
-            except FsmError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
                 command.error = error
-        if this.steps:
-            try:
-                outcomes = self._store.append(this.steps)
-            except Exception:
-                # Perhaps it was committed, perhaps not: what leans on it and what is remembered may be wrong.
-                for command in this.leaning:
-                    command.outcome = None
-                for step in this.steps:
-                    self._known.pop(step.after.identity.id, None)
-                raise
-            self._settle(this, outcomes)
-        return this.again
+        return this
+
+    def _doubt(self, this: _Round) -> None:
+        """Forget what leans on a round that failed: perhaps it was committed, perhaps not."""
+        for command in this.leaning:
+            command.outcome = None
+        for step in this.steps:
+            self._known.pop(step.after.identity.id, None)
 
     def _settle(self, this: _Round, outcomes: Sequence[Receipt | Conflict]) -> None:
         lost: set[str] = set()
@@ -274,6 +265,9 @@ class Committer:
                 continue
             command.outcome = outcome
             command.effects = step.effects
+            due_at = step.after.due_at
+            if due_at is not None and due_at < self.wake_at:
+                self.on_earlier(due_at)
             if not self._instant:
                 self._remember(step.after)
         for execution_id in lost:
@@ -317,7 +311,10 @@ class Committer:
         if command.key is not None and self._seen(command, machine, snapshot, this):
             return
         payload, text = codec.encode(event, command.payload)
-        facts = Facts(command.at, payload, text, command.fence, command.key, command.worker)
+        facts = Facts(
+            command.at, payload, text, command.fence, command.key, command.worker, command.now, command.version,
+            command.holder, command.jitter,
+        )  # fmt: skip
         decided = decide(machine, snapshot, event, facts)
         if isinstance(decided, Refusal) and not fresh and ahead is None:
             decided = decide(machine, self._load(command), event, facts)
@@ -356,26 +353,21 @@ class Committer:
         return snapshot
 
 
-def _tell(batch: Sequence[Command]) -> None:
-    """Let the callers of a batch go on: one wake-up per thread, and one per event loop."""
-    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for command in batch:
-        if command.gate is not None:
-            command.gate.release()
-        elif command.later is not None:
-            loop, future = command.later
-            loops.setdefault(loop, []).append(future)
-    for loop, futures in loops.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, futures)
-        except RuntimeError:
-            logger.warning("an event loop was closed while %d commits were under way", len(futures))
+def _nobody(_due_at: float) -> None:
+    """Nobody sweeps in this process."""
 
 
-def _resolve(futures: Sequence[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
+def _closed() -> StoreUnavailable:
+    return StoreUnavailable("the tracker is closed: configure() a new one")
+
+
+def _own(error: BaseException) -> BaseException:
+    """Return an error for one of several callers: raised in several threads, one object would mix their traces."""
+    if not isinstance(error, StoreUnavailable):
+        return error
+    own = StoreUnavailable(str(error), committed=error.committed)
+    own.__cause__ = error
+    return own
 
 
 _committers: weakref.WeakSet[Committer] = weakref.WeakSet()

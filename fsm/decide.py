@@ -7,7 +7,7 @@ committed, as data) or a `Refusal` (why nothing is), and changes nothing (after 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from itertools import product
 from typing import Any, NamedTuple
 
 from fsm.errors import Refusal
@@ -29,6 +29,10 @@ class Facts(NamedTuple):
         fence: The caller's fence, or ``None`` for a caller that owns nothing.
         key: The idempotency key, which goes into the journal.
         worker: Who becomes the owner if the event claims the execution and the payload names nobody.
+        now: The instant on the steady timeline, where deadlines are laid; `at` if nothing is said.
+        version: Refuse as stale unless this is still the record's version; ``None`` for whatever it is.
+        holder: Refuse as stale unless this worker still owns it; ``None`` for whoever does.
+        jitter: A number from 0 to 1, drawn at random by the caller; it shortens a backoff.
     """
 
     at: float
@@ -37,6 +41,10 @@ class Facts(NamedTuple):
     fence: int | None = None
     key: str | None = None
     worker: str | None = None
+    now: float | None = None
+    version: int | None = None
+    holder: str | None = None
+    jitter: float = 0.0
 
 
 # --- facts that the record itself answers -----------------------------------------------------------------
@@ -103,8 +111,34 @@ def _release(snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
 def _wait(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
     delay_s = facts.payload.get("retry_in_s")
     change.update(
-        not_before=None if delay_s is None else facts.at + delay_s, breaker=facts.payload.get("breaker")
+        not_before=None if delay_s is None else _now(facts) + delay_s, breaker=facts.payload.get("breaker")
     )
+
+
+def _pause(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    change["not_before"] = _now(facts) + _backoff_s(snapshot, facts, snapshot.model_attempt)
+
+
+def _retry_later(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    change["not_before"] = _now(facts) + _backoff_s(snapshot, facts, snapshot.attempt)
+
+
+def _backoff_s(snapshot: Snapshot, facts: Facts, attempt: int) -> float:
+    """Return the wait before the next attempt, in seconds: what the payload says, else the execution's policy."""
+    said: float | None = facts.payload.get("retry_in_s")
+    if said is not None:
+        return said
+    identity = snapshot.identity
+    doublings = min(max(attempt - 1, 0), 64)  # more would only overflow: the cap has long been reached
+    return min(identity.backoff_cap_s, identity.backoff_s * 2.0**doublings) * (1.0 - facts.jitter / 2)
+
+
+def _now(facts: Facts) -> float:
+    return facts.at if facts.now is None else facts.now
+
+
+def _new_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    change["model_attempt"] = 0  # a call that the breaker did not let through was not tried
 
 
 def _first_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
@@ -129,20 +163,18 @@ def _ask(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
     change["limit_s"] = facts.payload.get("expires_s")
 
 
-def _end(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    change.update(tools=(), end_json=facts.payload_json)
-
-
 CHANGES: dict[str, Change] = {
     "claim": _claim,
     "release": _release,
     "wait": _wait,
+    "pause": _pause,
+    "retry_later": _retry_later,
+    "new_call": _new_call,
     "first_call": _first_call,
     "next_call": _next_call,
     "open_tool": _open_tool,
     "close_tool": _close_tool,
     "ask": _ask,
-    "end": _end,
 }
 """What a row's `assign` can name in a machine whose instances are executions."""
 
@@ -153,21 +185,21 @@ CHANGES: dict[str, Change] = {
 def deadline(
     limits: Limits,
     state: str,
-    created_at: float,
-    entered_at: float,
-    updated_at: float,
+    born_at: float,
+    since_at: float,
+    now: float,
     not_before: float | None = None,
     limit_s: float | None = None,
 ) -> tuple[float | None, str | None]:
-    """Return the nearest deadline of an open execution, and its kind.
+    """Return the nearest deadline of an open execution, and its kind. All instants are of the steady timeline.
 
     Args:
         limits: The resolved limits.
         state: The state that it is in.
-        created_at: When it was created; `total` counts from here.
-        entered_at: When it entered the state; the state's own limit counts from here.
-        updated_at: When it last did something; `idle` counts from here.
-        not_before: A wait that does not count against the queue's limit.
+        born_at: When it was created; `total` counts from here.
+        since_at: When it entered the state; the state's own limit counts from here.
+        now: When it last did something, which is now; `idle` counts from here.
+        not_before: A wait that was ordered; it does not count against the state's limit.
         limit_s: A limit of its own for this stay, in seconds.
 
     Returns:
@@ -178,22 +210,19 @@ def deadline(
     entry = limits.by_state[state]
     if entry is not None:
         kind, seconds = entry
-        since = (
-            not_before
-            if kind == "queue" and not_before is not None and not_before > entered_at
-            else entered_at
-        )
-        due_at = since + (seconds if limit_s is None else limit_s)
+        # Whoever was told to wait is not late: the limit counts from the moment when the wait is over.
+        begins_at = not_before if not_before is not None and not_before > since_at else since_at
+        due_at = begins_at + (seconds if limit_s is None else limit_s)
     elif limit_s is not None:
-        due_at, kind = entered_at + limit_s, "input"
-    if limits.total_s is not None and (due_at is None or created_at + limits.total_s < due_at):
-        due_at, kind = created_at + limits.total_s, "total"
+        due_at, kind = since_at + limit_s, "input"
+    if limits.total_s is not None and (due_at is None or born_at + limits.total_s < due_at):
+        due_at, kind = born_at + limits.total_s, "total"
     if (
         limits.idle_s is not None
         and state in limits.idle_states
-        and (due_at is None or updated_at + limits.idle_s < due_at)
+        and (due_at is None or now + limits.idle_s < due_at)
     ):
-        due_at, kind = updated_at + limits.idle_s, "idle"
+        due_at, kind = now + limits.idle_s, "idle"
     return due_at, kind
 
 
@@ -202,10 +231,10 @@ def deadline(
 
 def create(machine: Machine, identity: Identity) -> Step:
     """Return the step that brings an execution into being, in the machine's initial state, at version 0."""
-    at = identity.created_at
-    due_at, kind = deadline(machine.limits_for(identity.timeouts_json), machine.initial, at, at, at)
+    at, now = identity.created_at, identity.born_at
+    due_at, kind = deadline(machine.limits_for(identity.timeouts_json), machine.initial, now, now, now)
     after = Snapshot(
-        identity, machine.initial, 0, at, at, due_at, kind, 0, None, 0, (), 0, None, None, None, None
+        identity, machine.initial, 0, at, at, due_at, kind, 0, None, 0, (), 0, None, None, None, None, now
     )
     return Step(after, None, CREATE, None, None, ())
 
@@ -224,6 +253,10 @@ def decide(machine: Machine, snapshot: Snapshot, event: str, facts: Facts) -> St
     """
     if facts.fence is not None and facts.fence != snapshot.fence:
         return refuse(machine, snapshot, event, "fenced")
+    if facts.version is not None and facts.version != snapshot.version:
+        return refuse(machine, snapshot, event, "stale")
+    if facts.holder is not None and facts.holder != snapshot.owner:
+        return refuse(machine, snapshot, event, "stale")
     question = _Question(snapshot, facts.payload, machine.fact_defaults)
     trigger = machine.executor.triggers.get(event)
     if trigger is None or not trigger(question):
@@ -238,15 +271,18 @@ def decide(machine: Machine, snapshot: Snapshot, event: str, facts: Facts) -> St
 def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> Step:
     identity = snapshot.identity
     state = arrow.target
-    # A wall clock that jumped back must not make a journal run backwards.
-    at = facts.at if facts.at > snapshot.updated_at else snapshot.updated_at  # noqa: FURB136 - max() costs more
+    if facts.at < snapshot.updated_at:
+        # A wall clock that jumped back must not make a journal run backwards, nor cut a wait short.
+        facts = facts._replace(at=snapshot.updated_at)
+    at = facts.at
+    now = _now(facts)
     tools, attempt, owner, fence = snapshot.tools, snapshot.attempt, snapshot.owner, snapshot.fence
-    model_attempt, end_json = snapshot.model_attempt, snapshot.end_json
+    model_attempt = snapshot.model_attempt
     if arrow.internal:
-        entered_at, not_before = snapshot.entered_at, snapshot.not_before
+        entered_at, since_at, not_before = snapshot.entered_at, snapshot.since_at, snapshot.not_before
         breaker, limit_s = snapshot.breaker, snapshot.limit_s
     else:
-        entered_at, not_before, breaker, limit_s = at, None, None, None
+        entered_at, since_at, not_before, breaker, limit_s = at, now, None, None, None
     if arrow.assign:
         change: dict[str, Any] = {}
         for name in arrow.assign:
@@ -256,20 +292,20 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
         owner = change.get("owner", owner)
         fence = change.get("fence", fence)
         model_attempt = change.get("model_attempt", model_attempt)
-        end_json = change.get("end_json", end_json)
         not_before = change.get("not_before", not_before)
         breaker = change.get("breaker", breaker)
         limit_s = change.get("limit_s", limit_s)
     if state in machine.terminal:
-        due_at, kind = None, None
+        due_at, kind, tools, end_json = None, None, (), facts.payload_json
     else:
+        end_json = None
         limits = machine.limits_for(identity.timeouts_json)
-        due_at, kind = deadline(limits, state, identity.created_at, entered_at, at, not_before, limit_s)
+        due_at, kind = deadline(limits, state, identity.born_at, since_at, now, not_before, limit_s)
     after = Snapshot(
         identity, state, snapshot.version + 1, entered_at, at, due_at, kind, attempt, owner, fence, tools,
-        model_attempt, not_before, breaker, limit_s, end_json,
+        model_attempt, not_before, breaker, limit_s, end_json, since_at,
     )  # fmt: skip
-    return Step(after, snapshot.state, arrow.event, facts.key, facts.payload_json, arrow.effects)
+    return Step(after, snapshot.state, arrow.event, facts.key, facts.payload_json, arrow.effects, snapshot)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------
@@ -307,6 +343,8 @@ def refuse(machine: Machine, snapshot: Snapshot, event: str, reason: str, detail
 
 
 def _unknown_event(machine: Machine, _snapshot: Snapshot, event: str) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
+
     near = get_close_matches(str(event), machine.events, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"machine {machine.name!r} has no such event{hint}"
@@ -331,12 +369,15 @@ _DETAILS: dict[str, Callable[[Machine, Snapshot, str], str]] = {
     "fenced": lambda _, snapshot, __: (
         f"the fence is {snapshot.fence} by now: this attempt was taken away, stop working on it"
     ),
+    "stale": lambda _, snapshot, __: (
+        f"it has moved on to version {snapshot.version} meanwhile: what was observed is no longer so"
+    ),
     "limit": lambda _, __, ___: f"{MAX_OPEN_TOOLS} tool calls are open, which is the most",
 }
 
 
 def allowed(machine: Machine, snapshot: Snapshot) -> tuple[str, ...]:
-    """Return the events that an execution would accept now.
+    """Return the events that an execution would accept now: those that some payload could make succeed.
 
     Facts that only a payload answers may come out either way; facts of the record are asked.
 
@@ -347,14 +388,35 @@ def allowed(machine: Machine, snapshot: Snapshot) -> tuple[str, ...]:
     Returns:
         Event names in the order of the table.
     """
+    full = len(snapshot.tools) >= MAX_OPEN_TOOLS
     return tuple(
         event
         for event, arrows in machine.by_source[snapshot.state].items()
-        if any(
-            all(
-                fact not in DERIVED or DERIVED[fact](snapshot, {}) is wanted
-                for fact, wanted in arrow.literals
+        if (
+            _could_while_full(snapshot, arrows)
+            if full
+            else any(
+                all(wanted in _answers(snapshot, fact) for fact, wanted in arrow.literals) for arrow in arrows
             )
-            for arrow in arrows
         )
     )
+
+
+def _answers(snapshot: Snapshot, fact: str) -> tuple[bool, ...]:
+    """Return the answers that payloads can bring about."""
+    if fact == "tool_known":  # a payload may always name a tool that is not open
+        return (False, True) if snapshot.tools else (False,)
+    return (DERIVED[fact](snapshot, {}),) if fact in DERIVED else (False, True)
+
+
+def _could_while_full(snapshot: Snapshot, arrows: tuple[Arrow, ...]) -> bool:
+    """Say whether some payload takes an arrow that opens no tool; what is tried first counts here."""
+    facts = list(dict.fromkeys(fact for arrow in arrows for fact, _ in arrow.literals))
+    for answers in product(*(_answers(snapshot, fact) for fact in facts)):
+        known = dict(zip(facts, answers, strict=True))
+        for arrow in arrows:
+            if all(known[fact] is wanted for fact, wanted in arrow.literals):
+                if "open_tool" not in arrow.assign:
+                    return True
+                break
+    return False

@@ -7,12 +7,20 @@ All of them are `FsmError`, so one `except` catches the library and nothing else
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import NamedTuple
 
 
 class FsmError(Exception):
     """The base of every error of this library."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception would call the class with the finished text again, which most errors here do not take; an
+        # error that cannot be unpickled breaks whole process pools.
+        return _rebuild, (type(self), self.args), vars(self)
+
+
+def _rebuild(kind: type[FsmError], args: tuple[object, ...]) -> FsmError:
+    return kind.__new__(kind, *args)
 
 
 class Finding(NamedTuple):
@@ -52,7 +60,7 @@ class Refusal(NamedTuple):
         state: The state that it was in.
         event: The event that was refused.
         reason: One of ``not_allowed``, ``unknown_event``, ``guard``, ``terminal``, ``fenced``, ``duplicate``,
-            ``limit``.
+            ``stale``, ``limit``.
         allowed: The events that the execution would accept now.
         version: The version of the execution that the answer is about.
         detail: One sentence for the person who reads it.
@@ -108,9 +116,6 @@ class Refused(FsmError):
         """The version of the execution that the answer is about."""
         return self.refusal.version
 
-    def __reduce__(self) -> tuple[type[Refused], tuple[Refusal]]:
-        return type(self), (self.refusal,)
-
 
 class UnknownExecution(FsmError):
     """No execution of that id exists for the one who asks. Another user's execution is as unknown as none."""
@@ -128,8 +133,10 @@ class UnknownMachine(FsmError):
 
     def __init__(self, name: str, known: Sequence[str] = ()) -> None:
         self.name = name
+        from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
+
         near = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         super().__init__(f"unknown machine {name!r}{hint} Known: {', '.join(known) or 'none'}")
 
 
@@ -145,8 +152,16 @@ class MalformedId(FsmError, ValueError):
         self.reason = reason
         super().__init__(f"malformed id {text!r}: {reason}")
 
-    def __reduce__(self) -> tuple[type[MalformedId], tuple[object, str]]:
-        return type(self), (self.text, self.reason)
+
+class LeaseLost(FsmError):
+    """A worker's lease ran out before it was renewed: what it owned belongs to others. Register anew."""
+
+    def __init__(self, worker_id: str) -> None:
+        self.worker_id = worker_id
+        super().__init__(
+            f"worker {worker_id} lost its lease: stop working on everything that it claimed, and call tracker.worker() "
+            "for a new one"
+        )
 
 
 class ConfigurationError(FsmError):
@@ -179,3 +194,27 @@ class StoreTooNew(FsmError):
             f"{where} has schema version {found}, this library knows {known} at most: "
             "upgrade agent-fsm; nothing was changed in the store"
         )
+
+
+class BreakerOpen(FsmError):
+    """A circuit breaker gave no permit: the call was not made.
+
+    Attributes:
+        key: The breaker's key.
+        retry_after_s: In how many seconds it is worth asking again, as a float.
+        retry_at: The same as an instant, in seconds since the epoch.
+        state: The breaker's state: open, half_open (all probes are in flight) or forced_open.
+    """
+
+    def __init__(self, key: str, retry_after_s: float, retry_at: float, state: str) -> None:
+        self.key = key
+        self.retry_after_s = retry_after_s
+        self.retry_at = retry_at
+        self.state = state
+        super().__init__(
+            f"the breaker {key!r} is {state} and lets no call through: try again in {retry_after_s:.3g} s, "
+            "or fall back to something else"
+        )
+
+    def __reduce__(self) -> tuple[type[BreakerOpen], tuple[str, float, float, str]]:
+        return type(self), (self.key, self.retry_after_s, self.retry_at, self.state)

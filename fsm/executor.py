@@ -73,6 +73,7 @@ class Executor:
     def __init__(self, machine: Machine) -> None:
         lean = _LeanMachine(
             model=None,
+            model_attribute="-",  # there is no model; an event may be called "state", and none can be called "-"
             states=[state.name for state in machine.states],
             initial=machine.initial,
             auto_transitions=False,

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable
 from typing import Literal, NamedTuple, NewType
 
@@ -45,6 +46,9 @@ class ParsedId(NamedTuple):
     made_at: float
 
 
+_makers: weakref.WeakSet[IdMaker] = weakref.WeakSet()
+
+
 class IdMaker:
     """Makes ids that are unique, and strictly ascending within one process.
 
@@ -65,9 +69,10 @@ class IdMaker:
         self._entropy = entropy
         self._lock = threading.Lock()
         self._last = 0
-        os.register_at_fork(after_in_child=self._after_fork)
+        _makers.add(self)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Begin anew in a forked child."""
         self._lock = threading.Lock()  # another thread of the parent may have held it
 
     def make(self, kind: Kind) -> str:
@@ -97,8 +102,15 @@ class IdMaker:
         )
 
 
-_maker = IdMaker()
-make = _maker.make
+def _after_fork() -> None:
+    for maker in list(_makers):
+        maker.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+MAKER = IdMaker()
+"""The one that everybody uses, unless a simulation gives out ids that a seed decides."""
+make = MAKER.make
 
 
 def execution_id() -> ExecutionId:
@@ -132,7 +144,7 @@ def parse(text: object, kind: Kind | None = None) -> ParsedId:
     if prefix not in KINDS:
         raise MalformedId(text, f"{prefix!r} is no kind of id; they are {', '.join(KINDS)}")
     if kind is not None and prefix != kind:
-        raise MalformedId(text, f"this is the id of a {prefix}, not of a {kind}")
+        raise MalformedId(text, f"this is an id of kind {prefix!r}, not of kind {kind!r}")
     if len(digits) != _LENGTH:
         raise MalformedId(text, f"{_LENGTH} characters follow the underscore, not {len(digits)}")
     number = 0

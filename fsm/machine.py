@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
@@ -234,12 +235,28 @@ class Machine(_Declaration):
     def __hash__(self) -> int:
         return hash(self.content_hash)
 
+    # A copy of what cannot change is the thing itself; another process gets the declaration and proves it again.
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: dict[int, Any] | None = None) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[str], Machine], tuple[str]]:
+        return type(self).from_json, (self.to_json(),)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
+        """Return a machine with some fields replaced, proved again; the same machine if nothing is replaced."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**(fields | dict(update))) if update else self
+
     # --- what the table says, resolved once -----------------------------------------------------------------
 
     @cached_property
-    def by_name(self) -> dict[str, State]:
+    def by_name(self) -> Mapping[str, State]:
         """Every state by its name."""
-        return {state.name: state for state in self.states}
+        return MappingProxyType({state.name: state for state in self.states})
 
     @cached_property
     def events(self) -> tuple[str, ...]:
@@ -266,13 +283,13 @@ class Machine(_Declaration):
         )
 
     @cached_property
-    def by_source(self) -> dict[str, dict[str, tuple[Arrow, ...]]]:
+    def by_source(self) -> Mapping[str, Mapping[str, tuple[Arrow, ...]]]:
         """The arrows of each state and event, in the order in which their guards are tried."""
         table: dict[str, dict[str, tuple[Arrow, ...]]] = {state.name: {} for state in self.states}
         for arrow in self.arrows:
             events = table.setdefault(arrow.source, {})
             events[arrow.event] = (*events.get(arrow.event, ()), arrow)
-        return table
+        return MappingProxyType({source: MappingProxyType(events) for source, events in table.items()})
 
     @cached_property
     def terminal(self) -> frozenset[str]:
@@ -280,14 +297,14 @@ class Machine(_Declaration):
         return self.of(Category.TERMINAL)
 
     @cached_property
-    def fact_defaults(self) -> dict[str, bool]:
+    def fact_defaults(self) -> Mapping[str, bool]:
         """The answer to each fact when nobody knows better."""
-        return {fact.name: fact.default for fact in self.facts}
+        return MappingProxyType({fact.name: fact.default for fact in self.facts})
 
     @cached_property
-    def payload_names(self) -> dict[str, str]:
+    def payload_names(self) -> Mapping[str, str]:
         """The name of the payload model of each event that has one."""
-        return dict(self.payloads)
+        return MappingProxyType(dict(self.payloads))
 
     @cached_property
     def executor(self) -> Executor:
@@ -338,7 +355,8 @@ class Machine(_Declaration):
         """Return the resolved limits of an execution; the same text gives the same object.
 
         Args:
-            timeouts_json: What `Timeouts.model_dump_json` wrote, or ``None`` for the machine's own limits.
+            timeouts_json: What `Timeouts.model_dump_json` wrote with ``exclude_unset`` (a limit that is written as
+                null is lifted), or ``None`` for the machine's own limits.
         """
         limits = self._limits.get(timeouts_json)
         if limits is None:

@@ -8,6 +8,7 @@ and every store gives back the same.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pydantic_core import PydanticSerializationError
+from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from fsm.errors import BadPayload
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 MAX_BYTES = 1_048_576
 """A payload or metadata larger than this, as JSON text in bytes, is refused: keep documents elsewhere."""
 
+MAX_DIGITS = 4_300
+"""A whole number with more digits than this is refused: Python itself would refuse to read it back."""
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
+
 Text = Annotated[str, Field(max_length=10_000)]
 Duration = Annotated[float, Field(ge=0), AllowInfNan(False)]
 
@@ -38,7 +43,9 @@ Duration = Annotated[float, Field(ge=0), AllowInfNan(False)]
 class Payload(BaseModel):
     """What every event may carry: a `note` for people and `data` of any JSON shape."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants", defer_build=True
+    )
 
     note: Text | None = None
     data: JsonValue = None
@@ -128,7 +135,7 @@ class Fail(Payload):
 class TimeOut(Payload):
     """A limit was reached: its `kind`, and by how many seconds (`late_s`) this was noticed late."""
 
-    kind: Literal["queue", "phase", "idle", "input", "total", "grace", "limit"] = "phase"
+    kind: Literal["queue", "phase", "idle", "input", "total", "grace", "cooldown", "limit"] = "phase"
     late_s: Duration | None = None
     outcome: Text | None = None
     result: JsonValue = None
@@ -225,14 +232,18 @@ class Codec:
                 f"machine {machine.name!r} gives event {event!r} the payload {name!r}, which nobody registered: "
                 f"call register_payload({name!r}, YourModel) first. Known: {', '.join(sorted(PAYLOADS))}"
             )
-        base = PAYLOADS[name] if name is not None else Payload
-        asked = {
-            fact
-            for arrow in machine.arrows
-            if arrow.event == event
-            for fact, _ in arrow.literals
-            if fact not in derived and fact not in base.model_fields
-        }
+        # A machine that says nothing means by `time_out`, `cancel`, `complete` … what everybody means by it.
+        base = PAYLOADS[name] if name is not None else PAYLOADS.get(event, Payload)
+        guards = {
+            fact for arrow in machine.arrows if arrow.event == event for fact, _ in arrow.literals
+        } - derived
+        asked = guards - base.model_fields.keys()
+        for fact in sorted(guards - asked):
+            if base.model_fields[fact].annotation not in {bool, bool | None}:
+                raise BadPayload(
+                    f"machine {machine.name!r} asks the fact {fact!r} of {event!r}, whose payload has a field of "
+                    "that name that is no boolean, so nothing could answer it: rename the fact"
+                )
         if not asked:
             return base
         fields: dict[str, Any] = {
@@ -267,29 +278,56 @@ class Codec:
             raise BadPayload(_explain(event, model, error)) from None
         except (PydanticSerializationError, RecursionError) as error:
             raise BadPayload(f"the payload of {event!r} cannot be written as JSON: {error}") from None
-        if b"NaN" in text or b"Infinity" in text:
-            _refuse_constants(event, text)
-        if len(text) > MAX_BYTES:
+        return checked.__dict__, readable(f"the payload of {event!r}", text)
+
+
+def readable(what: str, text: bytes) -> str:
+    """Return JSON as text if it is small enough, and can be read back by everybody.
+
+    Args:
+        what: What it is, for the error.
+        text: The JSON, with NaN and infinity as words.
+
+    Raises:
+        BadPayload: It is too large, or holds a number that JSON or Python's own reader refuses.
+    """
+    if b"NaN" in text or b"Infinity" in text or (len(text) > MAX_DIGITS and _LONG_NUMBER.search(text)):
+        _refuse_numbers(what, text)
+    if len(text) > MAX_BYTES:
+        raise BadPayload(f"{what} is {len(text)} bytes, {MAX_BYTES} at most: store a reference instead")
+    return text.decode()
+
+
+def _refuse_numbers(what: str, text: bytes) -> None:
+    """Refuse numbers that cannot be read back; the bytes may also stand inside a string, which is fine."""
+
+    def constant(name: str) -> None:
+        raise BadPayload(f"{what} holds {name}, which JSON cannot say: send null or text")
+
+    def whole(digits: str) -> int:
+        if len(digits.lstrip("-")) > MAX_DIGITS:
             raise BadPayload(
-                f"the payload of {event!r} is {len(text)} bytes, {MAX_BYTES} at most: store a reference instead"
+                f"{what} holds a number of {len(digits)} digits, {MAX_DIGITS} at most: send text"
             )
-        return checked.__dict__, text.decode()
+        return 0
+
+    json.loads(text, parse_constant=constant, parse_int=whole)
 
 
-def _refuse_constants(event: str, text: bytes) -> None:
-    """Refuse numbers that JSON has no word for; the bytes may also stand inside a string, which is fine."""
-
-    def refuse(constant: str) -> None:
-        raise BadPayload(
-            f"the payload of {event!r} holds {constant}, which JSON cannot say: send null or text"
-        )
-
-    json.loads(text, parse_constant=refuse)
+_SHOWN = 4
+"""So many problems, and so many parts of a path, are named in an error; a person reads it."""
 
 
 def _explain(event: str, model: type[Payload], error: ValidationError) -> str:
-    problems = "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'payload'}: {problem['msg']}"
-        for problem in error.errors(include_url=False, include_context=False)[:5]
-    )
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    problems = "; ".join(f"{_path(problem['loc'])}: {_said(problem)}" for problem in found[:_SHOWN])
     return f"the payload of {event!r} does not fit: {problems}. It takes: {', '.join(model.model_fields)}"
+
+
+def _path(where: tuple[int | str, ...]) -> str:
+    more = ".…" if len(where) > _SHOWN else ""
+    return ".".join(str(part)[:100] for part in where[:_SHOWN]) + more if where else "payload"
+
+
+def _said(problem: ErrorDetails) -> str:
+    return "nested too deeply, or in itself" if problem["type"].startswith("recursion") else problem["msg"]

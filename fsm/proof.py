@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from difflib import get_close_matches
-from itertools import product
 from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from fsm.errors import Finding
 
 if TYPE_CHECKING:
-    from fsm.machine import Arrow, Machine
+    from fsm.machine import Arrow, Machine, State
 
 CATEGORIES = ("pending", "running", "waiting", "stopping", "terminal")
 RESERVED = frozenset({"create"})
 """Event names that the library itself writes to journals."""
+RESERVED_FACTS = frozenset({"and", "not"} | {name for name in dir(BaseModel) if not name.startswith("_")})
+"""Words of the guards' grammar, and names that a payload model has already: no field can be called so."""
 MAX_FACTS = 12
 """A (state, event) whose guards ask more facts than this is refused: its table of answers has 4096 lines."""
 
@@ -58,13 +60,15 @@ def _unknown_names(machine: Machine) -> Iterator[Finding]:
 def _unknown_in_rows(machine: Machine) -> Iterator[Finding]:
     states = machine.by_name
     for row in machine.transitions:
+        strange = False
         for selector in row.source:
             what, known = ("category", CATEGORIES) if selector.startswith("@") else ("state", tuple(states))
             if selector.removeprefix("@") not in known:
+                strange = True
                 yield Finding(
                     f"unknown_{what}", str(row), f"no such source {selector!r}", _near(selector, known)
                 )
-        if not machine.sources_of(row):
+        if not strange and not machine.sources_of(row):
             yield Finding(
                 "empty_source", str(row), "no state is of this category", "Declare one, or drop the row"
             )
@@ -90,6 +94,8 @@ def _repeated_names(machine: Machine) -> Iterator[Finding]:
         for name, count in Counter(names).items():
             if count > 1:
                 yield Finding(f"duplicate_{what}", name, f"declared {count} times", "Keep one")
+    for fact in machine.fact_defaults.keys() & RESERVED_FACTS:
+        yield Finding("reserved_fact", fact, "the word has a meaning of its own", "Rename it")
 
 
 # --- rows ----------------------------------------------------------------------------------------------------
@@ -109,8 +115,9 @@ def _never_taken(machine: Machine, arrows: tuple[Arrow, ...]) -> Iterator[Findin
             yield Finding(
                 "impossible_guard", _at(machine, arrow), "the guard contradicts itself", "Drop one half"
             )
+            continue
         for earlier in arrows[:index]:
-            if earlier.literals == arrow.literals:
+            if set(earlier.literals) == set(arrow.literals):
                 yield Finding(
                     "duplicate_row",
                     _at(machine, arrow),
@@ -126,12 +133,21 @@ def _never_taken(machine: Machine, arrows: tuple[Arrow, ...]) -> Iterator[Findin
                     "Move the narrower guard up, or drop the row",
                 )
                 break
+        else:
+            before = arrows[:index]
+            if len(_facts(before)) <= MAX_FACTS and _open_case(wanted, before) is None:
+                yield Finding(
+                    "shadowed_row",
+                    _at(machine, arrow),
+                    f"rows {', '.join(str(one.row + 1) for one in before)} together leave it no case",
+                    "Move it up, or drop the row",
+                )
 
 
 def _not_covered(machine: Machine, arrows: tuple[Arrow, ...]) -> Iterator[Finding]:
     if any(not arrow.literals or arrow.otherwise is not None for arrow in arrows):
         return
-    facts = sorted({fact for arrow in arrows for fact, _ in arrow.literals})
+    facts = _facts(arrows)
     if len(facts) > MAX_FACTS:
         yield Finding(
             "too_many_facts",
@@ -140,17 +156,36 @@ def _not_covered(machine: Machine, arrows: tuple[Arrow, ...]) -> Iterator[Findin
             "Join some of them into one fact",
         )
         return
-    for answers in product((False, True), repeat=len(facts)):
-        known = dict(zip(facts, answers, strict=True))
-        if not any(all(known[fact] is wanted for fact, wanted in arrow.literals) for arrow in arrows):
-            case = " and ".join(name if answer else f"not {name}" for name, answer in known.items())
-            yield Finding(
-                "guard_without_else",
-                _at(machine, arrows[-1]),
-                f"nothing is said for the case: {case}",
-                "Add a last row without a guard, or say otherwise= why it is refused",
-            )
-            return
+    left = _open_case({}, arrows)
+    if left is not None:
+        case = " and ".join(name if answer else f"not {name}" for name, answer in sorted(left.items()))
+        yield Finding(
+            "guard_without_else",
+            _at(machine, arrows[-1]),
+            f"nothing is said for the case: {case}",
+            "Add a last row without a guard, or say otherwise= why it is refused",
+        )
+
+
+def _facts(arrows: Iterable[Arrow]) -> set[str]:
+    return {fact for arrow in arrows for fact, _ in arrow.literals}
+
+
+def _open_case(known: dict[str, bool], arrows: tuple[Arrow, ...]) -> dict[str, bool] | None:
+    """Return answers, `known` among them, for which no arrow is taken; ``None`` if there are none.
+
+    The first arrow that `known` does not rule out either takes every case, or asks a fact that is still open: then
+    both of its answers are tried.
+    """
+    for arrow in arrows:
+        if any(known.get(fact, wanted) is not wanted for fact, wanted in arrow.literals):
+            continue
+        for fact, wanted in arrow.literals:
+            if fact not in known:
+                left = _open_case(known | {fact: not wanted}, arrows)
+                return _open_case(known | {fact: wanted}, arrows) if left is None else left
+        return None
+    return known
 
 
 def _terminal_rows(machine: Machine) -> Iterator[Finding]:
@@ -220,7 +255,7 @@ def _reachable(machine: Machine) -> Iterator[Finding]:
     what = f"no path leads back to {machine.initial!r}" if machine.perpetual else "no path leads to an end"
     home = _reach(goal, backward)
     for state in machine.states:
-        if state.name in reached and state.name not in home and goal:
+        if state.name in reached and state.name not in home | machine.terminal and goal:
             exits = forward.get(state.name, set()) - {state.name}
             yield Finding(
                 "trap",
@@ -250,13 +285,29 @@ def _waits(machine: Machine) -> Iterator[Finding]:
                 "nobody could call it off",
                 "Add a row for the event 'cancel' that leads out",
             )
-        if state.deadline is not None and not _leaves(machine, state.name, "time_out"):
-            yield Finding(
-                "deadline_without_row",
-                state.name,
-                f"its {state.deadline} deadline has no transition to take",
-                "Add a row for the event 'time_out' that leads out, or drop deadline=",
-            )
+        if not _leaves(machine, state.name, "time_out"):
+            for limit, where in _limits_on(machine, state):
+                yield Finding(
+                    "deadline_without_row",
+                    state.name,
+                    f"its {limit} deadline has no transition to take",
+                    f"Add a row for the event 'time_out' that leads out, or drop {where}",
+                )
+
+
+def _limits_on(machine: Machine, state: State) -> Iterator[tuple[str, str]]:
+    """Yield each limit that the declaration itself puts on a stay in a state, and where it says so."""
+    limits = machine.timeouts
+    if state.category == "terminal":
+        return
+    if state.deadline is not None:
+        yield state.deadline, "deadline="
+    if state.name in dict(limits.phases):
+        yield "phase", f"timeouts.phases[{state.name}]"
+    if limits.total_s is not None:
+        yield "total", "timeouts.total_s"
+    if limits.idle_s is not None and state.category == "running":
+        yield "idle", "timeouts.idle_s"
 
 
 def _leaves(machine: Machine, state: str, event: str) -> bool:
@@ -268,6 +319,8 @@ def _leaves(machine: Machine, state: str, event: str) -> bool:
 
 def _near(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
+    from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
+
     near = get_close_matches(name.removeprefix("@"), names, n=1)
     return f"Did you mean {near[0]!r}" if near else f"Known: {', '.join(names) or 'none'}"
 

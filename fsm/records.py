@@ -22,21 +22,32 @@ if TYPE_CHECKING:
 
 
 class Retry(BaseModel):
-    """How often an execution and its model calls may be tried.
+    """How often an execution and its model calls may be tried, and how long to wait in between.
+
+    The n-th wait is ``backoff_s`` times two to the power of n-1, at most ``backoff_cap_s``, and shortened by up to
+    half at random, so that what failed together does not come back together.
 
     Attributes:
         attempts_max: Attempts of the whole execution; the first is 1.
         model_attempts_max: Attempts of one model call before it counts as failed.
+        backoff_s: The first wait, in seconds; 0 for none.
+        backoff_cap_s: The longest wait, in seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     attempts_max: int = Field(default=1, ge=1, le=1000, strict=True)
     model_attempts_max: int = Field(default=5, ge=1, le=1000, strict=True)
+    backoff_s: float = Field(default=1.0, ge=0, allow_inf_nan=False, strict=True)
+    backoff_cap_s: float = Field(default=60.0, ge=0, allow_inf_nan=False, strict=True)
 
 
 class Identity(NamedTuple):
-    """What an execution is born with and keeps for ever."""
+    """What an execution is born with and keeps for ever.
+
+    `created_at` is for people, on the wall clock. `born_at` is the same instant on the registry's steady timeline,
+    on which deadlines are laid (see `Registry.now`).
+    """
 
     id: str
     machine: str
@@ -50,6 +61,9 @@ class Identity(NamedTuple):
     model_attempts_max: int
     metadata_json: str | None
     timeouts_json: str | None
+    born_at: float = 0.0
+    backoff_s: float = 1.0
+    backoff_cap_s: float = 60.0
 
 
 class Snapshot(NamedTuple):
@@ -61,17 +75,18 @@ class Snapshot(NamedTuple):
         version: How many transitions it has made.
         entered_at: Since when it is in its state, in seconds since the epoch.
         updated_at: When the last transition was made.
-        due_at: When its nearest deadline passes, or ``None``.
+        due_at: When its nearest deadline passes, on the steady timeline, or ``None``.
         due_kind: The kind of that deadline.
         attempt: Which try this is, the first is 1; 0 before anybody claimed it.
         owner: The worker that drives this attempt.
         fence: The token that a stale worker fails on; it grows with every claim and release.
         tools: The open tool calls, oldest first, each as (name, call id).
         model_attempt: Which try of the current model call this is.
-        not_before: When a wait is over, or ``None``.
+        not_before: When a wait is over, on the steady timeline, or ``None``.
         breaker: The key of the breaker that it waits behind.
         limit_s: A limit of its own for the stay in the current state, in seconds.
         end_json: The payload of the event that ended it.
+        since_at: Since when it is in its state, on the steady timeline.
     """
 
     identity: Identity
@@ -90,10 +105,21 @@ class Snapshot(NamedTuple):
     breaker: str | None
     limit_s: float | None
     end_json: str | None
+    since_at: float = 0.0
 
 
 class Step(NamedTuple):
-    """What a decision comes to: the record after it, and the journal's row. Nothing has happened yet."""
+    """What a decision comes to: the record after it, and the journal's row. Nothing has happened yet.
+
+    Attributes:
+        after: The record after it.
+        source: The state before; ``None`` for a creation.
+        event: The event.
+        key: The idempotency key that came with it.
+        payload_json: What came with it, as JSON text.
+        effects: The orders that are carried out after the commit.
+        before: The record that was decided on, which tells a store what need not be written again.
+    """
 
     after: Snapshot
     source: str | None
@@ -101,6 +127,7 @@ class Step(NamedTuple):
     key: str | None
     payload_json: str | None
     effects: tuple[str, ...]
+    before: Snapshot | None = None
 
 
 class Receipt(NamedTuple):
@@ -207,7 +234,7 @@ class Execution(BaseModel):
         error: What went wrong.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     id: str
     machine: str

@@ -8,42 +8,48 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from fsm import ids
+from fsm.checks import check_limits, metadata_json, model, names, text, unknown
 from fsm.clock import Clock
-from fsm.committer import Command, Committer, Law
-from fsm.decide import CHANGES, DERIVED, create
+from fsm.command import Command
+from fsm.committer import Committer
+from fsm.decide import create
 from fsm.errors import (
     BadPayload,
     ConfigurationError,
     FsmError,
-    MalformedId,
+    InvalidMachine,
+    LeaseLost,
     Refusal,
     Refused,
     StoreUnavailable,
     UnknownExecution,
     UnknownMachine,
 )
+from fsm.laws import Law, law_for, record_of
 from fsm.machine import CREATE, Category, Machine
-from fsm.payloads import MAX_BYTES, Codec
-from fsm.records import Execution, Identity, Receipt, Retry, Snapshot, legal_rows, view
-from fsm.stores.base import MachineRecord, Query, Store
+from fsm.records import Execution, Identity, Receipt, Retry, Snapshot, view
+from fsm.stores.base import Query, Store
 from fsm.timeouts import Timeouts
 
 logger = logging.getLogger(__name__)
 
-MAX_TEXT = 500
-"""Names of agents, users and threads, and keys, are at most so many characters."""
 MAX_PAGE = 10_000
 """So many executions at most come in one page."""
 
-_METADATA = TypeAdapter(dict[str, JsonValue])
-_Model = TypeVar("_Model", bound=BaseModel)
+
+class Leaseholder(Protocol):
+    """What the registry needs to know of the worker that this process is (`fsm.worker.Worker`)."""
+
+    id: str
+    lost: bool
 
 
 class Registry:
@@ -63,14 +69,28 @@ class Registry:
         self.store = store
         self.clock = clock
         self.closed = False
+        self.ids = ids.MAKER
         self._by_name: dict[str, Machine] = {}
         self._laws: dict[str, Law] = {}
-        self._lock = threading.Lock()
+        self._claims: set[str] = set()
+        self._strange: set[str] = set()
         self._worker: tuple[int, str] = (0, "")
-        self.listeners: set[Callable[[], None]] = set()
+        self.worker: Leaseholder | None = None
+        self.closing: list[Callable[[], None]] = []
+        self.listeners: dict[Callable[[], None], None] = {}  # a set that keeps its order, so that runs replay
+        self.rng = random.Random()  # noqa: S311 - jitter, not a secret
+        self._offset_s = store.timeline(clock.era(), clock.wall() - clock.monotonic())
         self.committer = Committer(store, self.law_of)
         for machine in machines:
             self.add(machine)
+
+    def now(self) -> float:
+        """Return the instant on the steady timeline, in seconds since the epoch, near enough.
+
+        Deadlines and leases live here. It is the monotonic clock, shifted by an offset that the first process of a
+        boot wrote into the store: the same for all processes, and a wall clock that jumps does not move it.
+        """
+        return self.clock.monotonic() + self._offset_s
 
     # --- machines ---------------------------------------------------------------------------------------------
 
@@ -78,15 +98,19 @@ class Registry:
         """Make a machine known here and to the store.
 
         Raises:
-            ConfigurationError: Another machine has its name, or it is not made for executions.
+            ConfigurationError: Another machine has its name, or it is not made for executions: perpetual, or with
+                changes that executions do not have.
         """
         known = self._by_name.get(machine.name)
         if known is not None and known != machine:
             raise ConfigurationError(
                 f"two different machines are called {machine.name!r}: give one of them another name"
             )
+        if machine.perpetual:
+            raise ConfigurationError(f"machine {machine.name!r} is perpetual, and an execution has to end")
+        self._claims |= {row.event for row in machine.transitions if "claim" in row.assign}
         if machine.content_hash not in self._laws:
-            self._laws[machine.content_hash] = _law(machine)
+            self._laws[machine.content_hash] = law_for(machine)
             self.store.register(record_of(machine))
         self._by_name[machine.name] = machine
         return machine
@@ -116,8 +140,20 @@ class Registry:
     def learn(self) -> None:
         """Read the machines that other processes registered."""
         for content_hash, document in self.store.machines().items():
-            if content_hash not in self._laws:
-                self._laws[content_hash] = _law(Machine.from_json(document))
+            if content_hash in self._laws or content_hash in self._strange:
+                continue
+            try:
+                machine = Machine.from_json(document)
+            except (ValidationError, InvalidMachine) as error:
+                self._strange.add(content_hash)
+                logger.warning(
+                    "the store's machine %s cannot be read and is left out: %s", content_hash, error
+                )
+                continue
+            if machine.perpetual:
+                self._strange.add(content_hash)  # the breakers' machine, say: an execution ends
+                continue
+            self._laws[content_hash] = law_for(machine, foreign=True)
 
     def machines(self) -> tuple[Machine, ...]:
         """Return every machine that is known, the store's included."""
@@ -128,10 +164,17 @@ class Registry:
 
     @property
     def worker_id(self) -> str:
-        """The id under which this process claims executions; a forked child gets its own."""
+        """The id under which this process claims executions; a forked child gets its own.
+
+        It is that of the registered worker if there is one; otherwise no lease watches over what is claimed, and
+        deadlines alone end it.
+        """
+        worker = self.worker
+        if worker is not None:
+            return worker.id
         pid = os.getpid()
         if self._worker[0] != pid:
-            self._worker = (pid, ids.worker_id())
+            self._worker = (pid, self.ids.make("worker"))
         return self._worker[1]
 
     def birth(  # noqa: PLR0913 - what an execution is born with
@@ -149,14 +192,10 @@ class Registry:
     ) -> Command:
         """Return the command that creates an execution; see `Tracker.create` for the arguments."""
         chosen = self.machine_for(machine)
-        limits = _model(Timeouts, timeouts, "timeouts")
+        limits = model(Timeouts, timeouts, "timeouts")
         if limits is not None:
-            for name, _ in limits.phases:
-                if name not in chosen.by_name:
-                    raise BadPayload(
-                        f"timeouts.phases names {name!r}, which is no state of machine {chosen.name!r}"
-                    )
-        tries = _model(Retry, retry, "retry") or Retry()
+            check_limits(chosen, limits)
+        tries = model(Retry, retry, "retry") or Retry()
         user_id = text("user_id", user_id)
         if parent_id is not None:
             self._parent(parent_id, user_id)
@@ -164,7 +203,7 @@ class Registry:
             self.load(retry_of, user_id)
         at = self.clock.wall()
         identity = Identity(
-            ids.execution_id(),
+            self.ids.make("exec"),
             chosen.content_hash,
             text("agent", agent),
             user_id,
@@ -174,12 +213,15 @@ class Registry:
             at,
             tries.attempts_max,
             tries.model_attempts_max,
-            _metadata(metadata),
+            metadata_json(metadata),
             limits.model_dump_json(exclude_unset=True) if limits is not None else None,
+            self.now(),
+            tries.backoff_s,
+            tries.backoff_cap_s,
         )
         return Command(identity.id, CREATE, at=at, born=create(chosen, identity))
 
-    def _parent(self, parent_id: str, user_id: str) -> None:
+    def _parent(self, parent_id: str, user_id: str | None) -> None:
         parent = self.load(parent_id, user_id)
         machine = self.law_of(parent.identity.machine).machine
         if machine.by_name[parent.state].category in {Category.TERMINAL, Category.STOPPING}:
@@ -205,16 +247,86 @@ class Registry:
             text("key", key)
         if not isinstance(execution_id, str):
             raise unknown(execution_id)
-        return Command(
+        worker = self.worker
+        if worker is not None and worker.lost and fence is None and event in self._claims:
+            # Nothing would watch over what a lost worker claims. Its other writes meet their stale fences.
+            raise LeaseLost(worker.id)
+        command = Command(
             execution_id,
             event,
             at=self.clock.wall(),
+            now=self.now(),
             payload=payload,
             fence=fence,
             key=key,
             worker=self.worker_id,
             user_id=user_id,
+            jitter=self.rng.random(),
         )
+        command.unheard = self._unheard
+        return command
+
+    def order(
+        self,
+        execution_id: str,
+        event: str,
+        payload: Mapping[str, Any],
+        *,
+        version: int | None = None,
+        holder: str | None = None,
+    ) -> Command:
+        """Return a command of the library itself, bound to what it was decided on.
+
+        Args:
+            execution_id: The execution.
+            event: The event.
+            payload: What comes with it.
+            version: It is stale unless the execution is still at this version.
+            holder: It is stale unless this worker still owns the execution.
+        """
+        return Command(
+            execution_id,
+            event,
+            at=self.clock.wall(),
+            now=self.now(),
+            payload=payload,
+            version=version,
+            holder=holder,
+            jitter=self.rng.random(),
+        )
+
+    def carry_all(self, commands: Sequence[Command]) -> int:
+        """Carry out orders and their effects; those that came too late are passed over.
+
+        Args:
+            commands: From `order`.
+
+        Returns:
+            How many were committed.
+
+        Raises:
+            StoreUnavailable: The store did not answer.
+        """
+        self.committer.commit_all(commands)
+        done = 0
+        for command in commands:
+            try:
+                self.receipt(command)
+            except StoreUnavailable:
+                raise
+            except Refused as error:
+                if error.reason not in {"stale", "terminal"}:
+                    logger.warning("%s", error)
+                continue
+            except UnknownExecution:
+                continue  # it was pruned meanwhile
+            except FsmError:
+                logger.exception("%s: %r could not be carried out", command.execution_id, command.event)
+                continue
+            done += 1
+            if command.effects:
+                self.carry_out(command)
+        return done
 
     def receipt(self, command: Command) -> Receipt:
         """Return what a command came to.
@@ -231,58 +343,83 @@ class Registry:
             raise error or StoreUnavailable("the command was given up", committed=None)
         if isinstance(outcome, Refusal):
             raise Refused(outcome)
+        self._announce()
+        return outcome
+
+    def _announce(self) -> None:
         if self.listeners:
             for listener in tuple(self.listeners):
                 listener()
-        return outcome
+
+    def _unheard(self, command: Command) -> None:
+        """Make up for a cancelled caller, in a thread of its own: whoever commits does not wait for it."""
+        threading.Thread(target=self._make_up, args=(command,), name="fsm-unheard", daemon=True).start()
+
+    def _make_up(self, command: Command) -> None:
+        """Do for a caller that was cancelled while its command was committed what it would have done itself."""
+        self._announce()
+        self.carry_out(command)
 
     def created(self, command: Command) -> Execution:
-        """Return the execution that a command created; raises as `receipt` does."""
+        """Return the execution that a command created; raises as `receipt` does.
+
+        Its parent may have ended between the check and the commit, and have looked for children just before this
+        one was there: then it is called off here.
+        """
         self.receipt(command)
         assert command.born is not None  # noqa: S101 - only births come here
+        parent_id = command.born.after.identity.parent_id
+        if parent_id is not None:
+            try:
+                self._parent(parent_id, None)
+            except Refused as refused:
+                self._cancel(command.born.after, parent_id, refused.state)
+                raise
         return self.show(command.born.after)
 
     def carry_out(self, command: Command) -> None:
-        """Carry out the effects of a committed command. They are orders: a failure is logged, never lost silently."""
+        """Carry out the effects of a committed command. They are orders: a failure is logged, never lost silently.
+
+        The transition stands whatever becomes of them, so nothing is raised that would say otherwise.
+        """
         for effect in command.effects:
-            if effect == "cancel_children":
-                self._cancel_children(command)
-            else:
+            if effect != "cancel_children":
                 logger.debug("%s: the effect %r is for the engine", command.execution_id, effect)
+                continue
+            try:
+                self._cancel_children(command)
+            except Exception:
+                logger.exception("%s: could not carry out %r", command.execution_id, effect)
 
     def _cancel_children(self, command: Command) -> None:
         after: str | None = None
         while True:
             page = self.store.find(Query(parent_id=command.execution_id, after=after))
             for child in page:
-                machine = self.law_of(child.identity.machine).machine
-                if child.state in machine.terminal or "cancel" not in machine.by_source[child.state]:
-                    continue
-                reason = f"its parent was ended by {command.event!r}"
-                # A machine of the user's own may give its cancel another payload; every payload has a note.
-                plain = machine.payload_names.get("cancel") != "cancel"
-                order = self.event(
-                    child.identity.id,
-                    "cancel",
-                    {"note": reason} if plain else {"reason": reason, "by": command.execution_id},
-                    fence=None,
-                    key=None,
-                    user_id=None,
-                )
-                self.committer.commit(order)
-                try:
-                    self.receipt(order)
-                except Refused:
-                    continue  # it ended by itself meanwhile
-                except FsmError:
-                    logger.exception(
-                        "%s: could not cancel the child %s", command.execution_id, child.identity.id
-                    )
-                    continue
-                self.carry_out(order)
+                self._cancel(child, command.execution_id, command.event)
             if len(page) < Query().limit:
                 return
             after = page[-1].identity.id
+
+    def _cancel(self, child: Snapshot, parent_id: str, why: str) -> None:
+        machine = self.law_of(child.identity.machine).machine
+        if child.state in machine.terminal or "cancel" not in machine.by_source[child.state]:
+            return
+        payload = {"reason": f"its parent was ended by {why!r}", "by": parent_id}
+        if (
+            machine.payload_names.get("cancel", "cancel") != "cancel"
+        ):  # a payload of the user's own; each has a note
+            payload = {"note": f"its parent {parent_id} was ended by {why!r}"}
+        order = self.order(child.identity.id, "cancel", payload)
+        self.committer.commit(order)
+        try:
+            self.receipt(order)
+        except Refused:
+            return  # it ended by itself meanwhile
+        except Exception:
+            logger.exception("%s: could not cancel the child %s", parent_id, child.identity.id)
+            return
+        self.carry_out(order)
 
     # --- reads ------------------------------------------------------------------------------------------------
 
@@ -316,7 +453,14 @@ class Registry:
         """Return the store's question; see `Tracker.find` for the arguments."""
         if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
             raise BadPayload(f"limit is a number from 1 to {MAX_PAGE}, not {limit!r}; page with after=")
-        for name, value in (("agent", agent), ("user_id", user_id), ("thread_id", thread_id)):
+        named = {
+            "agent": agent,
+            "user_id": user_id,
+            "thread_id": thread_id,
+            "parent_id": parent_id,
+            "after": after,
+        }
+        for name, value in named.items():
             if value is not None:
                 text(name, value)
         states = self._states(state, category)
@@ -327,14 +471,14 @@ class Registry:
             return None
         machines = self.machines()
         known = frozenset(name for machine in machines for name in machine.by_name)
-        wanted = known if state is None else frozenset([state] if isinstance(state, str) else state)
+        wanted = known if state is None else names(state)
         if strange := wanted - known:
             raise BadPayload(
                 f"no such state: {', '.join(sorted(map(str, strange)))}. Known: {', '.join(sorted(known))}"
             )
         if category is None:
             return wanted
-        if category not in set(Category):
+        if category not in list(Category):
             raise BadPayload(f"no such category: {category!r}. Known: {', '.join(Category)}")
         return wanted & {name for machine in machines for name in machine.of(category)}
 
@@ -356,83 +500,10 @@ class Registry:
     def close(self) -> None:
         """Commit what is queued and close the store."""
         if not self.closed:
+            for stop in self.closing:
+                stop()
             self.closed = True
             self.committer.close()
             self.store.close()
             for listener in tuple(self.listeners):
                 listener()
-
-
-# --- helpers --------------------------------------------------------------------------------------------------
-
-
-def unknown(execution_id: object) -> UnknownExecution:
-    """Return the error for an id that nothing is known of, with what is wrong with the id itself, if anything."""
-    try:
-        ids.parse(execution_id, "exec")
-    except MalformedId as error:
-        return UnknownExecution(execution_id, error.reason)
-    return UnknownExecution(execution_id)
-
-
-def text(name: str, value: object) -> str:
-    """Return `value` if it is a usable name.
-
-    Raises:
-        BadPayload: It is no text, empty, too long, or cannot be written as UTF-8.
-    """
-    if not isinstance(value, str) or not value:
-        raise BadPayload(f"{name} is a text that is not empty, not {value!r}")
-    if len(value) > MAX_TEXT:
-        raise BadPayload(f"{name} has {len(value)} characters, {MAX_TEXT} at most")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadPayload(f"{name} holds characters that no encoding knows: {value!r}") from None
-    if "\0" in value:
-        raise BadPayload(f"{name} holds a NUL character: {value!r}")
-    return value
-
-
-def _model(kind: type[_Model], value: _Model | Mapping[str, Any] | None, name: str) -> _Model | None:
-    if value is None or isinstance(value, kind):
-        return value
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise BadPayload(f"{name} does not fit: {problems}") from None
-
-
-def _metadata(value: Mapping[str, Any] | None) -> str | None:
-    if value is None:
-        return None
-    try:
-        checked = _METADATA.validate_python(value, strict=True)
-        written = _METADATA.dump_json(checked)
-    except (ValidationError, ValueError, RecursionError) as error:
-        raise BadPayload(f"metadata is a dict of JSON values with text keys: {error}") from None
-    if len(written) > MAX_BYTES:
-        raise BadPayload(f"metadata is {len(written)} bytes, {MAX_BYTES} at most: store a reference instead")
-    return written.decode() if checked else None
-
-
-def _law(machine: Machine) -> Law:
-    strange = {name for row in machine.transitions for name in row.assign} - CHANGES.keys()
-    if strange:
-        raise ConfigurationError(
-            f"machine {machine.name!r} assigns {', '.join(sorted(strange))}, which executions do not have; "
-            f"they have: {', '.join(CHANGES)}"
-        )
-    return Law(machine, Codec(machine, frozenset(DERIVED)))
-
-
-def record_of(machine: Machine) -> MachineRecord:
-    """Return a machine as the data that a store keeps its law by."""
-    return MachineRecord(
-        machine.content_hash,
-        machine.name,
-        machine.to_json(),
-        tuple((state.name, state.name in machine.terminal) for state in machine.states),
-        tuple(sorted(legal_rows(machine), key=lambda row: (row[0] or "", row[1], row[2]))),
-    )

@@ -39,6 +39,10 @@ class ReplayClock:
         """Return the system's monotonic time in seconds."""
         return self._clock.monotonic()
 
+    def era(self) -> str:
+        """Return the system clock's era."""
+        return self._clock.era()
+
     def sleep(self, seconds: float) -> None:
         """Sleep for `seconds`."""
         self._clock.sleep(seconds)

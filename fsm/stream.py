@@ -6,12 +6,12 @@ seconds, if the store is one that others can write to.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
+from fsm.errors import BadPayload, StoreUnavailable
 from fsm.records import Receipt
 from fsm.registry import Registry
 
@@ -19,6 +19,7 @@ POLL_S = 0.1
 """So often, in seconds, a reader looks for other processes' commits."""
 PAGE = 500
 """So many receipts are read at a time."""
+MAX_POSITION = 2**63 - 1
 
 
 class _Cursor(NamedTuple):
@@ -28,15 +29,24 @@ class _Cursor(NamedTuple):
 
 
 def _begin(registry: Registry, after: int | None, execution_id: str | None, user_id: str | None) -> _Cursor:
+    if after is not None and type(after) is not int:
+        raise BadPayload(f"after is a position in the journal, a number, not {after!r}")
     if execution_id is not None:
         registry.load(execution_id, user_id)  # unknown is said at once, not by an endless silence
-    return _Cursor(registry.store.position() if after is None else after, execution_id, user_id)
+    return _Cursor(
+        registry.store.position() if after is None else min(after, MAX_POSITION), execution_id, user_id
+    )
 
 
 def _page(registry: Registry, cursor: _Cursor) -> tuple[list[Receipt], _Cursor]:
     """Return what is new and where to go on; rows that a filter hides are passed over for good."""
-    top = registry.store.position()
-    rows = registry.store.journal(cursor.after, PAGE, cursor.execution_id, cursor.user_id)
+    try:
+        top = registry.store.position()
+        rows = registry.store.journal(cursor.after, PAGE, cursor.execution_id, cursor.user_id)
+    except StoreUnavailable:
+        if registry.closed:
+            return [], cursor  # closed between two looks: the stream ends, as it does for those who wait
+        raise
     after = rows[-1].position if rows else cursor.after
     return rows, cursor._replace(after=after if len(rows) == PAGE else max(after, top))
 
@@ -62,7 +72,7 @@ def follow(
 
 def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Receipt]:
     news = threading.Event()
-    registry.listeners.add(news.set)
+    registry.listeners[news.set] = None
     try:
         while True:
             news.clear()
@@ -77,21 +87,26 @@ def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Rece
             if not rows:
                 news.wait(None if registry.store.instant else POLL_S)
     finally:
-        registry.listeners.discard(news.set)
+        registry.listeners.pop(news.set, None)
 
 
 async def follow_async(
     registry: Registry, after: int | None, execution_id: str | None, user_id: str | None, *, wait: bool
 ) -> AsyncIterator[Receipt]:
     """Yield receipts as they are committed, without blocking the event loop; see `Tracker.subscribe`."""
+    import asyncio  # noqa: PLC0415 - loaded by those who use it
+
     loop = asyncio.get_running_loop()
     news = asyncio.Event()
 
     def wake() -> None:
-        loop.call_soon_threadsafe(news.set)
+        try:
+            loop.call_soon_threadsafe(news.set)
+        except RuntimeError:  # its loop was closed under it; whoever commits has nothing to do with that
+            registry.listeners.pop(wake, None)
 
     cursor = await asyncio.to_thread(_begin, registry, after, execution_id, user_id)
-    registry.listeners.add(wake)
+    registry.listeners[wake] = None
     try:
         while not registry.closed:
             news.clear()
@@ -109,4 +124,4 @@ async def follow_async(
                     async with asyncio.timeout(None if registry.store.instant else POLL_S):
                         await news.wait()
     finally:
-        registry.listeners.discard(wake)
+        registry.listeners.pop(wake, None)

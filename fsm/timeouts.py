@@ -42,8 +42,11 @@ class Timeouts(BaseModel):
     @classmethod
     def _pairs(cls, value: Any) -> Any:
         """Take a dict or pairs, and keep them sorted so that equal limits are equal texts."""
-        pairs = value.items() if isinstance(value, Mapping) else value
-        return tuple(sorted((tuple(pair) for pair in pairs), key=lambda pair: str(pair[0])))
+        try:
+            pairs = dict(value)
+        except (TypeError, ValueError):
+            raise ValueError("phases is a dict of seconds by state") from None
+        return tuple(sorted(pairs.items(), key=lambda pair: str(pair[0])))
 
     @field_serializer("phases")
     def _as_dict(self, value: tuple[tuple[str, float], ...]) -> dict[str, float]:
@@ -62,7 +65,7 @@ class Timeouts(BaseModel):
         phases = dict(base.phases) | dict(self.phases)
         return base.model_copy(update={**given, "phases": tuple(sorted(phases.items()))})
 
-    @property  # not cached: a cache would go with model_copy into limits that differ
+    @property  # not cached: model_copy would carry the cache of the old limits over into the new ones
     def by_kind(self) -> dict[str, float | None]:
         """The general limit in seconds of each kind of deadline that a state can declare."""
         return {"queue": self.queue_s, "phase": self.phase_s, "input": self.input_s, "grace": self.grace_s}

@@ -10,24 +10,31 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
+from pydantic import ValidationError
+
 from fsm import stream
+from fsm.checks import text
 from fsm.clock import Clock, SystemClock
 from fsm.decide import allowed as allowed_events
 from fsm.errors import BadPayload, ConfigurationError
 from fsm.lifecycles.execution import EXECUTION
 from fsm.machine import Machine
 from fsm.records import Execution, Receipt, Retry, durations
-from fsm.registry import Registry, text
+from fsm.registry import Registry
+from fsm.retention import Retention, prune
 from fsm.stores.base import Store, open_store
+from fsm.sweeper import Sweeper, Swept
 from fsm.timeouts import Timeouts
+from fsm.worker import Worker
 
 if TYPE_CHECKING:
     from fsm.aio import AsyncTracker
+    from fsm.breakers.runtime import Breakers
 
 DEFAULT_STORE = "sqlite:///fsm.db"
 """Where executions are kept when neither `configure` nor FSM_STORE says anything."""
@@ -217,7 +224,7 @@ class Tracker:
         Raises:
             BadPayload: A state or category does not exist, or the limit is out of range.
         """
-        if self._user_id is not None and user_id not in {None, self._user_id}:
+        if self._hidden(user_id):
             return []
         query = self._registry.query(
             state=state,
@@ -254,9 +261,70 @@ class Tracker:
         Raises:
             UnknownExecution: There is no such execution, or it is another user's.
         """
-        if self._user_id is not None and user_id not in {None, self._user_id}:
+        if self._hidden(user_id):
             return iter(())
         return stream.follow(self._registry, after, execution_id, self._user_id or user_id, wait=follow)
+
+    # --- time and death ---------------------------------------------------------------------------------------
+
+    def worker(self, *, ttl_s: float = 15.0, name: str | None = None) -> Worker:
+        """Register this process as a worker, whose lease a thread of its own renews; what it claims lives by it.
+
+        Args:
+            ttl_s: The worker is lost if it does not renew for so long, in seconds.
+            name: What people call it; host and process id if nothing is said.
+
+        Returns:
+            The worker; close it, or use it in a ``with`` block, and what it still owns is handed back at once.
+
+        Raises:
+            BadPayload: `ttl_s` is not a positive number.
+            ConfigurationError: This process is a worker already.
+        """
+        registry = self._registry
+        if registry.worker is not None and not registry.worker.lost:
+            raise ConfigurationError(
+                f"this process is the worker {registry.worker.id} already: one lease is enough"
+            )
+        registry.worker = Worker(registry, ttl_s, name).start()
+        return registry.worker
+
+    def sweep(self) -> Swept:
+        """Turn the deadlines that have passed and the leases that ran out into events, once.
+
+        Returns:
+            What was done.
+
+        Raises:
+            StoreUnavailable: The store did not answer.
+        """
+        return Sweeper(self._registry).sweep()
+
+    def prune(
+        self,
+        *,
+        older_than_s: float | None = None,
+        keep: int | None = None,
+        archive: Callable[[dict[str, Any]], None] | None = None,
+    ) -> int:
+        """Delete ended executions with their journals; open ones are never touched.
+
+        Args:
+            older_than_s: Those that ended longer ago, in seconds.
+            keep: All but so many; the oldest ends go first.
+            archive: Called with each execution and its history before it is deleted.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            BadPayload: A limit is out of range.
+        """
+        try:
+            policy = Retention(max_age_s=older_than_s, max_count=keep)
+        except ValidationError as error:
+            raise BadPayload(f"older_than_s and keep are not negative: {error}") from None
+        return prune(self._registry, policy, archive)
 
     def position(self) -> int:
         """Return the position of the journal's last row: where a subscription that begins now would begin."""
@@ -287,6 +355,13 @@ class Tracker:
         return AsyncTracker(self)
 
     @property
+    def breakers(self) -> Breakers:
+        """The circuit breakers, one per key, shared by everything that uses this registry."""
+        from fsm.breakers.runtime import breakers_of  # noqa: PLC0415 - loaded by those who use it
+
+        return breakers_of(self._registry)
+
+    @property
     def store_url(self) -> str:
         """Where the executions are kept."""
         return self._registry.store.url
@@ -302,9 +377,13 @@ class Tracker:
         return self._registry.clock
 
     def _own(self, user_id: str | None) -> str:
-        if self._user_id is None or user_id in {None, self._user_id}:
-            return user_id or self._user_id or ""
+        if self._user_id is None or user_id is None or user_id == self._user_id:
+            return user_id if user_id is not None else self._user_id or ""
         raise BadPayload(f"this tracker is narrowed to one user and cannot act for {user_id!r}")
+
+    def _hidden(self, user_id: str | None) -> bool:
+        """Return whether a user's executions are hidden from whoever this tracker is narrowed to."""
+        return self._user_id is not None and user_id is not None and user_id != self._user_id
 
     def close(self) -> None:
         """Commit what is queued and close the store; `configure` may then be called again."""
@@ -333,7 +412,12 @@ _mine: ContextVar[Tracker | None] = ContextVar("fsm_tracker", default=None)
 
 
 def configure(
-    store: str | Store | None = None, *, clock: Clock | None = None, machines: Iterable[Machine] = ()
+    store: str | Store | None = None,
+    *,
+    clock: Clock | None = None,
+    machines: Iterable[Machine] = (),
+    sweep_every_s: float | None = None,
+    retention: Retention | None = None,
 ) -> Tracker:
     """Set the process's tracker up, once, before its first use.
 
@@ -341,6 +425,9 @@ def configure(
         store: A URL (see `fsm.stores.open_store`) or an open store; FSM_STORE, else ``sqlite:///fsm.db``.
         clock: Where time comes from; the system's clocks if nothing is said.
         machines: Machines of your own, beside the execution machine.
+        sweep_every_s: Sweep from a thread of this process, at least so often, in seconds; ``None`` if others do
+            (`fsm sweep`, another process).
+        retention: What the sweeper deletes of what has ended.
 
     Returns:
         The tracker, as `get_tracker()` returns it from now on.
@@ -357,6 +444,14 @@ def configure(
                 "calls get_tracker(); in tests use fsm.testing.fresh_tracker()"
             )
         tracker = _build(store, clock, machines)
+        if sweep_every_s is not None:
+            try:
+                sweeper = Sweeper(tracker._registry, sweep_every_s, retention)
+            except BaseException:
+                tracker.close()
+                raise
+            tracker._registry.closing.append(sweeper.stop)
+            sweeper.start()
         _trackers.append(tracker)
         return tracker
 
@@ -382,6 +477,8 @@ def _build(store: str | Store | None, clock: Clock | None, machines: Iterable[Ma
     if store is None:
         store = os.environ.get("FSM_STORE") or DEFAULT_STORE
     opened = open_store(store) if isinstance(store, str) else store
+    if not callable(getattr(opened, "append", None)):
+        raise ConfigurationError(f"store is a URL, as 'sqlite:///fsm.db', or an open store, not {store!r}")
     try:
         return Tracker._of(Registry(opened, clock or SystemClock(), (EXECUTION, *machines)))
     except BaseException:

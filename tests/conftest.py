@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
+from fsm.testing import fresh_tracker
+from fsm.testing.steps import birth, committed, move, walk
+
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "fsm" / "samples" / "trajectories.jsonl"
 
@@ -34,3 +37,13 @@ def traces() -> list[Path]:
 def url(tmp_path: Path) -> str:
     """The URL of a SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path}/fsm.db"
+
+
+@pytest.fixture
+def written(url: str) -> Path:
+    """A SQLite file with an open execution, `open`, that used the key k, and an ended one, `ended`."""
+    with fresh_tracker(url) as tracker:
+        first = birth(id="open")
+        started = move(first.after, "start", key="k")
+        committed(tracker._registry.store, first, started, *walk(birth(id="ended"), "cancel"))
+    return Path(url.removeprefix("sqlite:///"))

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
+from fsm.audit.cli import audit_command
+from fsm.cli.breakers import breaker_command, breakers_command
 from fsm.cli.demo import demo_command
-
-# TMP from fsm.cli.diagram import diagram
+from fsm.cli.diagram import diagram
 from fsm.cli.inspect import list_command, show_command
 from fsm.cli.replay import replay_command
-
-# TMP from fsm.cli.verify import verify_command
+from fsm.cli.upkeep import prune_command, sweep_command
+from fsm.cli.verify import verify_command
 from fsm.cli.watch import watch_command
 
 app = typer.Typer(
@@ -45,8 +46,13 @@ def _main(
 
 app.command("demo")(demo_command)
 app.command("replay")(replay_command)
+app.command("sweep")(sweep_command)
+app.command("prune")(prune_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("watch")(watch_command)
-# TMP app.command("diagram")(diagram)
-# TMP app.command("verify")(verify_command)
+app.command("diagram")(diagram)
+app.command("verify")(verify_command)
+app.command("audit")(audit_command)
+app.command("breakers")(breakers_command)
+app.command("breaker")(breaker_command)

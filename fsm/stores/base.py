@@ -7,7 +7,7 @@ the journal: both or neither. One thread at a time appends (the committer sees t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from fsm.errors import NotAStore
 from fsm.records import Receipt, Snapshot, Step
@@ -41,6 +41,42 @@ class MachineRecord(NamedTuple):
     document: str
     states: tuple[tuple[str, bool], ...]
     rows: tuple[tuple[str | None, str, str], ...]
+
+
+class WorkerRow(NamedTuple):
+    """A worker and its lease.
+
+    Attributes:
+        id: The worker.
+        name: What people call it, host and process.
+        ttl_s: It is lost if it does not renew for so long, in seconds.
+        started_at: When it registered, on the wall clock.
+        renewed_at: When it last renewed, on the steady timeline.
+        lost: Whether its lease ran out; it can never be renewed again.
+    """
+
+    id: str
+    name: str
+    ttl_s: float
+    started_at: float
+    renewed_at: float
+    lost: bool
+
+
+class Due(NamedTuple):
+    """An execution whose deadline has passed.
+
+    Attributes:
+        execution_id: The execution.
+        version: The version that was looked at: a later one is none of the sweeper's business.
+        due_at: When the deadline passed, on the steady timeline.
+        kind: Which deadline it was.
+    """
+
+    execution_id: str
+    version: int
+    due_at: float
+    kind: str
 
 
 class Query(NamedTuple):
@@ -98,7 +134,8 @@ class Store(Protocol):
         """Commit a batch, each step all or nothing.
 
         Args:
-            steps: In the order in which they shall happen; several may be of one execution.
+            steps: In the order in which they shall happen; several may be of one execution. Once one of them is
+                lost, those of the same execution after it are lost too: they were decided on what never was.
 
         Returns:
             For each step its receipt, or the conflict that kept it out.
@@ -134,6 +171,60 @@ class Store(Protocol):
         """Return how many executions there are by state; states without any are left out."""
         ...
 
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def timeline(self, era: str, offset_s: float) -> float:
+        """Return the offset from monotonic to steady time of an era; the first who asks decides it for all."""
+        ...
+
+    def due(self, now: float, limit: int) -> list[Due]:
+        """Return executions whose deadline is before `now` on the steady timeline, the longest overdue first."""
+        ...
+
+    def next_due(self) -> float | None:
+        """Return the nearest deadline of all, perhaps one that has been moved already; ``None`` if there is none."""
+        ...
+
+    # --- workers ----------------------------------------------------------------------------------------------
+
+    def worker_add(self, worker: WorkerRow) -> None:
+        """Register a worker."""
+        ...
+
+    def worker_renew(self, worker_id: str, now: float) -> bool:
+        """Renew a lease: one write, whatever the worker owns. False if it was lost or never registered."""
+        ...
+
+    def worker_remove(self, worker_id: str) -> None:
+        """Forget a worker."""
+        ...
+
+    def workers(self) -> list[WorkerRow]:
+        """Return every registered worker, the lost ones included."""
+        ...
+
+    def lose(self, now: float) -> list[str]:
+        """Mark the workers whose lease ran out before `now` as lost, for good, and return all that are lost."""
+        ...
+
+    def owned(self, worker_id: str, limit: int) -> list[tuple[str, int]]:
+        """Return id and version of executions that a worker owns and that have not ended."""
+        ...
+
+    # --- retention --------------------------------------------------------------------------------------------
+
+    def ended(self, before_at: float, limit: int) -> list[str]:
+        """Return executions that ended before an instant of the wall clock, the oldest end first."""
+        ...
+
+    def ended_count(self) -> int:
+        """Return how many executions have ended and are still kept."""
+        ...
+
+    def forget(self, execution_ids: Sequence[str]) -> int:
+        """Delete ended executions with their journals; open ones are left alone. Returns how many were deleted."""
+        ...
+
     def close(self) -> None:
         """Let go of everything; every later call raises `StoreUnavailable`."""
         ...
@@ -165,3 +256,101 @@ def open_store(url: str) -> Store:
     raise NotAStore(
         f"no store is known for {url!r}: use memory://, sqlite:///file.db or sqlite:////absolute/file.db"
     )
+
+
+# --- breakers -------------------------------------------------------------------------------------------------
+
+
+class BreakerRow(NamedTuple):
+    """What is kept of a circuit breaker that ever changed its state. Instants are seconds since the epoch.
+
+    Attributes:
+        key: What it protects.
+        state: Its state.
+        version: How often the row was written; 0 stands for a breaker that has no row yet.
+        generation: How often it changed its state, from 1 on.
+        changed_at: When it last changed its state.
+        since: When `until` was set; ``until - since`` is the most that anybody waits, whatever clocks say.
+        until: When it may be probed again, while it is open.
+        openings: How many probes have failed since it was last closed.
+        probes: The probes in flight, each as (token, when its lease ends).
+        successes: How many probes of this generation succeeded.
+        abandoned: How many probes of this generation were cancelled.
+    """
+
+    key: str
+    state: str
+    version: int = 0
+    generation: int = 1
+    changed_at: float = 0.0
+    since: float | None = None
+    until: float | None = None
+    openings: int = 0
+    probes: tuple[tuple[str, float], ...] = ()
+    successes: int = 0
+    abandoned: int = 0
+
+
+class BreakerEntry(NamedTuple):
+    """A row of the breakers' journal.
+
+    Attributes:
+        position: Its place in the journal; the store sets it.
+        key: Whose transition it is.
+        version: The version that it made.
+        event: The event.
+        source: The state before.
+        target: The state after.
+        generation: The generation after it.
+        at: When it happened, in seconds since the epoch.
+        by: Who did it: a person, or the worker whose call it was.
+        why: What for, in words.
+    """
+
+    position: int
+    key: str
+    version: int
+    event: str
+    source: str
+    target: str
+    generation: int
+    at: float
+    by: str | None
+    why: str | None
+
+
+@runtime_checkable
+class BreakerStore(Protocol):
+    """What a store does that breakers are shared over. Every method may raise `StoreUnavailable`."""
+
+    def breaker_load(self, key: str) -> BreakerRow | None:
+        """Return a breaker's row, or ``None`` if it never changed its state."""
+        ...
+
+    def breaker_swap(
+        self, machine: str, expected_version: int, row: BreakerRow, entry: BreakerEntry | None
+    ) -> bool:
+        """Write a row if nobody was faster, and its line of the journal with it: both or neither.
+
+        Args:
+            machine: The content hash of the breakers' machine, which was registered before.
+            expected_version: The version that the row must have now; 0 for no row.
+            row: The row after it, with the next version.
+            entry: The journal's line; ``None`` for a note (a probe given back) that takes no row of the table.
+
+        Returns:
+            Whether it was written.
+        """
+        ...
+
+    def breaker_list(self) -> list[BreakerRow]:
+        """Return every row, by key."""
+        ...
+
+    def breaker_changes(self, after: int, limit: int, key: str | None = None) -> list[BreakerEntry]:
+        """Return the breakers' journal after a position, oldest first, `limit` lines at the most, of one key or all."""
+        ...
+
+    def breaker_position(self) -> int:
+        """Return the position of the journal's last line; 0 if it is empty."""
+        ...

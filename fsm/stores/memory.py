@@ -2,73 +2,52 @@
 
 Per execution one list holds the record and its journal; indexes hold ids. The indexes by user, agent, thread and
 parent are sorted lists, which ids make cheap: they ascend as they are made. The index by state is a set per state,
-since an execution changes its state far more often than anybody asks; a query sorts what it needs.
+since an execution changes its state far more often than anybody asks; a query sorts what it needs. Deadlines stand in
+a heap that is put right lazily: an entry is only ever too early, never too late.
 """
 
 from __future__ import annotations
 
 import heapq
 import threading
-from bisect import bisect_right, insort
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fsm.errors import StoreUnavailable
 from fsm.records import Receipt, Snapshot, Step, receipt_of
-from fsm.stores.base import Conflict, MachineRecord, Query
+from fsm.stores.base import Conflict, Due, MachineRecord, Query, WorkerRow
+from fsm.stores.memory_breakers import MemoryBreakers
+from fsm.stores.memory_index import CHUNK, Index, Journal, insert
 
 
-class _Index:
-    """Ids by one value, sorted. Most values have one id, so a single one is kept without a list."""
-
-    __slots__ = ("_ids",)
-
-    def __init__(self) -> None:
-        self._ids: dict[str, str | list[str]] = {}
-
-    def add(self, value: str, execution_id: str) -> None:
-        have = self._ids.get(value)
-        if have is None:
-            self._ids[value] = execution_id
-        elif isinstance(have, list):
-            _insert(have, execution_id)
-        else:
-            self._ids[value] = sorted((have, execution_id))
-
-    def get(self, value: str) -> list[str]:
-        have = self._ids.get(value)
-        if have is None:
-            return []
-        return have if isinstance(have, list) else [have]
-
-
-def _insert(ids: list[str], execution_id: str) -> None:
-    """Keep the list sorted; nearly always the new id is the last."""
-    if not ids or execution_id > ids[-1]:
-        ids.append(execution_id)
-    else:
-        insort(ids, execution_id)
-
-
-class MemoryStore:
+class MemoryStore(MemoryBreakers):
     """A registry that lives and ends with the process."""
 
     url = "memory://"
     instant = True
 
     def __init__(self) -> None:
+        super().__init__()
         self._lock = threading.Lock()
         self._machines: dict[str, str] = {}
+        self._terminal: dict[str, frozenset[str]] = {}
         # id -> [snapshot, first receipt, second receipt, ...]: one list, since there may be a million of them.
         self._rows: dict[str, list[Any]] = {}
-        self._journal: list[Receipt] = []
+        self._journal = Journal()
         self._keys: dict[tuple[str, str], Receipt] = {}
         self._ids: list[str] = []
         self._by_state: dict[str, set[str]] = {}
-        self._by_agent = _Index()
-        self._by_user = _Index()
-        self._by_thread = _Index()
-        self._by_parent = _Index()
+        self._by_agent = Index()
+        self._by_user = Index()
+        self._by_thread = Index()
+        self._by_parent = Index()
+        self._by_owner: dict[str, set[str]] = {}
+        self._due: list[tuple[float, str]] = []
+        self._armed: dict[str, float] = {}  # the time of each execution's entry in the heap
+        self._ended: list[tuple[float, str]] = []
+        self._eras: dict[str, float] = {}
+        self._workers: dict[str, WorkerRow] = {}
         self._closed = False
 
     def _check_open(self) -> None:
@@ -77,14 +56,111 @@ class MemoryStore:
 
     def register(self, record: MachineRecord) -> None:
         """Keep a machine's declaration."""
-        self._check_open()
-        self._machines[record.content_hash] = record.document
+        with self._lock:
+            self._check_open()
+            self._machines.setdefault(record.content_hash, record.document)
+            terminal = frozenset(name for name, terminal in record.states if terminal)
+            self._terminal[record.content_hash] = terminal
 
     def machines(self) -> dict[str, str]:
         """Return every registered machine."""
         with self._lock:
             self._check_open()
             return dict(self._machines)
+
+    # --- write ------------------------------------------------------------------------------------------------
+
+    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict]:
+        """Commit a batch; nothing here can fail halfway."""
+        with self._lock:
+            if self._closed:
+                self._check_open()
+            if len(steps) == 1:
+                return [self._one(steps[0])]
+            outcomes: list[Receipt | Conflict] = []
+            lost: dict[str, Conflict] = {}
+            for step in steps:
+                outcome = lost.get(step.after.identity.id) or self._one(step)
+                if isinstance(outcome, Conflict):
+                    lost[outcome.execution_id] = outcome
+                outcomes.append(outcome)
+            return outcomes
+
+    def _one(self, step: Step) -> Receipt | Conflict:
+        after = step.after
+        execution_id = after.identity.id
+        rows = self._rows.get(execution_id)
+        if rows is None:
+            if after.version != 0:
+                return Conflict(execution_id, None)
+            receipt = receipt_of(step, self._journal.last + 1)
+            self._birth(after, receipt)
+        else:
+            before: Snapshot = rows[0]
+            if before.version != after.version - 1:
+                return Conflict(execution_id, before.version)
+            key = step.key
+            if key is not None and (execution_id, key) in self._keys:
+                return Conflict(execution_id, before.version)
+            receipt = receipt_of(step, self._journal.last + 1)
+            rows[0] = after
+            rows.append(receipt)
+            if before.state != after.state:
+                self._move(before, after)
+            if before.owner != after.owner:
+                self._own(before.owner, after.owner, execution_id)
+            if key is not None:
+                self._keys[execution_id, key] = receipt
+        due_at = after.due_at
+        if due_at is None:
+            self._armed.pop(execution_id, None)
+        else:
+            armed_at = self._armed.get(execution_id)
+            if armed_at is None or due_at < armed_at:
+                self._arm(due_at, execution_id)
+        self._journal.append(receipt)
+        return receipt
+
+    def _birth(self, snapshot: Snapshot, receipt: Receipt) -> None:
+        identity = snapshot.identity
+        self._rows[identity.id] = [snapshot, receipt]
+        insert(self._ids, identity.id)
+        self._by_state.setdefault(snapshot.state, set()).add(identity.id)
+        self._by_agent.add(identity.agent, identity.id)
+        self._by_user.add(identity.user_id, identity.id)
+        self._by_thread.add(identity.thread_id, identity.id)
+        if identity.parent_id is not None:
+            self._by_parent.add(identity.parent_id, identity.id)
+
+    def _move(self, before: Snapshot, after: Snapshot) -> None:
+        execution_id = after.identity.id
+        self._by_state[before.state].discard(execution_id)
+        ids = self._by_state.get(after.state)
+        if ids is None:
+            ids = self._by_state[after.state] = set()
+        ids.add(execution_id)
+        if after.state in self._terminal.get(after.identity.machine, ()):
+            heapq.heappush(self._ended, (after.updated_at, execution_id))
+            self._own(after.owner, None, execution_id)
+
+    def _own(self, before: str | None, after: str | None, execution_id: str) -> None:
+        if before is not None and before in self._by_owner:
+            self._by_owner[before].discard(execution_id)
+            if not self._by_owner[before]:
+                del self._by_owner[before]
+        if after is not None:
+            self._by_owner.setdefault(after, set()).add(execution_id)
+
+    def _arm(self, due_at: float, execution_id: str) -> None:
+        self._armed[execution_id] = due_at
+        heapq.heappush(self._due, (due_at, execution_id))
+        if (
+            len(self._due) > 2 * len(self._armed) + CHUNK
+        ):  # mostly entries of what has ended or was armed anew
+            self._due = [(at, one) for one, at in self._armed.items()]
+            heapq.heapify(self._due)
+
+    # --- read -------------------------------------------------------------------------------------------------
 
     def load(self, execution_id: str) -> Snapshot | None:
         """Return an execution's record."""
@@ -95,57 +171,12 @@ class MemoryStore:
         snapshot: Snapshot = rows[0]
         return snapshot
 
-    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict]:
-        """Commit a batch; nothing here can fail halfway."""
-        with self._lock:
-            if self._closed:
-                self._check_open()
-            return [self._one(step) for step in steps]
-
-    def _one(self, step: Step) -> Receipt | Conflict:
-        after = step.after
-        execution_id = after.identity.id
-        rows = self._rows.get(execution_id)
-        if rows is None:
-            if after.version != 0:
-                return Conflict(execution_id, None)
-            receipt = receipt_of(step, len(self._journal) + 1)
-            self._birth(after, receipt)
-        else:
-            before: Snapshot = rows[0]
-            if before.version != after.version - 1:
-                return Conflict(execution_id, before.version)
-            key = step.key
-            if key is not None and (execution_id, key) in self._keys:
-                return Conflict(execution_id, before.version)
-            receipt = receipt_of(step, len(self._journal) + 1)
-            rows[0] = after
-            rows.append(receipt)
-            if before.state != after.state:
-                self._by_state[before.state].discard(execution_id)
-                ids = self._by_state.get(after.state)
-                if ids is None:
-                    ids = self._by_state[after.state] = set()
-                ids.add(execution_id)
-            if key is not None:
-                self._keys[execution_id, key] = receipt
-        self._journal.append(receipt)
-        return receipt
-
-    def _birth(self, snapshot: Snapshot, receipt: Receipt) -> None:
-        identity = snapshot.identity
-        self._rows[identity.id] = [snapshot, receipt]
-        _insert(self._ids, identity.id)
-        self._by_state.setdefault(snapshot.state, set()).add(identity.id)
-        self._by_agent.add(identity.agent, identity.id)
-        self._by_user.add(identity.user_id, identity.id)
-        self._by_thread.add(identity.thread_id, identity.id)
-        if identity.parent_id is not None:
-            self._by_parent.add(identity.parent_id, identity.id)
-
     def keyed(self, execution_id: str, key: str) -> Receipt | None:
         """Return the receipt of an idempotency key."""
-        return self._keys.get((execution_id, key))
+        receipt = self._keys.get((execution_id, key))
+        if receipt is None:
+            self._check_open()
+        return receipt
 
     def history(self, execution_id: str) -> list[Receipt]:
         """Return an execution's journal."""
@@ -156,15 +187,14 @@ class MemoryStore:
     def journal(
         self, after: int, limit: int, execution_id: str | None = None, user_id: str | None = None
     ) -> list[Receipt]:
-        """Return the registry's journal after a position; a position is an index here, so nothing is searched."""
+        """Return the registry's journal after a position."""
         with self._lock:
             self._check_open()
-            if execution_id is not None:
-                found: Iterable[Receipt] = (
-                    receipt for receipt in self._rows.get(execution_id, ())[1:] if receipt.position > after
-                )
+            if execution_id is None:
+                found = self._journal.after(after)
             else:
-                found = (self._journal[index] for index in range(max(0, after), len(self._journal)))
+                rows = self._rows.get(execution_id, ())
+                found = (receipt for receipt in rows[1:] if receipt.position > after)
             out: list[Receipt] = []
             for receipt in found:
                 if user_id is None or self._rows[receipt.execution_id][0].identity.user_id == user_id:
@@ -175,7 +205,8 @@ class MemoryStore:
 
     def position(self) -> int:
         """Return the journal's last position."""
-        return len(self._journal)
+        self._check_open()
+        return self._journal.last
 
     def find(self, query: Query) -> list[Snapshot]:
         """Return the executions that fit.
@@ -249,10 +280,138 @@ class MemoryStore:
                 out[state] = out.get(state, 0) + 1
             return out
 
+    # --- time and workers -------------------------------------------------------------------------------------
+
+    def timeline(self, era: str, offset_s: float) -> float:
+        """Return the offset of an era."""
+        return self._eras.setdefault(era, offset_s)
+
+    def due(self, now: float, limit: int) -> list[Due]:
+        """Return executions whose deadline has passed."""
+        with self._lock:
+            self._check_open()
+            out: list[Due] = []
+            while self._due and self._due[0][0] <= now and len(out) < limit:
+                armed_at, execution_id = heapq.heappop(self._due)
+                if self._armed.get(execution_id) != armed_at:
+                    continue  # an earlier entry took its place
+                del self._armed[execution_id]
+                rows = self._rows.get(execution_id)
+                snapshot: Snapshot | None = rows[0] if rows else None
+                if snapshot is not None and snapshot.due_at is not None:
+                    if snapshot.due_at <= now:
+                        out.append(
+                            Due(execution_id, snapshot.version, snapshot.due_at, snapshot.due_kind or "phase")
+                        )
+                    else:
+                        self._arm(snapshot.due_at, execution_id)
+            for (
+                one
+            ) in out:  # whoever asked may die before acting: they are found again until they have moved on
+                self._arm(one.due_at, one.execution_id)
+            return out
+
+    def next_due(self) -> float | None:
+        """Return the nearest entry of the heap."""
+        with self._lock:
+            return self._due[0][0] if self._due else None
+
+    def worker_add(self, worker: WorkerRow) -> None:
+        """Register a worker."""
+        with self._lock:
+            self._check_open()
+            self._workers[worker.id] = worker
+
+    def worker_renew(self, worker_id: str, now: float) -> bool:
+        """Renew a lease."""
+        with self._lock:
+            self._check_open()
+            worker = self._workers.get(worker_id)
+            if worker is None or worker.lost:
+                return False
+            self._workers[worker_id] = worker._replace(renewed_at=now)
+            return True
+
+    def worker_remove(self, worker_id: str) -> None:
+        """Forget a worker."""
+        with self._lock:
+            self._workers.pop(worker_id, None)
+
+    def workers(self) -> list[WorkerRow]:
+        """Return every registered worker."""
+        with self._lock:
+            self._check_open()
+            return sorted(self._workers.values())
+
+    def lose(self, now: float) -> list[str]:
+        """Mark the workers whose lease ran out, and return all that are lost."""
+        with self._lock:
+            self._check_open()
+            for worker in self._workers.values():
+                if not worker.lost and worker.renewed_at + worker.ttl_s < now:
+                    self._workers[worker.id] = worker._replace(lost=True)
+            return sorted(worker.id for worker in self._workers.values() if worker.lost)
+
+    def owned(self, worker_id: str, limit: int) -> list[tuple[str, int]]:
+        """Return what a worker owns."""
+        with self._lock:
+            self._check_open()
+            ids = heapq.nsmallest(limit, self._by_owner.get(worker_id, ()))
+            return [(one, self._rows[one][0].version) for one in ids]
+
+    # --- retention --------------------------------------------------------------------------------------------
+
+    def ended(self, before_at: float, limit: int) -> list[str]:
+        """Return executions that ended before an instant."""
+        with self._lock:
+            self._check_open()
+            if not self._ended or self._ended[0][0] >= before_at:
+                return []
+            oldest = heapq.nsmallest(limit, self._ended)
+            return [execution_id for ended_at, execution_id in oldest if ended_at < before_at]
+
+    def ended_count(self) -> int:
+        """Return how many ended executions are kept."""
+        return len(self._ended)
+
+    def forget(self, execution_ids: Sequence[str]) -> int:
+        """Delete ended executions with their journals."""
+        with self._lock:
+            self._check_open()
+            gone: dict[str, list[Any]] = {}
+            for execution_id in execution_ids:
+                rows = self._rows.get(execution_id)
+                if rows is not None and rows[0].state in self._terminal.get(rows[0].identity.machine, ()):
+                    gone[execution_id] = self._rows.pop(execution_id)
+            self._journal.forget([receipt for rows in gone.values() for receipt in rows[1:]])
+            for execution_id, rows in gone.items():
+                self._unlist(execution_id, rows)
+            if gone:
+                self._ended = [entry for entry in self._ended if entry[1] not in gone]
+                heapq.heapify(self._ended)
+                self._ids = [one for one in self._ids if one not in gone]
+            return len(gone)
+
+    def _unlist(self, execution_id: str, rows: list[Any]) -> None:
+        snapshot: Snapshot = rows[0]
+        identity = snapshot.identity
+        self._by_state[snapshot.state].discard(execution_id)
+        self._by_agent.discard(identity.agent, execution_id)
+        self._by_user.discard(identity.user_id, execution_id)
+        self._by_thread.discard(identity.thread_id, execution_id)
+        if identity.parent_id is not None:
+            self._by_parent.discard(identity.parent_id, execution_id)
+        for receipt in rows[1:]:
+            if receipt.key is not None:
+                self._keys.pop((execution_id, receipt.key), None)
+        self._armed.pop(execution_id, None)
+
     def close(self) -> None:
         """Forget everything."""
         with self._lock:
             self._closed = True
             self._rows = {}
-            self._journal = []
+            self._journal = Journal()
             self._keys = {}
+            self._due = []
+            self._armed = {}

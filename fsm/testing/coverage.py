@@ -159,28 +159,12 @@ def drawing(machine: Machine, missing: Sequence[Arrow]) -> str:
 # --- the plugin -----------------------------------------------------------------------------------------------
 
 
-def add_options(parser: pytest.Parser) -> None:
-    """Declare the options; called from ``pytest_addoption``."""
-    group = parser.getgroup("fsm", "agent-fsm: transition coverage")
-    group.addoption("--fsm-cover", action="store_true", help="report which arrows of the machines were taken")
-    group.addoption(
-        "--fsm-cover-machine",
-        action="append",
-        default=[],
-        metavar="MODULE:NAME",
-        help="cover this machine instead of the two shipped ones (several times for several)",
-    )
-    group.addoption("--fsm-cover-fail", action="store_true", help="fail if an arrow was not taken")
-    group.addoption("--fsm-cover-draw", metavar="DIR", help="write drawings there, missing arrows in red")
-
-
 def configure(config: pytest.Config) -> None:
     """Set the watch up if an option asks for it; called from ``pytest_configure``.
 
     Raises:
         pytest.UsageError: A named machine cannot be imported, or is none.
     """
-    config.addinivalue_line("markers", "fsm_no_cover: what this test takes does not count for --fsm-cover")
     names: list[str] = config.getoption("--fsm-cover-machine") or []
     directory: str | None = config.getoption("--fsm-cover-draw")
     fail = bool(config.getoption("--fsm-cover-fail"))

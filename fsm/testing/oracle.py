@@ -108,6 +108,7 @@ CHANGES: dict[str, Callable[[Twin, Mapping[str, Any], Moment], dict[str, Any]]] 
     "wait": lambda _, payload, moment: _wait(payload, moment),
     "pause": lambda _, payload, moment: _wait(payload, moment, drawn=True),
     "retry_later": lambda _, payload, moment: _wait(payload, moment, drawn=True),
+    "new_call": lambda *_: {"model_attempt": 0},
     "first_call": lambda *_: {"model_attempt": 1},
     "next_call": lambda twin, *_: {"model_attempt": twin.model_attempt + 1},
     "open_tool": lambda twin, payload, _: {
@@ -115,7 +116,6 @@ CHANGES: dict[str, Callable[[Twin, Mapping[str, Any], Moment], dict[str, Any]]] 
     },
     "close_tool": lambda twin, payload, _: _close(twin, payload),
     "ask": lambda _, payload, __: {"limit_s": payload.get("expires_s")},
-    "end": lambda *_: {"tools": ()},
 }
 """What the names in a row's `assign` do to a record."""
 
@@ -143,7 +143,7 @@ class Oracle:
         self._forbidden: dict[object, dict[str, tuple[tuple[str, dict[str, Any]], ...]]] = {}
         self._extra = {event: dict((payloads or {}).get(event, {})) for event in machine.events}
         self._models = {
-            event: PAYLOADS.get(machine.payload_names.get(event, ""), Payload) for event in machine.events
+            event: PAYLOADS.get(machine.payload_names.get(event, event), Payload) for event in machine.events
         }
         for event, model in self._models.items():
             needed = {name for name, field in model.model_fields.items() if field.is_required()}
@@ -269,6 +269,8 @@ class Oracle:
         if not self.bare:
             for name in arrow.assign:
                 after = after._replace(**CHANGES[name](twin, payload, moment))
+            if arrow.target in self.terminal:
+                after = after._replace(tools=())
         return after
 
     # --- deadlines --------------------------------------------------------------------------------------------
@@ -288,8 +290,7 @@ class Oracle:
         stay_s = seconds if twin.limit_s is None else twin.limit_s
         found: list[tuple[float, int, str]] = []
         if stay_s is not None:
-            waits_until = twin.not_before if kind == "queue" and twin.not_before is not None else 0.0
-            found.append((max(twin.since_at, waits_until) + stay_s, 0, kind))
+            found.append((max(twin.since_at, twin.not_before or 0.0) + stay_s, 0, kind))
         if limits.total_s is not None:
             found.append((twin.born_at + limits.total_s, 1, "total"))
         if limits.idle_s is not None and state.category == "running":

@@ -59,7 +59,7 @@ class TrackerDriver(Driver):
         self._exit.close()
 
     def _moment(self) -> Moment:
-        registry = self.tracker._registry  # noqa: SLF001 - the timeline of deadlines has no public name
+        registry = self.tracker._registry
         now: Callable[[], float] | None = getattr(registry, "now", None)
         return Moment(self.clock.wall(), now() if now else None, self.tracker.worker_id)
 

@@ -25,8 +25,9 @@ CREATE TABLE law (
     PRIMARY KEY (machine, source, event, target)
 ) WITHOUT ROWID;
 
--- One row per execution. `event`, `key` and `payload` are those of its last transition: a trigger writes the
--- journal from them, so that state and journal are one statement.
+-- One row per execution. `event`, `key` and `payload` are those of its last transition, and `position` is that
+-- transition's place in the journal: a trigger writes the journal from them, so that state and journal are one
+-- statement. Without a rowid there is nothing but the id by which a row could be replaced.
 CREATE TABLE executions (
     id TEXT NOT NULL PRIMARY KEY,
     machine INTEGER NOT NULL REFERENCES machines (id),
@@ -55,14 +56,18 @@ CREATE TABLE executions (
     breaker TEXT,
     limit_s REAL,
     ending TEXT,
+    position INTEGER NOT NULL,
     event TEXT NOT NULL,
     key TEXT,
     payload TEXT
-);
+) WITHOUT ROWID;
 
--- AUTOINCREMENT: a position is a subscriber's cursor and must never be given out twice.
+-- A position is a subscriber's cursor: each is one more than the last, and none is given out twice.
+-- `previous` is the position of the same execution's row before: its history is a chain from its last row, and the
+-- journal needs no index that every transition would have to write to.
 CREATE TABLE journal (
-    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    position INTEGER PRIMARY KEY,
+    previous INTEGER,
     execution_id TEXT NOT NULL,
     version INTEGER NOT NULL,
     machine INTEGER NOT NULL,
@@ -77,7 +82,13 @@ CREATE TABLE journal (
     payload TEXT
 );
 
-CREATE UNIQUE INDEX journal_version ON journal (execution_id, version);
+-- Positions up to this one were given out, whatever was deleted since.
+CREATE TABLE horizon (
+    id INTEGER PRIMARY KEY,
+    position INTEGER NOT NULL
+);
+INSERT INTO horizon (id, position) VALUES (1, 0);
+
 CREATE UNIQUE INDEX journal_key ON journal (execution_id, key) WHERE key IS NOT NULL;
 CREATE INDEX executions_state ON executions (state, id);
 CREATE INDEX executions_agent ON executions (agent, id);

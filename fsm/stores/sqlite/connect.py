@@ -24,6 +24,7 @@ APPLICATION_ID = 0x66736D31
 """What SQLite's header says whose file this is: the letters fsm1."""
 BUSY_LIMIT_S = 30.0
 """So long, in seconds, a call waits for other processes before it gives up."""
+_SMALLEST = 512
 _FIRST_WAIT_S = 0.0005
 _LONGEST_WAIT_S = 0.05
 SYNCHRONOUS = ("FULL", "NORMAL", "EXTRA")
@@ -39,7 +40,7 @@ def parse_url(url: str) -> tuple[Path, str]:
     """
     head, _, query = url.partition("?")
     path = unquote(head.removeprefix("sqlite:///"))
-    if not head.startswith("sqlite:///") or not path or path == ":memory:":
+    if not head.startswith("sqlite:///") or not path or path == ":memory:" or "\0" in path:
         raise NotAStore(
             f"{url!r} names no file: write sqlite:///file.db (three slashes, beside you), "
             "sqlite:////absolute/file.db (four), or memory:// for no file at all"
@@ -84,14 +85,16 @@ def is_busy(error: sqlite3.Error) -> bool:
     return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
-def connect(path: Path, synchronous: str) -> sqlite3.Connection:
-    """Open one connection to a file that `prepare` has seen.
+def connect(path: Path, synchronous: str, *, create: bool = False) -> sqlite3.Connection:
+    """Open one connection to a file.
 
     Args:
         path: The file.
         synchronous: FULL survives power loss; NORMAL survives a crash of the process.
+        create: Make the file if it is not there; otherwise a file that was moved away is an error, not a new file.
     """
-    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    where = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+    connection = sqlite3.connect(where, timeout=0, isolation_level=None, check_same_thread=False, uri=True)
     try:
         patiently(lambda: connection.execute(f"PRAGMA synchronous={synchronous}"), str(path))
     except BaseException:
@@ -110,9 +113,14 @@ def prepare(path: Path, synchronous: str) -> sqlite3.Connection:
     """
     if not path.parent.is_dir():
         raise StoreUnavailable(f"{path}: the folder {path.parent} does not exist; create it first")
+    if path.is_dir():
+        raise NotAStore(f"{path} is a folder, not a file: write sqlite:///{path}/fsm.db")
+    if path.exists() and 0 < path.stat().st_size < _SMALLEST:
+        # SQLite takes a file of one byte for an empty database, and would write over it.
+        raise NotAStore(f"{path} is no fsm store: nothing was changed in it; choose another file")
     connection: sqlite3.Connection | None = None
     try:
-        connection = connect(path, synchronous)
+        connection = connect(path, synchronous, create=True)
         _check(connection, path)
         patiently(lambda: _wal(connection, path), str(path))
         patiently(lambda: _migrate(connection, path), str(path))

@@ -8,52 +8,67 @@ write one without the other.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import threading
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from fsm.errors import StoreUnavailable
 from fsm.records import Identity, Receipt, Snapshot, Step, receipt_of
 from fsm.stores.base import Conflict, MachineRecord, Query
-from fsm.stores.sqlite.connect import connect, explain, parse_url, patiently, prepare
-
-T = TypeVar("T")
-
-MAX_READERS = 8
-"""So many idle connections for reading are kept."""
+from fsm.stores.sqlite.breakers import SqliteBreakers
+from fsm.stores.sqlite.connect import explain, parse_url, patiently, prepare
+from fsm.stores.sqlite.pool import Pool
+from fsm.stores.sqlite.upkeep import Upkeep
 
 _BORN = (
     "id", "machine", "agent", "user_id", "thread_id", "parent_id", "retry_of", "created_at", "attempts_max",
-    "model_attempts_max", "metadata", "timeouts",
+    "model_attempts_max", "metadata", "timeouts", "born_at", "backoff_s", "backoff_cap_s",
 )  # fmt: skip
 _LIVED = (
     "state", "version", "entered_at", "updated_at", "due_at", "due_kind", "attempt", "owner", "fence", "tools",
-    "model_attempt", "not_before", "breaker", "limit_s", "ending",
+    "model_attempt", "not_before", "breaker", "limit_s", "ending", "since_at",
 )  # fmt: skip
-_LAST = ("event", "key", "payload")
+_LAST = ("event", "key", "payload", "position")
 
 _INSERT = (
     f"INSERT INTO executions ({', '.join(_BORN + _LIVED + _LAST)}) "
     f"VALUES ({', '.join('?' * len(_BORN + _LIVED + _LAST))})"
 )
-_UPDATE = (
-    f"UPDATE executions SET {', '.join(f'{name} = ?' for name in _LIVED + _LAST)} "
-    "WHERE id = ? AND version = ?"
+
+
+def _update(columns: Sequence[str]) -> str:
+    assigned = ", ".join(f"{name} = ?" for name in (*columns, *_LAST))
+    return f"UPDATE executions SET {assigned} WHERE id = ? AND version = ?"
+
+
+# What most transitions change is written alone: SQLite writes to the index of every column that is named.
+_UPDATE = _update(_LIVED)
+_UPDATE_USUAL = _update(
+    ("version", "updated_at", "due_at", "due_kind", "model_attempt", "state", "entered_at", "since_at")
 )
+_UPDATE_STAYED = _update(("version", "updated_at", "due_at", "due_kind", "model_attempt"))
+
 _SELECT = f"SELECT {', '.join(_BORN + _LIVED)} FROM executions"
 _RECEIPT = (
     "SELECT position, execution_id, version, event, source, target, at, attempt, fence, owner, key, payload "
     "FROM journal"
 )
+_POSITION = "SELECT max((SELECT coalesce(max(position), 0) FROM journal), (SELECT position FROM horizon))"
+_HISTORY = """
+    WITH RECURSIVE chain (position) AS (
+        SELECT position FROM executions WHERE id = :id
+        UNION ALL
+        SELECT previous FROM journal JOIN chain USING (position) WHERE previous > :after
+    )
+    SELECT position, execution_id, version, event, source, target, at, attempt, fence, owner, key, payload
+    FROM chain JOIN journal USING (position) WHERE position > :after ORDER BY position LIMIT :limit
+"""
 _FILTERS = ("thread_id", "parent_id", "user_id", "agent")
 
 
-class SqliteStore:
+class SqliteStore(Upkeep, SqliteBreakers):
     """A registry in one file, shared by every process of this machine that opens it."""
 
     instant = False
@@ -70,93 +85,49 @@ class SqliteStore:
             StoreUnavailable: The file cannot be opened or written.
         """
         self.url = url
-        self._path, self._synchronous = parse_url(url)
-        self._path = self._path.absolute()  # a process that changes its folder keeps its store
-        self._open(prepare(self._path, self._synchronous))
+        path, synchronous = parse_url(url)
+        self._path = path.absolute()  # a process that changes its folder keeps its store
+        self._pool = Pool(self._path, synchronous, prepare(self._path, synchronous))
         self._machines: dict[str, int] = {}
         self._hashes: dict[int, str] = {}
-        self._closed = False
-        _stores.add(self)
-
-    def _open(self, writer: sqlite3.Connection | None) -> None:
-        self._writer = writer
-        self._writing = threading.Lock()
-        self._readers: deque[sqlite3.Connection] = deque()
-
-    def after_fork(self) -> None:
-        """Begin anew in a forked child. The parent's connections are left alone: SQLite forbids even closing them."""
-        _left_to_parents.append((self._writer, self._readers))
-        self._open(None)
 
     # --- connections ------------------------------------------------------------------------------------------
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Write in one transaction: all of it or nothing."""
-        with self._writing:
-            self._check_open()
-            if self._writer is None:
-                self._writer = connect(self._path, self._synchronous)
-            writer = self._writer
+        where = str(self._path)
+        with self._pool.writing:
+            ending = False
+            writer: sqlite3.Connection | None = None
             try:
-                patiently(lambda: writer.execute("BEGIN IMMEDIATE"), str(self._path))
+                writer = self._pool.writer()
+                patiently(partial(writer.execute, "BEGIN IMMEDIATE"), where)
                 yield writer
-                writer.execute("COMMIT")
+                ending = True
+                patiently(partial(writer.execute, "COMMIT"), where)
             except BaseException as error:
-                undone = self._roll_back(writer)
+                undone = writer is None or _roll_back(writer) or not ending
+                if writer is not None and writer.in_transaction:
+                    self._pool.discard_writer()
                 if isinstance(error, sqlite3.Error):
-                    problem = explain(error, self._path)
-                    if isinstance(problem, StoreUnavailable) and not undone:
-                        problem.committed = None
-                    raise problem from error
+                    error_ = explain(error, self._path)
+                    if isinstance(error_, StoreUnavailable) and not undone:
+                        error_.committed = None
+                    raise error_ from error
                 raise
 
-    @staticmethod
-    def _roll_back(writer: sqlite3.Connection) -> bool:
-        """Return whether it is certain that nothing was committed."""
-        if not writer.in_transaction:
-            return False
-        with suppress(sqlite3.Error):
-            writer.execute("ROLLBACK")
-        return not writer.in_transaction
-
-    def _read(self, call: Callable[[sqlite3.Connection], T]) -> T:
-        self._check_open()
+    def _rows(self, sql: str, values: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
         try:
-            reader = self._readers.pop()
-        except IndexError:
-            reader = None
-        try:
-            if reader is None:
-                reader = connect(self._path, self._synchronous)
-            connection = reader
-            out = patiently(lambda: call(connection), str(self._path))
+            return self._pool.read(lambda reader: reader.execute(sql, values).fetchall())
+        except UnicodeEncodeError:
+            return []  # a text that no encoding knows is in no file
         except sqlite3.Error as error:
-            if reader is not None:
-                reader.close()
             raise explain(error, self._path) from error
-        if len(self._readers) < MAX_READERS and not self._closed:
-            self._readers.append(reader)
-        else:
-            reader.close()
-        return out
-
-    def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return self._read(lambda reader: reader.execute(sql, values).fetchall())
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreUnavailable(f"{self.url} is closed: configure() the tracker anew")
 
     def close(self) -> None:
         """Close every connection; the last one folds the write-ahead log into the file."""
-        with self._writing:
-            self._closed = True
-            while self._readers:
-                self._readers.pop().close()
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+        self._pool.close()
 
     # --- machines ---------------------------------------------------------------------------------------------
 
@@ -165,13 +136,13 @@ class SqliteStore:
         if record.content_hash in self._machines or self._number(record.content_hash) is not None:
             return
         with self._transaction() as writer:
-            inserted = writer.execute(
-                "INSERT OR IGNORE INTO machines (content_hash, name, document) VALUES (?, ?, ?)",
-                (record.content_hash, record.name, record.document),
-            )
-            if not inserted.rowcount:
+            known = "SELECT 1 FROM machines WHERE content_hash = ?"
+            if writer.execute(known, (record.content_hash,)).fetchone():
                 return  # another process was faster
-            number = inserted.lastrowid
+            number = writer.execute(
+                "INSERT INTO machines (content_hash, name, document) VALUES (?, ?, ?)",
+                (record.content_hash, record.name, record.document),
+            ).lastrowid
             writer.executemany(
                 "INSERT INTO states (machine, name, terminal) VALUES (?, ?, ?)",
                 [(number, name, terminal) for name, terminal in record.states],
@@ -203,27 +174,31 @@ class SqliteStore:
         numbers = {content_hash: self._number(content_hash) for content_hash in births}
         outcomes: list[Receipt | Conflict] = []
         with self._transaction() as writer:
-            last = writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone()
-            position = last[0] if last else 0
+            position = writer.execute(_POSITION).fetchone()[0] + 1
+            lost: dict[str, Conflict] = {}
             for step in steps:
-                conflict = self._one(writer, step, numbers)
+                conflict = lost.get(step.after.identity.id) or self._one(writer, step, position, numbers)
                 if conflict is None:
-                    position += 1
                     outcomes.append(receipt_of(step, position))
+                    position += 1
                 else:
+                    lost[conflict.execution_id] = conflict
                     outcomes.append(conflict)
         return outcomes
 
-    def _one(self, writer: sqlite3.Connection, step: Step, numbers: dict[str, int | None]) -> Conflict | None:
+    def _one(
+        self, writer: sqlite3.Connection, step: Step, position: int, numbers: dict[str, int | None]
+    ) -> Conflict | None:
         after = step.after
         identity = after.identity
-        lived = (*_lived(after), step.event, step.key, step.payload_json)
+        last = (step.event, step.key, step.payload_json, position)
         try:
             if step.source is None:
                 born = (identity.id, numbers[identity.machine], *identity[2:])
-                writer.execute(_INSERT, (*born, *lived))
+                writer.execute(_INSERT, (*born, *_lived(after), *last))
                 return None
-            if writer.execute(_UPDATE, (*lived, identity.id, after.version - 1)).rowcount:
+            sql, values = _changed(step.before, after)
+            if writer.execute(sql, (*values, *last, identity.id, after.version - 1)).rowcount:
                 return None
         except sqlite3.IntegrityError as error:
             if not _is_race(error):
@@ -235,10 +210,6 @@ class SqliteStore:
 
     def load(self, execution_id: str) -> Snapshot | None:
         """Return an execution's record."""
-        try:
-            execution_id.encode()
-        except UnicodeEncodeError:
-            return None  # no id of ours, and SQLite could not even be asked for it
         rows = self._rows(f"{_SELECT} WHERE id = ?", (execution_id,))
         return self._snapshot(rows[0]) if rows else None
 
@@ -249,30 +220,33 @@ class SqliteStore:
 
     def history(self, execution_id: str) -> list[Receipt]:
         """Return an execution's journal."""
-        rows = self._rows(f"{_RECEIPT} WHERE execution_id = ? ORDER BY version", (execution_id,))
+        rows = self._rows(_HISTORY, {"id": execution_id, "after": -1, "limit": -1})
         return [Receipt(*row) for row in rows]
 
     def journal(
         self, after: int, limit: int, execution_id: str | None = None, user_id: str | None = None
     ) -> list[Receipt]:
         """Return the registry's journal after a position."""
-        where, values = ["position > ?"], [after]
-        more: list[Any] = []
+        whose = "(SELECT user_id FROM executions WHERE id = execution_id) = ?"
         if execution_id is not None:
-            where.append("execution_id = ?")
-            more.append(execution_id)
-        if user_id is not None:
-            where.append("(SELECT user_id FROM executions WHERE id = execution_id) = ?")
-            more.append(user_id)
-        rows = self._rows(
-            f"{_RECEIPT} WHERE {' AND '.join(where)} ORDER BY position LIMIT ?", (*values, *more, limit)
-        )
+            if user_id is not None and not self._rows(
+                "SELECT 1 FROM executions WHERE id = ? AND user_id = ?", (execution_id, user_id)
+            ):
+                return []
+            rows = self._rows(_HISTORY, {"id": execution_id, "after": after, "limit": limit})
+        elif user_id is not None:
+            rows = self._rows(
+                f"{_RECEIPT} WHERE position > ? AND {whose} ORDER BY position LIMIT ?",
+                (after, user_id, limit),
+            )
+        else:
+            rows = self._rows(f"{_RECEIPT} WHERE position > ? ORDER BY position LIMIT ?", (after, limit))
         return [Receipt(*row) for row in rows]
 
     def position(self) -> int:
         """Return the journal's last position."""
-        rows = self._rows("SELECT seq FROM sqlite_sequence WHERE name = 'journal'")
-        return rows[0][0] if rows else 0
+        position: int = self._rows(_POSITION)[0][0]
+        return position
 
     def find(self, query: Query) -> list[Snapshot]:
         """Return the executions that fit: by the state's index alone state for state, else by the narrower one."""
@@ -322,24 +296,36 @@ class SqliteStore:
         return Snapshot(identity, *lived)
 
 
+def _roll_back(writer: sqlite3.Connection) -> bool:
+    """Return whether it is certain that nothing was committed."""
+    if not writer.in_transaction:
+        return False
+    with suppress(sqlite3.Error):
+        writer.execute("ROLLBACK")
+    return not writer.in_transaction
+
+
 def _lived(after: Snapshot) -> tuple[Any, ...]:
     tools = json.dumps(after.tools, separators=(",", ":")) if after.tools else None
     return (*after[1:10], tools, *after[11:])
 
 
+def _changed(before: Snapshot | None, after: Snapshot) -> tuple[str, tuple[Any, ...]]:
+    """Return the statement that writes what changed, and the values of its columns."""
+    # What changes seldom: attempt, owner, fence and tools, then the waits, the breaker and the ending.
+    if before is None or before[7:11] != after[7:11] or before[12:16] != after[12:16]:
+        return _UPDATE, _lived(after)
+    usual = (after.version, after.updated_at, after.due_at, after.due_kind, after.model_attempt)
+    if (
+        before.state == after.state
+        and before.entered_at == after.entered_at
+        and before.since_at == after.since_at
+    ):
+        return _UPDATE_STAYED, usual
+    return _UPDATE_USUAL, (*usual, after.state, after.entered_at, after.since_at)
+
+
 def _is_race(error: sqlite3.IntegrityError) -> bool:
     """Whether somebody else was faster: with the key, with the id, or with an end."""
     said = str(error)
-    return "journal.key" in said or "exists already" in said or "terminal state is final" in said
-
-
-_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
-_left_to_parents: list[object] = []
-
-
-def _after_fork() -> None:
-    for store in list(_stores):
-        store.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    return "key is in the journal" in said or "exists already" in said or "terminal state is final" in said

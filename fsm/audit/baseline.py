@@ -1,0 +1,119 @@
+"""Known findings, and the ratchet that only lets their number shrink.
+
+An entry is keyed by rule, path, symbol and a hash of the source line, so edits elsewhere in a file do not
+wake it. Several equal findings share an entry with a count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+from fsm.audit.errors import BaselineError
+from fsm.audit.model import AuditResult, Finding
+from fsm.audit.report import snippet_hash
+
+Key = tuple[str, str, str, str]
+_VERSION: Final = 1
+_FIELDS: Final = ("rule", "path", "symbol", "snippet")
+
+
+def key_of(finding: Finding) -> Key:
+    """Give the identity under which a finding is kept.
+
+    Args:
+        finding: The finding.
+
+    Returns:
+        Rule, path, symbol and the hash of its line.
+    """
+    return (finding.code, finding.path, finding.symbol, snippet_hash(finding.snippet))
+
+
+def read_baseline(path: Path) -> Counter[Key]:
+    """Read a baseline.
+
+    Args:
+        path: The file.
+
+    Returns:
+        How many findings are known under each key.
+
+    Raises:
+        BaselineError: The file is missing, or is not a baseline.
+    """
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        if data["version"] != _VERSION:
+            raise BaselineError(f"{path} has version {data['version']!r}; this fsm writes version {_VERSION}")
+        known: Counter[Key] = Counter()
+        for entry in data["findings"]:
+            rule, where, symbol, snippet = (str(entry[name]) for name in _FIELDS)
+            known[rule, where, symbol, snippet] += int(entry["count"])
+    except FileNotFoundError:
+        raise BaselineError(f"the baseline {path} does not exist; write it with --update-baseline") from None
+    except OSError as error:
+        raise BaselineError(f"the baseline {path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise BaselineError(f"{path} is not a baseline of fsm audit ({error!r}); write a new one") from None
+    return known
+
+
+def apply_baseline(result: AuditResult, known: Counter[Key]) -> None:
+    """Take the known findings out of a result; what remains is growth.
+
+    Args:
+        result: The result, which is changed: findings shrink, ``baselined`` and ``stale`` are set.
+        known: The baseline.
+    """
+    left = known.copy()
+    fresh: list[Finding] = []
+    for finding in result.findings:
+        key = key_of(finding)
+        if left[key] > 0:
+            left[key] -= 1
+        else:
+            fresh.append(finding)
+    result.baselined = len(result.findings) - len(fresh)
+    result.findings = fresh
+    result.stale = sum(left.values())
+
+
+def write_baseline(path: Path, findings: list[Finding], *, allow_growth: bool = False) -> int:
+    """Write the findings as the new baseline.
+
+    Args:
+        path: The file; it may exist.
+        findings: All findings, known and new.
+        allow_growth: Whether findings may be added to a baseline that exists.
+
+    Returns:
+        How many findings the baseline now holds.
+
+    Raises:
+        BaselineError: The baseline exists and would grow, or the file cannot be written.
+    """
+    found = Counter(key_of(finding) for finding in findings)
+    if path.exists() and not allow_growth:
+        grown = found - read_baseline(path)
+        if grown:
+            rule, where, symbol, _ = min(grown)
+            raise BaselineError(
+                f"the baseline would grow by {grown.total()} findings, the first is {rule} in {where} "
+                f"({symbol}); fix them, or accept them with --allow-growth"
+            )
+    entries = [
+        dict(zip(_FIELDS, key, strict=True)) | {"count": count} for key, count in sorted(found.items())
+    ]
+    text = json.dumps({"version": _VERSION, "findings": entries}, indent=1, ensure_ascii=False) + "\n"
+    # A half-written baseline would wake every finding, so the new one appears in one step.
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise BaselineError(f"the baseline {path} cannot be written: {error.strerror}") from None
+    return found.total()

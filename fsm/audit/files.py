@@ -1,0 +1,162 @@
+"""Finding and reading the files of a tree, whatever is in it."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import os
+import re
+import tokenize
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from fsm.audit.errors import PathError
+from fsm.audit.model import Skipped
+
+Unwanted = Callable[[str], re.Match[str] | None]
+_TEST_FILE = re.compile(r"(^|/)(tests?|testing|conftest\.py|test_[^/]*\.py|[^/]*_test\.py)(/|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of the tree and the name its module goes by.
+
+    Attributes:
+        path: Where the file is.
+        shown: How it is reported, relative to the project.
+        module: The dotted module name, worked out from the folders.
+        is_package: Whether it is an ``__init__.py``.
+        is_test: Whether it belongs to tests, by its place in the project.
+    """
+
+    path: str
+    shown: str
+    module: str
+    is_package: bool
+    is_test: bool
+
+
+def find_sources(paths: list[Path], project: Path, exclude: list[str]) -> Iterator[Source]:
+    """Give every Python file at or below some paths, each once, in a stable order.
+
+    Symbolic links to folders are not followed, so a loop of links ends the search nowhere.
+
+    Args:
+        paths: Files and folders.
+        project: The folder that reported paths are relative to.
+        exclude: Patterns for folder names, file names or relative paths to leave out.
+
+    Yields:
+        The files.
+
+    Raises:
+        PathError: A path does not exist.
+    """
+    unwanted = re.compile("|".join(fnmatch.translate(pattern) for pattern in exclude) or r"(?!)").match
+    seen: set[str] = set()
+    for path in paths:
+        if not path.exists():
+            raise PathError(f"{path} does not exist; name a Python file or a folder that holds some")
+        found = _walk(path, project, unwanted) if path.is_dir() else [str(path)]
+        base = _import_root(path)
+        for file in found:
+            absolute = os.path.abspath(file)  # noqa: PTH100 # resolving links would change reported names
+            if absolute not in seen:
+                seen.add(absolute)
+                yield _source(file, absolute, base, project)
+
+
+def _walk(top: Path, project: Path, unwanted: Unwanted) -> Iterator[str]:
+    for folder, folders, files in os.walk(top):
+        where = _shown(folder, project)
+        folders[:] = sorted(name for name in folders if not (unwanted(name) or unwanted(f"{where}/{name}")))
+        for name in sorted(files):
+            if name.endswith((".py", ".pyi")) and not (unwanted(name) or unwanted(f"{where}/{name}")):
+                yield os.path.join(folder, name)  # noqa: PTH118 # a Path per file costs a tenth of the run
+
+
+def _shown(path: str, project: Path) -> str:
+    relative = os.path.relpath(path, project)
+    return (path if relative.startswith("..") else relative).replace(os.sep, "/")
+
+
+def _import_root(path: Path) -> str:
+    """Find the folder that absolute imports start from: above the outermost package."""
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
+    if path.is_dir() and not (folder / "__init__.py").exists():
+        return str(folder)
+    while (folder / "__init__.py").exists() and folder.parent != folder:
+        folder = folder.parent
+    return str(folder)
+
+
+def _source(file: str, absolute: str, base: str, project: Path) -> Source:
+    inside = os.path.relpath(absolute, base)
+    shown = _shown(absolute, project)
+    # A folder called tests above the project says nothing about the project.
+    is_test = _TEST_FILE.search(inside if os.path.isabs(shown) else shown) is not None  # noqa: PTH117 # a str
+    parts = list(Path(inside).parts)
+    stem = parts.pop().rsplit(".", 1)[0]
+    is_package = stem == "__init__"
+    if not is_package:
+        parts.append(stem)
+    return Source(file, shown, ".".join(parts), is_package, is_test)
+
+
+def read_source(source: Source, max_bytes: int) -> str | Skipped:
+    """Read a file as Python would.
+
+    Args:
+        source: The file.
+        max_bytes: The size above which it is left alone.
+
+    Returns:
+        The text, or why there is none. Bytes that are not of the declared encoding are replaced, since
+        a stray byte in a comment says nothing about the code.
+    """
+    # Opening a named pipe would wait for ever.
+    if not os.path.isfile(source.path):  # noqa: PTH113 # a Path per file costs a tenth of the run
+        return Skipped(source.shown, 1, "is missing, or is not a regular file")
+    try:
+        with open(source.path, "rb") as handle:  # noqa: PTH123 # as above
+            raw = handle.read(max_bytes + 1)
+    except OSError as error:
+        return Skipped(source.shown, 1, f"cannot be read: {error.strerror}")
+    if len(raw) > max_bytes:
+        return Skipped(source.shown, 1, f"is larger than {max_bytes} bytes (max_file_bytes)")
+    if b"\0" in raw:
+        return Skipped(source.shown, 1, "holds NUL bytes, so it is not Python source")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return _decode_declared(raw)
+
+
+def _decode_declared(raw: bytes) -> str:
+    try:
+        encoding, _ = tokenize.detect_encoding(BytesIO(raw).readline)
+    except SyntaxError:
+        encoding = "utf-8"
+    return raw.decode(encoding, errors="replace")
+
+
+def parse_source(source: Source, text: str) -> ast.Module | Skipped:
+    """Parse a file without running any of it.
+
+    Args:
+        source: The file.
+        text: Its text.
+
+    Returns:
+        The syntax tree, or why there is none.
+    """
+    try:
+        return ast.parse(text, source.shown)
+    except SyntaxError as error:
+        return Skipped(source.shown, error.lineno or 1, f"does not parse: {error.msg}")
+    except (RecursionError, MemoryError):
+        return Skipped(source.shown, 1, "is nested too deeply to be parsed")
+    except ValueError as error:
+        return Skipped(source.shown, 1, f"does not parse: {error}")

@@ -1,0 +1,191 @@
+"""What a name stands for inside one file: imports, definitions, assignments, loops and parameters."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from fsm.audit.files import Source
+from fsm.audit.scopes import Binding, FunctionNode, Scope
+
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+_DOUBLE = re.compile(r"^_*(Mock|Fake|Stub|Dummy|Spy|Test)|(Mock|Stub|Fake|Double|Test|Tests|TestCase)$")
+
+
+def snake(name: str) -> str:
+    """Write a name in snake case, so that ``executionId`` and ``EXECUTION_ID`` compare equal.
+
+    Args:
+        name: An identifier.
+
+    Returns:
+        The name in lower case with underscores, without underscores at its ends.
+    """
+    if name.islower():
+        return name.strip("_")
+    return _CAMEL.sub("_", name).lower().strip("_")
+
+
+def import_targets(node: ast.Import | ast.ImportFrom, source: Source) -> list[tuple[str, str]]:
+    """List the names an import statement binds and what each stands for.
+
+    Args:
+        node: The statement.
+        source: The file, which relative imports start from.
+
+    Returns:
+        Pairs of the local name and the dotted target; ``*`` stands for itself.
+    """
+    if isinstance(node, ast.Import):
+        heads = [alias.name.partition(".")[0] for alias in node.names]
+        return [
+            (alias.asname, alias.name) if alias.asname else (head, head)
+            for alias, head in zip(node.names, heads, strict=True)
+        ]
+    base = absolute_module(node, source)
+    return [(alias.asname or alias.name, f"{base}.{alias.name}") for alias in node.names]
+
+
+def absolute_module(node: ast.ImportFrom, source: Source) -> str:
+    """Give the absolute module that a from-import names.
+
+    Args:
+        node: The statement.
+        source: The file it stands in.
+
+    Returns:
+        A dotted module name.
+    """
+    if not node.level:
+        return node.module or ""
+    parts = source.module.split(".") if source.module else []
+    strip = node.level - 1 if source.is_package else node.level
+    parts = parts[: len(parts) - strip] if strip else parts
+    return ".".join([*parts, *([node.module] if node.module else [])])
+
+
+def bindings_of(scope: Scope, source: Source) -> dict[str, list[Binding]]:
+    """List how every name of one scope gets its values; worked out once per scope.
+
+    Args:
+        scope: A module, class or function.
+        source: The file.
+
+    Returns:
+        The bindings under each name.
+    """
+    if scope.bindings is None:
+        found: dict[str, list[Binding]] = {}
+        scope.bindings = found
+        _bind_imports(scope, source, found)
+        for child in scope.children:
+            found.setdefault(child.name, []).append(Binding(child.kind, child.node, child.qualname, scope))
+        _bind_assignments(scope, found)
+        _bind_loops(scope, found)
+        if isinstance(scope.node, FunctionNode):
+            _bind_parameters(scope.node.args, scope, found)
+    return scope.bindings
+
+
+def _bind_imports(scope: Scope, source: Source, found: dict[str, list[Binding]]) -> None:
+    for node in scope.of(ast.Import, ast.ImportFrom):
+        for name, target in import_targets(node, source):
+            found.setdefault(name, []).append(Binding("import", None, target, scope))
+
+
+def _bind_assignments(scope: Scope, found: dict[str, list[Binding]]) -> None:
+    for node in scope.of(ast.Assign):
+        for target in node.targets:
+            _bind_target(target, node.value, scope, found)
+    for typed in scope.of(ast.AnnAssign, ast.NamedExpr):
+        if typed.value is not None:
+            _bind_target(typed.target, typed.value, scope, found)
+    for block in scope.of(ast.With, ast.AsyncWith):
+        for item in block.items:
+            if item.optional_vars is not None:
+                # What a context manager hands out is not known, and so hides an outer name.
+                _bind_target(item.optional_vars, None, scope, found)
+
+
+def _bind_target(
+    target: ast.expr, value: ast.expr | None, scope: Scope, found: dict[str, list[Binding]]
+) -> None:
+    if isinstance(target, ast.Name):
+        found.setdefault(target.id, []).append(Binding("value", value, "", scope))
+    elif isinstance(target, (ast.Tuple, ast.List)):
+        values: list[ast.expr | None] = [None] * len(target.elts)
+        if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(values):
+            values = list(value.elts)
+        for inner, inner_value in zip(target.elts, values, strict=True):
+            _bind_target(inner, inner_value, scope, found)
+
+
+def _bind_loops(scope: Scope, found: dict[str, list[Binding]]) -> None:
+    for loop in scope.of(ast.For, ast.AsyncFor, ast.comprehension):
+        options = loop.iter.elts if isinstance(loop.iter, (ast.Tuple, ast.List, ast.Set)) else [None]
+        for option in options:
+            _bind_target(loop.target, option, scope, found)
+
+
+def _bind_parameters(args: ast.arguments, scope: Scope, found: dict[str, list[Binding]]) -> None:
+    everything = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
+    for parameter in everything:
+        if parameter is not None:
+            found.setdefault(parameter.arg, []).append(Binding("parameter", None, "", scope))
+
+
+def lookup(name: str, scope: Scope, source: Source) -> list[Binding]:
+    """Find how a name gets its value, seen from a scope, by Python's rules.
+
+    Args:
+        name: The name.
+        scope: Where it is used.
+        source: The file.
+
+    Returns:
+        Its bindings in the nearest scope that binds it; empty for a builtin or an unknown name.
+    """
+    for place in scope.enclosing():
+        # A class body is not visible from the functions inside it.
+        if place.kind == "class" and place is not scope:
+            continue
+        found = bindings_of(place, source).get(name)
+        if found and not _is_global(name, place):
+            return found
+    return []
+
+
+def _is_global(name: str, scope: Scope) -> bool:
+    return any(name in node.names for node in scope.of(ast.Global)) if scope.kind == "function" else False
+
+
+def imported_name(text: str, scope: Scope, source: Source) -> str:
+    """Spell a dotted name with its first part replaced by what was imported under it.
+
+    Args:
+        text: A dotted name as it is written.
+        scope: Where it is used.
+        source: The file.
+
+    Returns:
+        The dotted name by its import; as written where the first part was not imported.
+    """
+    head, _, rest = text.partition(".")
+    for binding in lookup(head, scope, source):
+        if binding.kind == "import":
+            return f"{binding.target}.{rest}" if rest else binding.target
+    return text
+
+
+def is_double_name(name: str) -> bool:
+    """Say whether a class is called like a stand-in for tests.
+
+    Args:
+        name: The class's name.
+
+    Returns:
+        True for names such as ``FakeTracker`` and ``MockEngine``.
+    """
+    return _DOUBLE.search(name) is not None

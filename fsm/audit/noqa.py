@@ -1,0 +1,91 @@
+"""`# noqa: FSM001` comments: which findings they silence, and which of them silence nothing."""
+
+from __future__ import annotations
+
+import io
+import re
+import tokenize
+from dataclasses import dataclass, field
+from typing import Final
+
+from fsm.audit.config import AuditConfig
+from fsm.audit.model import Finding
+
+UNUSED: Final = "FSM100"
+_NOQA: Final = re.compile(r"#\s*noqa\b(?P<codes>\s*:\s*[A-Z]+[0-9]+(?:[\s,]+[A-Z]+[0-9]+)*)?", re.IGNORECASE)
+_CODE: Final = re.compile(r"[A-Z]+[0-9]+")
+
+
+@dataclass(slots=True)
+class _Comment:
+    """The codes of one comment; none stand for all rules."""
+
+    col: int
+    codes: list[str]
+    used: set[str] = field(default_factory=set)
+
+
+def apply_noqa(
+    text: str, findings: list[Finding], config: AuditConfig, shown: str
+) -> tuple[list[Finding], int]:
+    """Take out the findings that a comment silences and report the comments that silence nothing.
+
+    Args:
+        text: The file.
+        findings: Its findings.
+        config: Says which rules are on; a code of a rule that is off is not called unused.
+        shown: The path that an unused comment is reported under.
+
+    Returns:
+        The findings that remain, and how many were silenced.
+    """
+    if "noqa" not in text.lower() or not (findings or "FSM" in text.upper()):
+        return findings, 0
+    comments = _comments(text)
+    remaining = [finding for finding in findings if not _silenced(finding, comments)]
+    silenced = len(findings) - len(remaining)
+    lines = text.split("\n")
+    if config.enabled(UNUSED):
+        for line, comment in sorted(comments.items()):
+            remaining.extend(_unused(line, comment, config, shown, lines))
+    return remaining, silenced
+
+
+def _silenced(finding: Finding, comments: dict[int, _Comment]) -> bool:
+    # A long statement may carry its comment on any of its lines; the first one wins.
+    for line in range(finding.line, min(finding.end_line, finding.line + 200) + 1):
+        comment = comments.get(line)
+        if comment is not None and (not comment.codes or finding.code in comment.codes):
+            comment.used.add(finding.code)
+            return True
+    return False
+
+
+def _unused(line: int, comment: _Comment, config: AuditConfig, shown: str, lines: list[str]) -> list[Finding]:
+    found: list[Finding] = []
+    for code in comment.codes:
+        if code.startswith("FSM") and code != UNUSED and code not in comment.used and config.enabled(code):
+            message = f"noqa: {code} silences nothing on this line; remove it"
+            snippet = lines[line - 1].strip()[:200] if line <= len(lines) else ""
+            found.append(
+                Finding(shown, line, comment.col + 1, UNUSED, message, snippet=snippet, end_line=line)
+            )
+    # The comment may say that it is kept on purpose, by naming this rule as well.
+    return [] if UNUSED in comment.codes else found
+
+
+def _comments(text: str) -> dict[int, _Comment]:
+    """Read the comments with the tokenizer: the same words in a string are not a comment."""
+    comments: dict[int, _Comment] = {}
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type != tokenize.COMMENT:
+                continue
+            match = _NOQA.search(token.string)
+            if match:
+                codes = _CODE.findall((match["codes"] or "").upper())
+                comments[token.start[0]] = _Comment(token.start[1] + match.start(), codes)
+    except (tokenize.TokenError, SyntaxError):
+        # What was read so far still counts; the file itself was parsed by then.
+        pass
+    return comments

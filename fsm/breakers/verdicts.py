@@ -1,0 +1,340 @@
+"""What a call came to, for the breaker: a verdict, and who pronounces it.
+
+The ready `Classifier` knows HTTP statuses and the exceptions of httpx, openai, anthropic, pydantic-ai, aiohttp and
+the standard library, all by what they look like, so none of them is needed. The statuses and error codes are those
+that the providers document:
+
+========================================================  ===========  =========
+what came                                                 verdict      retried
+========================================================  ===========  =========
+a value, a status below 400                               SUCCESS      no
+429, 503, 529 with Retry-After                            THROTTLED    then
+429, 529 without it; 408; 5xx; timeouts; lost connections FAILURE      yes
+any other exception (it may be the provider's)            FAILURE      yes
+400, 401, 403, 404, 413, 422 and every other 4xx          IGNORED      never
+insufficient_quota, context_length_exceeded, content      IGNORED      never
+filters, billing: whatever the status is
+a wrong URL, a wrong use of a client, this library's own  IGNORED      never
+CancelledError, KeyboardInterrupt, SystemExit, aclose()   CANCELLED    never
+========================================================  ===========  =========
+
+Retry-After is read on 429, 503 and 529 only, as seconds or as an HTTP date (RFC 9110, 10.2.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from math import isfinite
+from typing import Any, NamedTuple
+
+from fsm.errors import FsmError
+
+THROTTLING = frozenset({429, 503, 529})
+"""The statuses on which Retry-After is read."""
+MAX_CAUSES = 8
+"""So many causes of an exception are looked at for a status; a chain may be a ring."""
+
+_OK = range(200, 400)
+_STATUSES = range(100, 600)
+_SERVER_ERRORS = range(500, 600)
+_TIMED_OUT = 408
+_THROTTLED_WITHOUT_A_TIME = frozenset({429, 529})
+
+_HOPELESS_CODES = frozenset(
+    "insufficient_quota billing_hard_limit_reached billing_not_active billing_error context_length_exceeded "
+    "string_above_max_length content_filter content_policy_violation invalid_api_key invalid_request_error "
+    "authentication_error permission_error not_found_error request_too_large model_not_found".split()
+)
+_HOPELESS_CLASSES = frozenset(
+    # httpx and httpcore: the request could not even be written; a cookie or a stream was used wrongly
+    "InvalidURL UnsupportedProtocol LocalProtocolError CookieConflict StreamError StreamConsumed StreamClosed "
+    # openai and anthropic
+    "LengthFinishReasonError ContentFilterFinishReasonError "
+    # pydantic-ai
+    "UserError UsageLimitExceeded ModelRetry UnexpectedModelBehavior IncompleteToolCall ContentFilterError".split()
+)
+_CLIENTS = frozenset("httpx httpcore openai anthropic pydantic_ai".split())
+_CONTEXT_LENGTH = re.compile(
+    r"context.?(length|window)|maximum context|prompt is too long|too many (input )?tokens", re.IGNORECASE
+)
+
+
+class Kind(StrEnum):
+    """The five verdicts."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    THROTTLED = "throttled"
+    IGNORED = "ignored"
+    CANCELLED = "cancelled"
+
+
+class Verdict(NamedTuple):
+    """What a call came to.
+
+    Attributes:
+        kind: One of the five.
+        retry_after_s: For THROTTLED: in how many seconds the server will listen again, if it said so.
+    """
+
+    kind: Kind
+    retry_after_s: float | None = None
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may go better another time."""
+        return self.kind in {Kind.FAILURE, Kind.THROTTLED}
+
+
+SUCCESS = Verdict(Kind.SUCCESS)
+FAILURE = Verdict(Kind.FAILURE)
+IGNORED = Verdict(Kind.IGNORED)
+CANCELLED = Verdict(Kind.CANCELLED)
+
+
+def throttled(retry_after_s: float | None = None) -> Verdict:
+    """Return the verdict THROTTLED.
+
+    Args:
+        retry_after_s: What the server asked for, in seconds; ``None`` for the policy's cooldown.
+    """
+    return Verdict(Kind.THROTTLED, retry_after_s)
+
+
+def retry_after(headers: Any, now: float) -> float | None:
+    """Read Retry-After.
+
+    Args:
+        headers: A mapping of header names to values, in whatever case; anything else has none.
+        now: The instant now, in seconds since the epoch; an HTTP date counts from here.
+
+    Returns:
+        Seconds, not negative; ``None`` if there is no such header or nothing can be made of it.
+    """
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = _header(headers, name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * unit_s
+        except ValueError:
+            try:
+                seconds = max(0.0, parsedate_to_datetime(value).timestamp() - now)
+            except (ValueError, TypeError, OverflowError):
+                continue
+        if isfinite(seconds) and seconds >= 0:
+            return seconds
+    return None
+
+
+def _header(headers: Any, name: str) -> str | None:
+    get = getattr(headers, "get", None)
+    if get is None:
+        return None
+    value = get(name)
+    if value is None:
+        value = get(name.title())
+    if value is None and isinstance(headers, Mapping):
+        value = next((headers[key] for key in headers if str(key).lower() == name), None)
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    return None if value is None else str(value).strip()
+
+
+def of_status(status: int, headers: Any = None, now: float = 0.0) -> Verdict:
+    """Return the verdict of an HTTP status.
+
+    Args:
+        status: The status.
+        headers: The response's headers, for Retry-After.
+        now: The instant now, in seconds since the epoch.
+    """
+    if status in _OK:
+        return SUCCESS
+    if status in THROTTLING:
+        seconds = retry_after(headers, now)
+        if seconds is not None:
+            return throttled(seconds)
+        if status in _THROTTLED_WITHOUT_A_TIME:
+            return FAILURE
+    return FAILURE if status in _SERVER_ERRORS or status == _TIMED_OUT else IGNORED
+
+
+def http_result(result: Any, now: float) -> Verdict:
+    """Return the verdict of a response object that may carry a bad status; anything else is a success.
+
+    Args:
+        result: What a call returned: an httpx, requests or aiohttp response, or any other value.
+        now: The instant now, in seconds since the epoch.
+    """
+    status = _status(result)
+    if status is None:
+        return SUCCESS
+    if status not in _OK and _codes(result) & _HOPELESS_CODES:
+        return IGNORED
+    return of_status(status, getattr(result, "headers", None), now)
+
+
+class Classifier:
+    """Pronounces the verdict of an exception or a result. Derive from it, or hand functions in.
+
+    Attributes:
+        judges_results: Whether results are looked at. If not, a call that returns is a success at no cost.
+    """
+
+    def __init__(
+        self,
+        *,
+        errors: Callable[[BaseException], Verdict | None] | None = None,
+        results: Callable[[Any, float], Verdict] | None = None,
+        ignored: tuple[type[BaseException], ...] = (),
+    ) -> None:
+        """Take what differs from the ready one.
+
+        Args:
+            errors: Asked first about every exception; ``None`` as its answer leaves it to the ready classifier.
+                It is never asked about a cancellation.
+            results: The verdict of what a call returned, given the instant now in seconds since the epoch; such as
+                `http_result`.
+            ignored: Exceptions that say nothing about the provider (what pybreaker calls exclude).
+        """
+        self._errors = errors
+        self._results = results
+        self._ignored = ignored
+        self.judges_results = results is not None
+
+    def error(self, error: BaseException, now: float) -> Verdict:
+        """Return the verdict of an exception.
+
+        Args:
+            error: What was raised.
+            now: The instant now, in seconds since the epoch.
+        """
+        if is_cancellation(error):
+            return CANCELLED
+        if isinstance(error, self._ignored):
+            return IGNORED
+        if self._errors is not None and (verdict := self._errors(error)) is not None:
+            return verdict
+        return of_error(error, now)
+
+    def result(self, result: Any, now: float) -> Verdict:
+        """Return the verdict of what a call returned; `now` in seconds since the epoch."""
+        return SUCCESS if self._results is None else self._results(result, now)
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Return whether an exception calls the caller off and says nothing about the call."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_cancellation(one) for one in error.exceptions)
+    return isinstance(error, asyncio.CancelledError) or not isinstance(error, Exception)
+
+
+_WORST_FIRST = (Kind.THROTTLED, Kind.FAILURE, Kind.IGNORED, Kind.CANCELLED)
+
+
+def of_error(error: BaseException, now: float) -> Verdict:
+    """Return the verdict of an exception, by what it looks like; see the module's table.
+
+    Args:
+        error: What was raised.
+        now: The instant now, in seconds since the epoch.
+    """
+    if is_cancellation(error):
+        return CANCELLED
+    if isinstance(error, BaseExceptionGroup):
+        verdicts = [of_error(one, now) for one in error.exceptions]
+        return min(verdicts, key=lambda verdict: _WORST_FIRST.index(verdict.kind))
+    if isinstance(error, FsmError) or _is_hopeless(error):
+        return IGNORED
+    status = _status(error)
+    if status is None or status in _OK:
+        # Errors inside a stream come with the status 200 of its beginning, or with none: the stream had failed.
+        return FAILURE
+    if status in _STATUSES:
+        headers = next((found for one in _chain(error) if (found := _headers(one)) is not None), None)
+        return of_status(status, headers, now)
+    return FAILURE
+
+
+def _is_hopeless(error: BaseException) -> bool:
+    for kind in type(error).__mro__:
+        if kind.__name__ in _HOPELESS_CLASSES and kind.__module__.partition(".")[0] in _CLIENTS:
+            return True
+    if any(_codes(one) & _HOPELESS_CODES for one in _chain(error)):
+        return True
+    # Not every provider gives the case a code: a 4xx that speaks of the context's length will not get shorter.
+    status = _status(error)
+    return status is not None and status not in _SERVER_ERRORS and bool(_CONTEXT_LENGTH.search(str(error)))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and its causes: pydantic-ai keeps the provider's own exception there, with the headers."""
+    one: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if one is None:
+            return
+        yield one
+        one = one.__cause__
+
+
+def _status(thing: Any) -> int | None:
+    for holder in (thing, getattr(thing, "response", None)):
+        for name in ("status_code", "status", "code"):
+            value = getattr(holder, name, None)
+            if type(value) is int and value in _STATUSES:
+                return value
+    return None
+
+
+def _headers(error: BaseException) -> Any:
+    for holder in (getattr(error, "response", None), error):
+        headers = getattr(holder, "headers", None)
+        if headers is not None:
+            return headers
+    return None
+
+
+def _codes(thing: Any) -> set[str]:
+    """Every error code and type that an exception carries, from its attributes and its body."""
+    found = [getattr(thing, "code", None), getattr(thing, "type", None)]
+    body = getattr(thing, "body", None)
+    if isinstance(body, Mapping):
+        inner = body.get("error")
+        for part in (body, inner if isinstance(inner, Mapping) else {}):
+            found += [part.get("code"), part.get("type")]
+    return {value for value in found if isinstance(value, str)}
+
+
+# --- streams --------------------------------------------------------------------------------------------------
+
+_PREAMBLES = frozenset(
+    "message_start content_block_start ping response.created response.queued response.in_progress "
+    "response.output_item.added response.content_part.added".split()
+)
+
+
+def has_content(item: Any) -> bool:
+    """Return whether an item of a stream is content: the first such item shows that the provider answers.
+
+    Empty text, the opening events of anthropic and of openai's responses, and openai's first chunk with nothing but
+    a role are none; every other item is.
+
+    Args:
+        item: What the stream yielded.
+    """
+    if isinstance(item, (str, bytes)):
+        return bool(item)
+    if isinstance(getattr(item, "type", None), str):
+        return item.type not in _PREAMBLES
+    choices = getattr(item, "choices", None)
+    if isinstance(choices, (list, tuple)) and choices:
+        deltas = [getattr(choice, "delta", None) for choice in choices]
+        names = ("content", "tool_calls", "refusal", "reasoning", "reasoning_content", "function_call")
+        if all(delta is not None for delta in deltas):
+            return any(getattr(delta, name, None) for delta in deltas for name in names)
+    return True

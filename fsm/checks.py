@@ -1,0 +1,105 @@
+"""What a caller may pass: names, ids, options and metadata, checked before anything is done with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
+
+from fsm import ids
+from fsm.errors import BadPayload, MalformedId, UnknownExecution
+from fsm.machine import Machine
+from fsm.payloads import readable
+from fsm.timeouts import Timeouts
+
+MAX_TEXT = 500
+"""Names of agents, users and threads, and keys, are at most so many characters."""
+
+_METADATA = TypeAdapter(
+    dict[str, JsonValue], config=ConfigDict(ser_json_inf_nan="constants", defer_build=True)
+)
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def unknown(execution_id: object) -> UnknownExecution:
+    """Return the error for an id that nothing is known of, with what is wrong with the id itself, if anything."""
+    try:
+        ids.parse(execution_id, "exec")
+    except MalformedId as error:
+        return UnknownExecution(execution_id, error.reason)
+    return UnknownExecution(execution_id)
+
+
+def text(name: str, value: object) -> str:
+    """Return `value` if it is a usable name.
+
+    Raises:
+        BadPayload: It is no text, empty, too long, or cannot be written as UTF-8.
+    """
+    if not isinstance(value, str) or not value:
+        raise BadPayload(f"{name} is a text that is not empty, not {value!r}")
+    if len(value) > MAX_TEXT:
+        raise BadPayload(f"{name} has {len(value)} characters, {MAX_TEXT} at most")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadPayload(f"{name} holds characters that no encoding knows: {value!r}") from None
+    if "\0" in value:
+        raise BadPayload(f"{name} holds a NUL character: {value!r}")
+    return value
+
+
+def names(state: str | Iterable[str]) -> frozenset[str]:
+    """Return one name or several as a set; raises `BadPayload` for anything else."""
+    try:
+        return frozenset([state] if isinstance(state, str) else state)
+    except TypeError:
+        raise BadPayload(f"state is the name of a state, or several names, not {state!r}") from None
+
+
+def model(kind: type[_Model], value: _Model | Mapping[str, Any] | None, name: str) -> _Model | None:
+    """Return `value` as a model of that kind; raises `BadPayload`, saying what `name` does not fit in."""
+    if value is None or isinstance(value, kind):
+        return value
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise BadPayload(f"{name} does not fit: {problems}") from None
+
+
+def check_limits(machine: Machine, timeouts: Timeouts) -> None:
+    """Refuse limits that name no state, that no row can carry out, or that leave an execution open for ever."""
+    for name, _ in timeouts.phases:
+        if name not in machine.by_name:
+            raise BadPayload(f"timeouts.phases names {name!r}, which is no state of machine {machine.name!r}")
+    limits = machine.limits(timeouts)
+    for state in machine.states:
+        if state.name in machine.terminal:
+            continue
+        bounded = limits.by_state[state.name] is not None or limits.total_s is not None
+        if bounded and "time_out" not in machine.by_source[state.name]:
+            raise BadPayload(
+                f"a limit covers the state {state.name!r}, but machine {machine.name!r} has no row for 'time_out' there"
+            )
+        if not bounded and "time_out" in machine.by_source[state.name]:
+            raise BadPayload(
+                f"nothing would ever end a stay in {state.name!r}: give it a limit, or the whole a total_s"
+            )
+
+
+def metadata_json(value: Mapping[str, Any] | None) -> str | None:
+    """Return metadata as JSON text, ``None`` for none; raises `BadPayload` for what JSON cannot say."""
+    if value is None:
+        return None
+    try:
+        checked = _METADATA.validate_python(value, strict=True)
+        written = _METADATA.dump_json(checked)
+        if b"null" in written or b"NaN" in written or b"Infinity" in written:
+            # pydantic writes NaN and infinities as null; json refuses them.
+            json.dumps(checked, allow_nan=False)
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise BadPayload(f"metadata is a dict of JSON values with text keys: {error}") from None
+    return readable("metadata", written) if checked else None

@@ -1,0 +1,102 @@
+"""``fsm sweep`` and ``fsm prune``: what keeps a registry in order."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fsm.cli.common import (
+    JsonOption,
+    StoreOption,
+    fail,
+    open_tracker,
+    out,
+    print_json,
+    print_json_line,
+    teaching,
+)
+from fsm.retention import archive_to
+from fsm.tracker import Tracker
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
+
+@teaching
+def sweep_command(
+    once: Annotated[bool, typer.Option("--once", help="Sweep once and leave.")] = False,
+    every: Annotated[float, typer.Option(min=0.05, max=3600.0, help="Seconds between two sweeps.")] = 1.0,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Time out what is overdue, and take work away from workers whose lease ran out; Ctrl-C leaves.
+
+    Any number of these may run on one store. With --json one object a sweep that did something (with --once always):
+    timed_out, lapsed, workers, pruned.
+    """
+    tracker = open_tracker(store, must_exist=True)
+    pause = threading.Event()
+    try:
+        while True:
+            _sweep(tracker, json=json, always=once)
+            if once:
+                return
+            pause.wait(every)
+    except KeyboardInterrupt:
+        return
+
+
+def _sweep(tracker: Tracker, *, json: bool, always: bool) -> None:
+    swept = tracker.sweep()
+    if not any(swept) and not always:
+        return
+    if json:
+        print_json_line(swept._asdict())
+    else:
+        out.print(
+            f"{swept.timed_out} timed out, {swept.lapsed} taken from {swept.workers} lost workers, "
+            f"{swept.pruned} pruned"
+        )
+
+
+@teaching
+def prune_command(
+    older_than: Annotated[
+        str | None, typer.Option(help="Delete what ended longer ago: 90s, 15m, 12h, 30d, 8w.")
+    ] = None,
+    keep: Annotated[int | None, typer.Option(min=0, help="Keep so many ended executions at most.")] = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(help="Append each one with its history to this file first, one JSON object a line."),
+    ] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Delete ended executions with their journals. Open ones are never touched.
+
+    With --json one object: pruned (how many).
+    """
+    if older_than is None and keep is None:
+        fail("say what to prune: --older-than 30d, or --keep 100000, or both")
+    older_than_s = None if older_than is None else _seconds(older_than)
+    tracker = open_tracker(store, must_exist=True)
+    if archive is None:
+        pruned = tracker.prune(older_than_s=older_than_s, keep=keep)
+    else:
+        with archive.open("a", encoding="utf-8") as stream:
+            pruned = tracker.prune(older_than_s=older_than_s, keep=keep, archive=archive_to(stream))
+    if json:
+        print_json({"pruned": pruned})
+    else:
+        out.print(f"{pruned} ended executions pruned" + (f", archived in {archive}" if archive else ""))
+
+
+def _seconds(text: str) -> float:
+    """Return a duration like ``30d`` in seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip())
+    if found is None:
+        fail(f"{text!r} is no duration: write 90s, 15m, 12h, 30d or 8w")
+    return float(found[1]) * _UNITS[found[2]]

@@ -1,0 +1,101 @@
+"""The breakers' rows in a SQLite file; see `fsm.stores.base.BreakerStore`.
+
+A swap takes one of the pool's reading connections, not the writing one: a breaker must not wait behind a commit of
+executions that itself waits for another process.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fsm.stores.base import BreakerEntry, BreakerRow
+from fsm.stores.sqlite.connect import explain, patiently
+from fsm.stores.sqlite.pool import Pool
+
+SWAP_LIMIT_S = 2.0
+"""So long, in seconds, a swap waits for other writers; a breaker then goes on alone rather than stop its callers."""
+
+_ROW = "key, state, version, generation, changed_at, since, until, openings, probes, successes, abandoned"
+_SELECT = f"SELECT {_ROW} FROM breakers"
+_ENTRY = (
+    "SELECT position, key, version, event, source, target, generation, at, actor, reason FROM breaker_journal"
+)
+_INSERT = (
+    "INSERT INTO breakers (state, version, generation, changed_at, since, until, openings, probes, successes, "
+    "abandoned, event, at, actor, reason, machine, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_UPDATE = (
+    "UPDATE breakers SET state = ?, version = ?, generation = ?, changed_at = ?, since = ?, until = ?, "
+    "openings = ?, probes = ?, successes = ?, abandoned = ?, event = ?, at = ?, actor = ?, reason = ?, "
+    "machine = ? WHERE key = ? AND version = ?"
+)
+
+
+class SqliteBreakers:
+    """The part of the SQLite store that keeps breakers."""
+
+    _path: Path
+    _pool: Pool
+
+    def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        raise NotImplementedError
+
+    def _number(self, content_hash: str) -> int | None:
+        raise NotImplementedError
+
+    def breaker_load(self, key: str) -> BreakerRow | None:
+        """Return a breaker's row."""
+        rows = self._rows(f"{_SELECT} WHERE key = ?", (key,))
+        return _row(rows[0]) if rows else None
+
+    def breaker_swap(
+        self, machine: str, expected_version: int, row: BreakerRow, entry: BreakerEntry | None
+    ) -> bool:
+        """Write a row if nobody was faster."""
+        number = self._number(machine)
+        probes = json.dumps(row.probes, separators=(",", ":")) if row.probes else None
+        event, by, why = (None, None, None) if entry is None else (entry.event, entry.by, entry.why)
+        at = row.changed_at if entry is None else entry.at
+        values = (*row[1:8], probes, row.successes, row.abandoned, event, at, by, why, number, row.key)
+        sql, more = (_UPDATE, (expected_version,)) if expected_version else (_INSERT, ())
+
+        def swap(connection: sqlite3.Connection) -> int:
+            # One statement is one transaction, its triggers included.
+            return patiently(
+                lambda: connection.execute(sql, (*values, *more)).rowcount, str(self._path), SWAP_LIMIT_S
+            )
+
+        try:
+            return self._pool.read(swap) == 1
+        except sqlite3.IntegrityError as error:
+            if "exists already" in str(error):
+                return False
+            raise  # the table refused it: a mistake here, not a store that is down
+        except sqlite3.Error as error:
+            raise explain(error, self._path) from error
+
+    def breaker_list(self) -> list[BreakerRow]:
+        """Return every row, by key."""
+        return [_row(row) for row in self._rows(f"{_SELECT} ORDER BY key")]
+
+    def breaker_changes(self, after: int, limit: int, key: str | None = None) -> list[BreakerEntry]:
+        """Return the journal after a position."""
+        where, values = (
+            ("position > ?", [after]) if key is None else ("key = ? AND position > ?", [key, after])
+        )
+        rows = self._rows(f"{_ENTRY} WHERE {where} ORDER BY position LIMIT ?", (*values, limit))
+        return [BreakerEntry(*row) for row in rows]
+
+    def breaker_position(self) -> int:
+        """Return the journal's last position."""
+        rows = self._rows("SELECT seq FROM sqlite_sequence WHERE name = 'breaker_journal'")
+        return rows[0][0] if rows else 0
+
+
+def _row(row: tuple[Any, ...]) -> BreakerRow:
+    probes = tuple((token, expires_at) for token, expires_at in json.loads(row[8])) if row[8] else ()
+    return BreakerRow._make((*row[:8], probes, *row[9:]))

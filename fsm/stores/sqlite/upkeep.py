@@ -1,0 +1,135 @@
+"""Time, workers and retention in the SQLite store: what the sweeper needs."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from fsm.stores.base import Due, WorkerRow
+
+
+class _Connections(Protocol):
+    def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
+
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]: ...
+
+
+_TERMINAL = "EXISTS (SELECT 1 FROM states WHERE machine = executions.machine AND name = state AND terminal)"
+_CHAIN = """
+    WITH RECURSIVE chain (position) AS (
+        SELECT position FROM executions WHERE id = ?
+        UNION ALL
+        SELECT previous FROM journal JOIN chain USING (position) WHERE previous IS NOT NULL
+    )
+    SELECT position FROM chain
+"""
+_HORIZON = """
+    UPDATE horizon SET position = max(position, (SELECT coalesce(max(position), 0) FROM journal))
+"""
+
+
+class Upkeep:
+    """The part of the store that keeps it in order; every method is as in `fsm.stores.base.Store`."""
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def timeline(self: _Connections, era: str, offset_s: float) -> float:
+        """Return the offset of an era; the first process of a boot writes it."""
+        rows = self._rows("SELECT offset_s FROM eras WHERE era = ?", (era,))
+        if not rows:
+            with self._transaction() as writer:
+                writer.execute("INSERT OR IGNORE INTO eras (era, offset_s) VALUES (?, ?)", (era, offset_s))
+            rows = self._rows("SELECT offset_s FROM eras WHERE era = ?", (era,))
+        offset: float = rows[0][0]
+        return offset
+
+    def due(self: _Connections, now: float, limit: int) -> list[Due]:
+        """Return executions whose deadline has passed, from the index of deadlines alone."""
+        rows = self._rows(
+            "SELECT id, version, due_at, due_kind FROM executions "
+            "WHERE due_at IS NOT NULL AND due_at <= ? ORDER BY due_at LIMIT ?",
+            (now, limit),
+        )
+        return [Due(*row) for row in rows]
+
+    def next_due(self: _Connections) -> float | None:
+        """Return the nearest deadline of all."""
+        due_at: float | None = self._rows("SELECT min(due_at) FROM executions WHERE due_at IS NOT NULL")[0][0]
+        return due_at
+
+    # --- workers ----------------------------------------------------------------------------------------------
+
+    def worker_add(self: _Connections, worker: WorkerRow) -> None:
+        """Register a worker."""
+        with self._transaction() as writer:
+            writer.execute(
+                "INSERT INTO workers (id, name, ttl_s, started_at, renewed_at, lost) VALUES (?, ?, ?, ?, ?, ?)",
+                worker,
+            )
+
+    def worker_renew(self: _Connections, worker_id: str, now: float) -> bool:
+        """Renew a lease: one row, whatever the worker owns."""
+        with self._transaction() as writer:
+            renewed = writer.execute(
+                "UPDATE workers SET renewed_at = ? WHERE id = ? AND NOT lost", (now, worker_id)
+            )
+            return renewed.rowcount == 1
+
+    def worker_remove(self: _Connections, worker_id: str) -> None:
+        """Forget a worker."""
+        with self._transaction() as writer:
+            writer.execute("DELETE FROM workers WHERE id = ?", (worker_id,))
+
+    def workers(self: _Connections) -> list[WorkerRow]:
+        """Return every registered worker."""
+        rows = self._rows("SELECT id, name, ttl_s, started_at, renewed_at, lost FROM workers ORDER BY id")
+        return [WorkerRow(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows]
+
+    def lose(self: _Connections, now: float) -> list[str]:
+        """Mark the workers whose lease ran out; nothing is written when there is none."""
+        expired = "NOT lost AND renewed_at + ttl_s < ?"
+        if self._rows(f"SELECT 1 FROM workers WHERE {expired} LIMIT 1", (now,)):
+            with self._transaction() as writer:
+                writer.execute(f"UPDATE workers SET lost = 1 WHERE {expired}", (now,))
+        return [row[0] for row in self._rows("SELECT id FROM workers WHERE lost ORDER BY id")]
+
+    def owned(self: _Connections, worker_id: str, limit: int) -> list[tuple[str, int]]:
+        """Return what a worker owns and has not ended."""
+        rows = self._rows(
+            f"SELECT id, version FROM executions WHERE owner = ? AND NOT {_TERMINAL} ORDER BY id LIMIT ?",
+            (worker_id, limit),
+        )
+        return [(row[0], row[1]) for row in rows]
+
+    # --- retention --------------------------------------------------------------------------------------------
+
+    def ended(self: _Connections, before_at: float, limit: int) -> list[str]:
+        """Return executions that ended before an instant."""
+        rows = self._rows(
+            f"SELECT id FROM executions WHERE due_at IS NULL AND updated_at < ? AND {_TERMINAL} "
+            "ORDER BY updated_at, id LIMIT ?",
+            (before_at, limit),
+        )
+        return [row[0] for row in rows]
+
+    def ended_count(self: _Connections) -> int:
+        """Return how many ended executions are kept."""
+        count: int = self._rows(f"SELECT count(*) FROM executions WHERE due_at IS NULL AND {_TERMINAL}")[0][0]
+        return count
+
+    def forget(self: _Connections, execution_ids: Sequence[str]) -> int:
+        """Delete ended executions with their journals, all in one transaction."""
+        gone = 0
+        with self._transaction() as writer:
+            writer.execute(_HORIZON)
+            for execution_id in execution_ids:
+                positions = writer.execute(_CHAIN, (execution_id,)).fetchall()
+                deleted = writer.execute(
+                    f"DELETE FROM executions WHERE id = ? AND {_TERMINAL}", (execution_id,)
+                )
+                if deleted.rowcount:
+                    gone += 1
+                    writer.executemany("DELETE FROM journal WHERE position = ?", positions)
+        return gone

@@ -1,0 +1,155 @@
+"""How fast the audit reads a tree, and how much memory it takes.
+
+    python tests/bench/audit.py [--files 3600] [--lines 290] [--json] [--path FOLDER]
+
+It writes a tree of that many modules (or takes yours with --path), audits it in a process of its own, and
+prints files and lines a second beside what parsing alone takes, since only the ratio of the two carries over
+to another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import gc
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from fsm.audit import AuditConfig, audit
+
+CHUNKS = (
+    '''
+class Service{n}:
+    """Keeps rows for a while."""
+
+    def __init__(self, client, limit: int = {n}) -> None:
+        self.client = client
+        self.limit = limit
+        self.rows: dict[str, int] = {{}}
+
+    async def load(self, user_id: str, thread_id: str) -> list[str]:
+        found = await self.client.fetch(f"rows:{{user_id}}", thread_id=thread_id, limit=self.limit)
+        for row in found:
+            self.rows[row["name"]] = self.rows.get(row["name"], 0) + len(row)
+        return [name for name, count in self.rows.items() if count > {n}]
+''',
+    '''
+def combine{n}(left: dict, right: dict, *, deep: bool = False) -> dict:
+    """Combine two settings."""
+    result = dict(left)
+    for key, value in right.items():
+        if deep and isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = combine{n}(result[key], value, deep=True)
+        elif value is not None and key not in ("state", "status"):
+            result[key] = value
+    logger.info("combined %s settings of %s", len(result), {n})
+    return result
+''',
+    '''
+async def test_agent_{n}(client, tracker) -> None:
+    """The agent answers."""
+    context = Context(user_id="u{n}", thread_id="t{n}", run_id=tracker.new())
+    response = await client.post("/agents/run", json={{"message": "hello", "user": context.user_id}})
+    assert response.status_code == 200
+    assert response.json()["state"] in {{"running", "completed"}}
+    execution_id = response.json().get("execution_id")
+    assert execution_id is not None, f"no execution for {{context.user_id}}"
+''',
+)
+VIOLATIONS = (
+    'import uuid\ndef start{n}(f):\n    return f(execution_id=f"exec_{{uuid.uuid4().hex}}")\n',
+    "from fsm import Tracker\ndef use{n}():\n    return Tracker()\n",
+    """
+class Book{n}:
+    def __init__(self):
+        self._executions = {{}}
+
+    def set_state(self, execution_id, state):
+        self._executions[execution_id].state = state
+""",
+)
+
+
+def write_tree(folder: Path, files: int, lines: int) -> None:
+    """Write a tree of modules like those of an agent platform, the same one every time."""
+    dice = random.Random(7)
+    for number in range(files):
+        package = folder / f"app{number % 40}"
+        package.mkdir(exist_ok=True)
+        (package / "__init__.py").touch()
+        parts = ["import logging\n\nlogger = logging.getLogger(__name__)\n"]
+        if number % 20 == 0:
+            parts.append(dice.choice(VIOLATIONS).format(n=number))
+        while sum(part.count("\n") for part in parts) < lines:
+            parts.append(dice.choice(CHUNKS).format(n=dice.randrange(1000)))
+        (package / f"module{number}.py").write_text("".join(parts), encoding="utf-8")
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Measure one audit of a folder in this process, then parsing alone."""
+    started = time.process_time()
+    result = audit([folder], AuditConfig(), project=folder)
+    seconds = time.process_time() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines, parsing = parse_alone(folder)
+    return {
+        "files": result.files,
+        "lines": lines,
+        "findings": len(result.findings),
+        "seconds": round(seconds, 2),
+        "files_per_s": round(result.files / seconds),
+        "lines_per_s": round(lines / seconds),
+        "parse_only_seconds": round(parsing, 2),
+        "ratio_to_parsing": round(seconds / parsing, 2),
+        "peak_mb": round(peak),
+    }
+
+
+def parse_alone(folder: Path) -> tuple[int, float]:
+    lines, started = 0, time.process_time()
+    gc.disable()
+    for path in folder.rglob("*.py"):
+        try:
+            text = path.read_text(encoding="utf-8")
+            ast.parse(text)
+        except (SyntaxError, ValueError, OSError):
+            continue
+        lines += text.count("\n")
+    gc.enable()
+    return lines, time.process_time() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=3600)
+    parser.add_argument("--lines", type=int, default=290)
+    parser.add_argument("--path", type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(options.child)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = options.path or Path(name)
+        if options.path is None:
+            write_tree(folder, options.files, options.lines)
+        command = [sys.executable, __file__, "--child", str(folder)]
+        # A process of its own: its peak of memory is the audit's, not the generator's.
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    figures = json.loads(done.stdout)
+    if options.json:
+        print(json.dumps(figures))
+        return
+    for key, value in figures.items():
+        print(f"{key:22}{value:>12,}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Every error survives the way to another process, and is caught by one name."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+
+import pytest
+
+from fsm import errors
+from fsm.errors import (
+    BadPayload,
+    ConfigurationError,
+    Finding,
+    FsmError,
+    InvalidMachine,
+    LeaseLost,
+    MalformedId,
+    NotAStore,
+    Refusal,
+    Refused,
+    StoreTooNew,
+    StoreUnavailable,
+    UnknownExecution,
+    UnknownMachine,
+)
+
+REFUSAL = Refusal("exec_1", "completed", "start", "terminal", (), 3, "it has ended")
+ERRORS: list[FsmError] = [
+    FsmError("something"),
+    InvalidMachine("m", [Finding("trap", "a", "nothing leads out", "Add a row")]),
+    Refused(REFUSAL),
+    UnknownExecution("exec_1", "it is too short"),
+    UnknownMachine("executor", ("execution", "breaker")),
+    BadPayload("wrong"),
+    MalformedId("x", "too short"),
+    LeaseLost("worker_1"),
+    ConfigurationError("twice"),
+    StoreUnavailable("full", committed=None),
+    NotAStore("a text file"),
+    StoreTooNew("fsm.db", 9, 2),
+]
+
+
+def test_every_error_of_the_library_is_looked_at_here() -> None:
+    """No error class is left out below."""
+    classes = {
+        one
+        for _, one in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(one, Exception) and one.__module__ == "fsm.errors"
+    }
+    assert classes == {type(error) for error in ERRORS}
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("way", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy])
+def test_an_error_survives_pickling(error: FsmError, way) -> None:
+    """An error that crosses a process boundary arrives with its text and all of its data."""
+    again = way(error)
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+    assert isinstance(again, FsmError)
+
+
+def test_a_refusal_can_be_read_from_the_exception() -> None:
+    """The exception shows every part of the refusal, and its text names them for a person."""
+    error = Refused(REFUSAL._replace(allowed=("cancel", "fail"), state="queued", reason="guard"))
+    assert (error.execution_id, error.state, error.event) == ("exec_1", "queued", "start")
+    assert (error.reason, error.allowed, error.version) == ("guard", ("cancel", "fail"), 3)
+    for part in ("exec_1", "queued", "'start'", "guard", "version 3", "cancel, fail", "it has ended"):
+        assert part in str(error)
+    assert "Allowed now: nothing" in str(Refused(REFUSAL))
+
+
+def test_an_unknown_machine_is_answered_with_the_nearest_name() -> None:
+    """A misspelt machine name is met with the name that was probably meant."""
+    assert "did you mean 'execution'" in str(UnknownMachine("executon", ("execution", "breaker")))
+    assert "'executon'. Known: none" in str(UnknownMachine("executon"))

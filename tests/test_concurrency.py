@@ -394,12 +394,12 @@ def test_a_ctrl_c_while_waiting_costs_only_the_one_who_waits(durable):
     def press() -> None:
         assert hurt.began.wait(60)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        hurt.go.set()
 
     presser = threading.Thread(target=press)
     presser.start()
     with pytest.raises(KeyboardInterrupt):
-        durable.fire(one, "think")
+        durable.fire(one, "think")  # nobody lets it go on: only the interrupt ends the wait
+    hurt.go.set()
     presser.join(60)
     assert at_once(4, lambda _: durable.fire(one, "progress").state) == [durable.get(one).state] * 4
     assert_whole(durable, one)

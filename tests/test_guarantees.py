@@ -157,7 +157,8 @@ def test_a_cancel_reaches_children_of_a_machine_of_your_own():
         child = tracker.create("child", user_id="ada", thread_id="t", machine=machine, parent_id=top.id)
         tracker.fire(top.id, "cancel")
         assert tracker.get(child.id).state == "gone"
-        assert tracker.history(child.id)[-1].payload == {"note": "its parent was ended by 'cancel'"}
+        said = {"reason": "its parent was ended by 'cancel'", "by": top.id}
+        assert tracker.history(child.id)[-1].payload == said
 
 
 def test_a_journal_does_not_run_backwards():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 import unittest
@@ -38,7 +39,7 @@ ERRAND = Machine(
         row("open", "go", None, "not paid"),
         row("open", "go", "going"),
         row("going", "tick"),
-        row("open going", "finish", "done", "paid", assign="end", otherwise="pay first"),
+        row("open going", "finish", "done", "paid", otherwise="pay first"),
     ),
 )
 """A machine as a user would declare it: no payloads, facts of its own."""
@@ -193,7 +194,7 @@ def machines(draw) -> Machine:
         for name in names
     ]
     changes = st.sampled_from(
-        ("", "claim", "release", "wait", "open_tool", "close_tool", "ask", "claim wait", "end")
+        ("", "claim", "release", "wait", "open_tool", "close_tool", "ask", "claim wait")
     )
     rows = [row(" ".join(names), event, "end", assign=draw(changes)) for event in ("cancel", "time_out")]
     rows += [
@@ -272,6 +273,14 @@ def test_a_required_field_has_to_be_given(monkeypatch):
         machine_test(machine)
     case = machine_test(machine, settings=QUICK, payloads={"finish": {"by": "ada"}})
     assert case.explore().missing == ()
+
+
+def test_a_change_that_nobody_knows_is_refused():
+    """A machine that ends and assigns what executions do not have is refused, not run without its executions."""
+    fields = {name: getattr(ERRAND, name) for name in Machine.model_fields}
+    machine = Machine(**fields | {"transitions": (*ERRAND.transitions, row("open", "mark", assign="clame"))})
+    with pytest.raises(ConfigurationError, match="'errand' assigns clame, which executions do not have"):
+        machine_test(machine)
 
 
 def test_the_oracle_knows_what_executions_know():
@@ -371,11 +380,13 @@ def test_workers_can_lack_an_arrow(suite):
 
 
 def test_the_drawing(suite, pytester):
-    """The drawing has every arrow, and exactly those in red that were not taken."""
+    """The drawing has every arrow, and exactly those in red that were not taken; it is there as DOT and as SVG."""
     suite(HALF, *COVERED, "--fsm-cover-draw", "out/deep")
-    drawn = (pytester.path / "out" / "deep" / "flow.dot").read_text(encoding="utf-8").splitlines()
-    arrows = {line.partition('label="')[2].partition('"')[0]: "red" in line for line in drawn if "->" in line}
-    assert arrows == {"tick": False, "shut": False, "cancel": True}
+    dot = (pytester.path / "out" / "deep" / "flow.dot").read_text(encoding="utf-8")
+    colours = {event: colour for colour, event in re.findall(r'color="(#\w+)">(\w+)</font>', dot)}
+    assert colours.keys() == {"tick", "shut", "cancel"}
+    assert colours["tick"] == colours["shut"] != colours["cancel"] == "#C81E1E"
+    assert b">cancel<" in (pytester.path / "out" / "deep" / "flow.svg").read_bytes()
 
 
 def test_a_test_can_be_left_out(suite):

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from fsm.diagram import render_svg, to_dot
 from fsm.executor import Executor, Question
 from fsm.lifecycles import BREAKER, EXECUTION
 from fsm.machine import Arrow, Machine
@@ -142,18 +143,21 @@ def describe(machine: Machine, missing: Sequence[Arrow]) -> list[_Line]:
     return lines
 
 
-def drawing(machine: Machine, missing: Sequence[Arrow]) -> str:
-    """Return a drawing as DOT text, the arrows that were not taken in red."""
-    lacking = set(missing)
-    lines = [f'digraph "{machine.name}" {{', "  rankdir=LR;"]
-    for state in machine.states:
-        shape = "doublecircle" if state.name in machine.terminal else "box"
-        lines.append(f'  "{state.name}" [shape={shape}];')
-    for arrow in machine.arrows:
-        label = f"{arrow.event} [{arrow.guard}]" if arrow.literals else arrow.event
-        colour = ", color=red, fontcolor=red" if arrow in lacking else ""
-        lines.append(f'  "{arrow.source}" -> "{arrow.target}" [label="{label}"{colour}];')
-    return "\n".join([*lines, "}", ""])
+def draw(machine: Machine, missing: Sequence[Arrow], directory: Path) -> None:
+    """Write a drawing as DOT text and as SVG, the arrows that were not taken in red.
+
+    Args:
+        machine: The machine; the files bear its name.
+        missing: The arrows that were not taken.
+        directory: Where to write; it is made if need be.
+
+    Raises:
+        RenderError: The layout program is missing or failed.
+    """
+    dot = to_dot(machine, missing=[(arrow.source, arrow.event, arrow.target) for arrow in missing])
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{machine.name}.dot").write_text(dot, encoding="utf-8")
+    (directory / f"{machine.name}.svg").write_bytes(render_svg(dot))
 
 
 # --- the plugin -----------------------------------------------------------------------------------------------
@@ -231,10 +235,8 @@ class CoverPlugin:
             return
         missing = {machine.name: self.tally.missing(machine) for machine in self._machines}
         if self._directory is not None:
-            self._directory.mkdir(parents=True, exist_ok=True)
             for machine in self._machines:
-                path = self._directory / f"{machine.name}.dot"
-                path.write_text(drawing(machine, missing[machine.name]), encoding="utf-8")
+                draw(machine, missing[machine.name], self._directory)
         if self._fail and session.exitstatus == pytest.ExitCode.OK and any(missing.values()):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -11,8 +11,8 @@ drawing left out of the table is then taken on a shortest way, each in an execut
 says what was taken and what could not even be taken so; with ``require_all=True`` a second test fails for a row that
 was not taken from any of its sources.
 
-A machine whose rows assign what executions do not have (such as `fsm.BREAKER`) has no record that a tracker could
-keep. It is run on its executor alone: every fact is then drawn.
+A perpetual machine whose rows assign what executions do not have (such as `fsm.BREAKER`) has no record that a tracker
+could keep. It is run on its executor alone: every fact is then drawn.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from fsm import decide
+from fsm.errors import ConfigurationError
 from fsm.machine import Arrow, Machine, Transition
 from fsm.records import Retry
 from fsm.testing.driver import Driver, broken
@@ -85,6 +86,11 @@ class _Plan:
         self, machine: Machine, store: Place, payloads: Mapping[str, Mapping[str, Any]] | None
     ) -> None:
         strange = {name for row in machine.transitions for name in row.assign} - decide.CHANGES.keys()
+        if strange and not machine.perpetual:
+            raise ConfigurationError(
+                f"machine {machine.name!r} assigns {', '.join(sorted(strange))}, which executions do not have; they "
+                f"have: {', '.join(decide.CHANGES)}. Only a perpetual machine is tested without executions"
+            )
         self.oracle = Oracle(machine, payloads, bare=bool(strange))
         self.store = store
         self.coverage = Coverage(machine, Counter(), Counter())
@@ -227,7 +233,8 @@ def machine_test(
         A subclass of `unittest.TestCase`; its ``report()`` says which rows were taken.
 
     Raises:
-        ConfigurationError: An event's payload needs a field that `payloads` does not give.
+        ConfigurationError: An event's payload needs a field that `payloads` does not give, or a machine that ends
+            assigns what executions do not have.
     """
     title = machine.name.title().replace("_", "")
 

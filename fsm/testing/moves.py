@@ -73,9 +73,11 @@ def _payload(dice: Dice, oracle: Oracle, twin: Twin, arrow: Arrow, base: dict[st
 def create(dice: Dice, driver: Driver, parent: Subject | None = None) -> Move:
     """Draw the birth of an execution, a child if there is a parent."""
     retry = Retry(attempts_max=dice.pick((1, 2, 3)), model_attempts_max=dice.pick((1, 2, 3)))
+    # An execution may bring limits of its own where the machine's bound every stay; others are kept as they are.
+    declared = driver.machine.timeouts if driver.oracle.bounded() else ()
     limits = {
         name: value * dice.pick((0.01, 1.5))
-        for name, value in driver.machine.timeouts
+        for name, value in declared
         if isinstance(value, float) and dice.one_in(2)
     }
     timeouts = Timeouts.model_validate(limits) if limits else None

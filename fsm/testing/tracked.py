@@ -59,9 +59,8 @@ class TrackerDriver(Driver):
         self._exit.close()
 
     def _moment(self) -> Moment:
-        registry = self.tracker._registry
-        now: Callable[[], float] | None = getattr(registry, "now", None)
-        return Moment(self.clock.wall(), now() if now else None, self.tracker.worker_id)
+        # Deadlines are laid on a timeline of the registry's own, which has no public name.
+        return Moment(self.clock.wall(), self.tracker._registry.now(), self.tracker.worker_id)
 
     # --- moves ------------------------------------------------------------------------------------------------
 

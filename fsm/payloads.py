@@ -197,6 +197,8 @@ def register_payload(name: str, model: type[Payload]) -> None:
     """
     if not (isinstance(model, type) and issubclass(model, Payload)):
         raise BadPayload(f"a payload model is a subclass of fsm.payloads.Payload, not {model!r}")
+    if taken := {"fence", "key"} & model.model_fields.keys():
+        raise BadPayload(f"fire() takes {', '.join(sorted(taken))} itself: give the field another name")
     if PAYLOADS.setdefault(name, model) is not model:
         raise BadPayload(f"the payload name {name!r} is taken by {PAYLOADS[name].__name__}: choose another")
 

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 CATEGORIES = ("pending", "running", "waiting", "stopping", "terminal")
 RESERVED = frozenset({"create"})
 """Event names that the library itself writes to journals."""
-RESERVED_FACTS = frozenset({"and", "not"} | {name for name in dir(BaseModel) if not name.startswith("_")})
-"""Words of the guards' grammar, and names that a payload model has already: no field can be called so."""
+RESERVED_FACTS = frozenset(
+    {"and", "not", "fence", "key"} | {name for name in dir(BaseModel) if not name.startswith("_")}
+)
+"""Words of the guards' grammar, what `fire` takes itself, and names that a payload model has already: no payload can
+have a field of that name."""
 MAX_FACTS = 12
 """A (state, event) whose guards ask more facts than this is refused: its table of answers has 4096 lines."""
 

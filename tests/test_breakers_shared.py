@@ -517,7 +517,7 @@ def test_the_breakers_machine_disturbs_no_execution(url, clock):
         tracker.breakers.poll_every(None)
         tracker.breakers.force_open("k")
         assert BREAKER.content_hash in tracker._registry.store.machines()
-        assert [machine.name for machine in tracker.machines()] == ["execution"]
+        assert "execution" in {machine.name for machine in tracker.machines()}
         execution = tracker.create("agent", user_id="ada", thread_id="t")
         assert [one.id for one in tracker.find(state="created", category="pending")] == [execution.id]
 

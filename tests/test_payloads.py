@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, create_model
 
 from fsm import EXECUTION, BadPayload, Fact, FsmError, Machine
 from fsm.decide import DERIVED
@@ -371,3 +371,12 @@ def test_payload_models_are_frozen(name: str) -> None:
     model = PAYLOADS[name]()
     with pytest.raises(ValueError, match="frozen"):
         model.note = "changed"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("field", ["key", "fence"])
+def test_a_field_that_fire_takes_itself_is_refused(field: str) -> None:
+    """A payload model cannot have a field that `fire` takes as an argument of its own: nobody could send it."""
+    model = create_model("Taken", __base__=Payload, **{field: (str | None, None)})
+    with pytest.raises(BadPayload, match=field):
+        register_payload("taken", model)
+    assert "taken" not in PAYLOADS

@@ -22,7 +22,7 @@ CREATE TABLE breakers (
 ) WITHOUT ROWID;
 
 CREATE TABLE breaker_journal (
-    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    position INTEGER PRIMARY KEY, -- no line is ever deleted, so no position is given out twice
     key TEXT NOT NULL,
     version INTEGER NOT NULL,
     machine INTEGER NOT NULL,

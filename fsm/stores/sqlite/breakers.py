@@ -92,8 +92,8 @@ class SqliteBreakers:
 
     def breaker_position(self) -> int:
         """Return the journal's last position."""
-        rows = self._rows("SELECT seq FROM sqlite_sequence WHERE name = 'breaker_journal'")
-        return rows[0][0] if rows else 0
+        position: int = self._rows("SELECT coalesce(max(position), 0) FROM breaker_journal")[0][0]
+        return position
 
 
 def _row(row: tuple[Any, ...]) -> BreakerRow:

@@ -397,10 +397,14 @@ def test_a_ctrl_c_while_waiting_costs_only_the_one_who_waits(durable):
 
     presser = threading.Thread(target=press)
     presser.start()
-    with pytest.raises(KeyboardInterrupt):
-        durable.fire(one, "think")  # nobody lets it go on: only the interrupt ends the wait
-    hurt.go.set()
-    presser.join(60)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            durable.fire(one, "think")  # nobody lets it go on: only the interrupt ends the wait
+    finally:
+        signal.signal(signal.SIGINT, before)
+        hurt.go.set()
+        presser.join(60)
     assert at_once(4, lambda _: durable.fire(one, "progress").state) == [durable.get(one).state] * 4
     assert_whole(durable, one)
 

@@ -77,8 +77,8 @@ def executions_table(executions: list[Execution], now: float) -> Table:
     """Return executions as a table for people."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("id", no_wrap=True, min_width=ID_WIDTH)
-    table.add_column("agent", overflow="ellipsis", max_width=24, no_wrap=True)
-    table.add_column("user", overflow="ellipsis", max_width=16, no_wrap=True)
+    table.add_column("agent", overflow="ellipsis", min_width=8, max_width=24, no_wrap=True)
+    table.add_column("user", overflow="ellipsis", min_width=6, max_width=16, no_wrap=True)
     table.add_column("state", no_wrap=True, min_width=max((len(one.state) for one in executions), default=5))
     table.add_column("for", justify="right", no_wrap=True, min_width=7)
     table.add_column("try", justify="right", min_width=3)
@@ -198,22 +198,22 @@ def _ties(one: Execution) -> list[tuple[str, str | Text]]:
 
 def _print_timeline(history: list[Receipt], machine: Machine, created_at: float) -> None:
     out.print(Text("\ntimeline", style="bold"))
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
-    table.add_column(justify="right", style="dim", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="ellipsis", no_wrap=True, style="dim")
+    rows: list[tuple[str, str, str, Text]] = []
     for receipt in history:
         moved = receipt.source != receipt.target
         target = state_text(receipt.target, machine.by_name[receipt.target].category)
-        table.add_row(
-            str(receipt.version),
-            "+" + seconds_text(receipt.at - created_at),
-            receipt.event,
-            Text("→ ").append_text(target) if moved else Text("  ·", style="dim"),
-            _payload_text(receipt.payload),
-        )
+        to = Text("→ ").append_text(target) if moved else Text("  ·", style="dim")
+        rows.append((str(receipt.version), "+" + seconds_text(receipt.at - created_at), receipt.event, to))
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
+    # On a narrow terminal the payload alone gives way.
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    table.add_column(justify="right", style="dim", no_wrap=True, min_width=widths[0])
+    table.add_column(justify="right", no_wrap=True, min_width=widths[1])
+    table.add_column(no_wrap=True, min_width=widths[2])
+    table.add_column(no_wrap=True, min_width=widths[3])
+    table.add_column(overflow="ellipsis", no_wrap=True, style="dim")
+    for row, receipt in zip(rows, history, strict=True):
+        table.add_row(*row, _payload_text(receipt.payload))
     out.print(table)
 
 

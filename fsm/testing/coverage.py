@@ -19,6 +19,7 @@ import importlib
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ def _watch(machine: Machine, triggers: dict[str, Trigger]) -> None:
 
 
 def _observed(machine: Machine, trigger: Trigger) -> Trigger:
+    @wraps(trigger)
     def observed(question: Question) -> bool:
         done = trigger(question)
         if done and question.arrow is not None:

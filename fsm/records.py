@@ -8,7 +8,7 @@ and decoded at each look: whoever gets one has a copy of his own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -374,8 +374,3 @@ def legal_rows(machine: Machine) -> frozenset[tuple[str | None, str, str]]:
         (arrow.source, arrow.event, arrow.target) for arrow in machine.arrows
     }
     return frozenset(rows | {(None, CREATE, machine.initial)})
-
-
-def json_text(value: Mapping[str, Any]) -> str:
-    """Write JSON in the one form that the stores keep."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
-from fsm.testing import fresh_tracker
+from fsm.testing import ManualClock, fresh_tracker
 from fsm.testing.steps import birth, committed, move, walk
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,3 +47,10 @@ def written(url: str) -> Path:
         started = move(first.after, "start", key="k")
         committed(tracker._registry.store, first, started, *walk(birth(id="ended"), "cancel"))
     return Path(url.removeprefix("sqlite:///"))
+
+
+@pytest.fixture(params=["memory://", "sqlite"])
+def either(request, url):
+    """A fresh tracker on each kind of store."""
+    with fresh_tracker(url if request.param == "sqlite" else request.param, clock=ManualClock()) as fresh:
+        yield fresh

@@ -12,14 +12,7 @@ from sqlite_tools import rogue
 
 from fsm import BadPayload, Refused, Tracker, UnknownExecution
 from fsm.aio import AsyncTracker
-from fsm.testing import ManualClock, fresh_tracker
-
-
-@pytest.fixture(params=["memory://", "sqlite"])
-def either(request, url):
-    """A fresh tracker on each kind of store."""
-    with fresh_tracker(url if request.param == "sqlite" else request.param, clock=ManualClock()) as fresh:
-        yield fresh
+from fsm.testing import fresh_tracker
 
 
 def public(kind: type) -> set[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import pytest
+from tracker_tools import ERRAND, begun
 
 import fsm.process as tracking
 from fsm import (
     ConfigurationError,
-    Machine,
     NotAStore,
     Refused,
     StoreUnavailable,
@@ -18,21 +17,7 @@ from fsm import (
     configure,
     get_tracker,
 )
-from fsm.clock import ManualClock
-from fsm.machine import row, state
 from fsm.testing import fresh_tracker
-
-ERRAND = Machine(
-    name="errand",
-    initial="created",
-    states=(state("created", "running"), state("out", "waiting", "phase"), state("back", "terminal")),
-    transitions=(
-        row("created", "leave", "out"),
-        row("out created", "time_out", "back"),
-        row("out created", "cancel", "back"),
-    ),
-)
-"""A machine of a user's own; it puts the state `created` into another category than the execution machine does."""
 
 
 @pytest.fixture
@@ -44,25 +29,6 @@ def alone(monkeypatch, tmp_path):
     yield tmp_path
     for tracker in list(tracking._trackers):
         tracker.close()
-
-
-def begun(tracker: Tracker, **more: Any) -> str:
-    made = tracker.create("agent", **{"user_id": "ada", "thread_id": "t", **more})
-    tracker.fire(made.id, "start")
-    return made.id
-
-
-def finish(tracker: Tracker, one: str, **payload: Any) -> None:
-    for event in ("think", "process_results", "finish"):
-        tracker.fire(one, event)
-    tracker.fire(one, "complete", **payload)
-
-
-@pytest.fixture(params=["memory://", "sqlite"])
-def either(request, url):
-    """A fresh tracker on each kind of store."""
-    with fresh_tracker(url if request.param == "sqlite" else request.param, clock=ManualClock()) as fresh:
-        yield fresh
 
 
 # --- the one ------------------------------------------------------------------------------------------------------

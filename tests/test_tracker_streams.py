@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import pytest
 from sqlite_tools import python
+from tracker_tools import begun
 
 from fsm import (
     ConfigurationError,
-    Tracker,
     UnknownExecution,
 )
-from fsm.clock import ManualClock
 from fsm.testing import fresh_tracker
-
-
-def begun(tracker: Tracker, **more: Any) -> str:
-    made = tracker.create("agent", **{"user_id": "ada", "thread_id": "t", **more})
-    tracker.fire(made.id, "start")
-    return made.id
-
-
-def finish(tracker: Tracker, one: str, **payload: Any) -> None:
-    for event in ("think", "process_results", "finish"):
-        tracker.fire(one, event)
-    tracker.fire(one, "complete", **payload)
-
-
-@pytest.fixture(params=["memory://", "sqlite"])
-def either(request, url):
-    """A fresh tracker on each kind of store."""
-    with fresh_tracker(url if request.param == "sqlite" else request.param, clock=ManualClock()) as fresh:
-        yield fresh
-
 
 # --- the stream ---------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from fsm.command import Command, tell
 from fsm.decide import Facts, decide, refuse
@@ -24,6 +25,9 @@ from fsm.laws import Law
 from fsm.machine import Machine
 from fsm.records import Receipt, Snapshot, Step
 from fsm.stores.base import Conflict, Store
+
+if TYPE_CHECKING:
+    import asyncio
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,9 @@ class Committer:
         # The sweeper's alarm: a commit that is due before `wake_at` calls `on_earlier`.
         self.wake_at = float("-inf")
         self.on_earlier: Callable[[float], None] = _nobody
+        # Who drives an execution of this process hears of each of its commits, on the thread that committed, whoever
+        # asked for it. It must neither block nor raise.
+        self.watchers: dict[str, Callable[[Step], None]] = {}
         self._closed = False
         self._reset()
         _committers.add(self)
@@ -128,16 +135,29 @@ class Committer:
         Args:
             command: Its outcome or error is set on return.
         """
+        future = self.submit(command)
+        if future is not None:
+            await future
+
+    def submit(self, command: Command) -> asyncio.Future[None] | None:
+        """Hand a command in without waiting, from an event loop: what is handed in first is decided first.
+
+        Args:
+            command: Its outcome or error is set when the future is done.
+
+        Returns:
+            The future, or ``None`` if the command was carried out at once.
+        """
         if self._instant:
             self.commit(command)
-            return
+            return None
         import asyncio  # noqa: PLC0415 - loaded by those who use it; it brings the half of a web client along
 
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         command.later = (loop, future)
         self._enqueue(command)
-        await future
+        return future
 
     def _enqueue(self, command: Command) -> None:
         self._queue.append(command)
@@ -270,6 +290,8 @@ class Committer:
                 self.on_earlier(due_at)
             if not self._instant:
                 self._remember(step.after)
+            if self.watchers and (watch := self.watchers.get(command.execution_id)) is not None:
+                watch(step)
         for execution_id in lost:
             self._known.pop(execution_id, None)
         for command in this.leaning:

@@ -159,6 +159,10 @@ def _close_tool(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> Non
         change["tools"] = snapshot.tools[:index] + snapshot.tools[index + 1 :]
 
 
+def _drop_tools(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    change["tools"] = ()  # nobody waits for them any more: what opened them was given up
+
+
 def _ask(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
     change["limit_s"] = facts.payload.get("expires_s")
 
@@ -174,6 +178,7 @@ CHANGES: dict[str, Change] = {
     "next_call": _next_call,
     "open_tool": _open_tool,
     "close_tool": _close_tool,
+    "drop_tools": _drop_tools,
     "ask": _ask,
 }
 """What a row's `assign` can name in a machine whose instances are executions."""

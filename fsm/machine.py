@@ -6,7 +6,8 @@ proved when it is built (`fsm.proof`): a declaration that does not hold together
 
 A row reads: in `source`, on `event`, if `guard` holds, go to `target`, noting `assign`, then doing `effects`.
 
-- ``source`` names states, or categories with an @: ``"created queued"``, ``"@running @waiting"``.
+- ``source`` names states, or categories with an @, and takes single states out again with an !:
+  ``"created queued"``, ``"@running @waiting"``, ``"@waiting !awaiting_input"``.
 - ``target`` is empty for an internal transition: something is recorded, the state stays.
 - ``guard`` joins facts with ``and``, each perhaps with ``not``: ``"retryable and attempts_left"``. The rows of one
   (source, event) are tried from top to bottom; the last has no guard, or says in ``otherwise`` why it refuses.
@@ -57,7 +58,7 @@ def _words(value: Any) -> Any:
 
 
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words)]
-Selector = Annotated[str, StringConstraints(pattern=r"^@?[a-z][a-z0-9_]*$", max_length=65)]
+Selector = Annotated[str, StringConstraints(pattern=r"^[@!]?[a-z][a-z0-9_]*$", max_length=65)]
 Guard = Annotated[
     str, StringConstraints(pattern=r"^(not )?[a-z][a-z0-9_]*( and (not )?[a-z][a-z0-9_]*)*$", max_length=300)
 ]
@@ -102,7 +103,7 @@ class Transition(_Declaration):
     """One row of the table; see the module's text for how it reads.
 
     Attributes:
-        source: State names, or categories with an @.
+        source: State names, or categories with an @; a state with an ! is left out.
         event: An imperative verb.
         target: The state that it leads to; ``None`` for an internal transition.
         guard: Facts that must hold, or ``None``.
@@ -322,14 +323,14 @@ class Machine(_Declaration):
         return frozenset(state.name for state in self.states if state.category in categories)
 
     def sources_of(self, row: Transition) -> tuple[str, ...]:
-        """Return the states that a row leaves, its @selectors resolved, in the order of declaration."""
+        """Return the states that a row leaves, its @ and ! selectors resolved, in the order of declaration."""
         out: dict[str, None] = {}
         for selector in row.source:
             if selector.startswith("@"):
                 out.update((state.name, None) for state in self.states if state.category == selector[1:])
-            else:
+            elif not selector.startswith("!"):
                 out[selector] = None
-        return tuple(out)
+        return tuple(name for name in out if f"!{name}" not in row.source)
 
     def limits(self, timeouts: Timeouts | None = None) -> Limits:
         """Resolve time limits into one look-up per state.

@@ -120,6 +120,15 @@ class Progress(Payload):
     ok: StrictBool = True
 
 
+class FallBack(Payload):
+    """An error ended what was tried; `to`, another agent or a result that was kept ready, takes its place."""
+
+    error: Text = ""
+    error_type: Text | None = None
+    traceback: Annotated[str, Field(max_length=100_000)] | None = None
+    to: Text | None = None
+
+
 class Fail(Payload):
     """An error ended the attempt. A `retryable` one is tried again after `retry_in_s` if an attempt is left."""
 
@@ -175,6 +184,7 @@ PAYLOADS: dict[str, type[Payload]] = {
     "open_tool": OpenTool,
     "close_tool": CloseTool,
     "progress": Progress,
+    "fall_back": FallBack,
     "fail": Fail,
     "time_out": TimeOut,
     "lapse": Lapse,

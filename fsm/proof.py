@@ -66,14 +66,14 @@ def _unknown_in_rows(machine: Machine) -> Iterator[Finding]:
         strange = False
         for selector in row.source:
             what, known = ("category", CATEGORIES) if selector.startswith("@") else ("state", tuple(states))
-            if selector.removeprefix("@") not in known:
+            if selector.lstrip("@!") not in known:
                 strange = True
                 yield Finding(
                     f"unknown_{what}", str(row), f"no such source {selector!r}", _near(selector, known)
                 )
         if not strange and not machine.sources_of(row):
             yield Finding(
-                "empty_source", str(row), "no state is of this category", "Declare one, or drop the row"
+                "empty_source", str(row), "no state is left to come from", "Declare one, or drop the row"
             )
         if row.target is not None and row.target not in states:
             yield Finding(
@@ -324,7 +324,7 @@ def _near(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
 
-    near = get_close_matches(name.removeprefix("@"), names, n=1)
+    near = get_close_matches(name.lstrip("@!"), names, n=1)
     return f"Did you mean {near[0]!r}" if near else f"Known: {', '.join(names) or 'none'}"
 
 

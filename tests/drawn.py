@@ -44,7 +44,10 @@ def machines(draw):
         row("s0", "turns", draw(targets)),
     ]
     for index in range(draw(st.integers(0, 6))):
-        source = " ".join(draw(st.lists(st.sampled_from(selectors), min_size=1, max_size=5, unique=True)))
+        chosen = draw(st.lists(st.sampled_from(selectors), min_size=1, max_size=5, unique=True))
+        if "@running" in chosen[1:] and "s1" not in chosen and draw(st.booleans()):
+            chosen.append("!s1")  # what stands before @running is left to come from
+        source = " ".join(chosen)
         guard = draw(st.sampled_from([None, "f0", "not f1", "f0 and not f1"]))
         if guard is not None:
             rows.append(row(source, f"event_{index}", draw(targets), guard))
@@ -124,5 +127,7 @@ def _rows(text):
 
 def _stands_for(machine, title):
     """Resolve the title of a box into the states that it stands for."""
-    names = title.removeprefix("any ").removesuffix(" state").replace(" or ", ", ").split(", ")
-    return [one.name for one in machine.states if one.category in names or one.name in names]
+    listed, _, but = title.removeprefix("any ").partition(" state")
+    names, gone = listed.replace(" or ", ", ").split(", "), but.removeprefix(" but ").split(", ")
+    found = [one.name for one in machine.states if one.category in names or one.name in names]
+    return [name for name in found if name not in gone]

@@ -56,7 +56,7 @@ class Oracle:
             names: dict[str, None] = {}
             for selector in one.source:
                 names |= {s.name: None for s in machine.states if selector in {s.name, f"@{s.category}"}}
-            for source in names:
+            for source in names.keys() - {selector[1:] for selector in one.source if selector[0] == "!"}:
                 self.stock.add_transition(
                     one.event,
                     source,

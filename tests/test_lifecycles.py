@@ -59,11 +59,12 @@ def to(target: str) -> Cases:
 
 
 def stays(state: str) -> dict[str, Cases]:
-    """What holds in any running or waiting state without moving it."""
+    """What holds in any running or waiting state, mostly without moving it."""
     return {
         "open_tool": to(state),
         "close_tool": [({"tool_known": True}, state), ({}, REFUSED)],
         "progress": to(state),
+        "fall_back": [({"owned": True}, "thinking"), ({}, REFUSED)],
     }
 
 
@@ -136,7 +137,12 @@ EXPECTED: dict[str, dict[str, Cases]] = {
         **ENDS,
     },
     "completing": {"complete": [(NO_TOOL, "completed"), ({}, REFUSED)], **stays("completing"), **ENDS},
-    "awaiting_input": {"receive_input": to("thinking"), **stays("awaiting_input"), **ENDS},
+    "awaiting_input": {
+        "receive_input": [({"owned": True}, "thinking"), ({}, "queued")],
+        **stays("awaiting_input"),
+        **ENDS,
+        "lapse": [({"owned": True}, "awaiting_input"), ({}, REFUSED)],
+    },
     "backing_off": {"call_model": model(), "think": to("thinking"), **stays("backing_off"), **ENDS},
     "circuit_open": {"call_model": model(), "think": to("thinking"), **stays("circuit_open"), **ENDS},
     "cancelling": {
@@ -307,6 +313,7 @@ def test_each_event_with_a_payload_has_its_own_model() -> None:
             "open_tool",
             "close_tool",
             "progress",
+            "fall_back",
             "fail",
             "time_out",
             "lapse",

@@ -407,13 +407,25 @@ def test_a_derived_machine_has_more_phases() -> None:
     )
     assert derived.doc == "With a review"
     assert [arrow.target for arrow in derived.by_source["processing_results"]["review"]] == ["reviewing"]
-    inherited = {"fail", "time_out", "lapse", "cancel", "open_tool", "close_tool", "progress"}
+    inherited = {"fail", "time_out", "lapse", "cancel", "open_tool", "close_tool", "progress", "fall_back"}
     assert inherited | {"think"} == derived.by_source["reviewing"].keys()
     assert derived.limits().by_state["reviewing"] == ("phase", 60.0)
     assert derived.limits().idle_s == 10.0
     assert derived.limits().by_state["thinking"] == ("phase", 1800.0), "other limits are inherited"
     assert derived.content_hash != EXECUTION.content_hash
     assert "reviewing" not in EXECUTION.by_name, "the original is unchanged"
+
+
+def test_a_state_is_taken_out_of_its_category() -> None:
+    """A selector with an ! leaves a state out, wherever it stands, and a state that does not exist is named."""
+    lapses = [one for one in EXECUTION.transitions if one.event == "lapse"]
+    waiting = EXECUTION.of("running", "waiting")
+    assert set(EXECUTION.sources_of(lapses[0])) == waiting - {"awaiting_input"}
+    first = lapses[0].model_copy(update={"source": tuple(reversed(lapses[0].source))})
+    assert set(EXECUTION.sources_of(first)) == waiting - {"awaiting_input"}
+    assert EXECUTION.sources_of(lapses[-2]) == ("awaiting_input",)
+    with pytest.raises(InvalidMachine, match=r"no such source '!thinkin'.*Did you mean 'thinking'"):
+        EXECUTION.extend(name="odd", transitions=[row("@running !thinkin", "nod")])
 
 
 def test_a_guarded_new_row_goes_before_the_inherited_ones() -> None:

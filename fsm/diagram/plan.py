@@ -231,9 +231,10 @@ def _note(row: Transition) -> str:
 
 
 def _title(selectors: tuple[str, ...]) -> str:
-    names = [selector.removeprefix("@") for selector in selectors]
+    names = [selector.removeprefix("@") for selector in selectors if not selector.startswith("!")]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-    return f"any {listed} state"
+    but = ", ".join(selector[1:] for selector in selectors if selector.startswith("!"))
+    return f"any {listed} state{f' but {but}' if but else ''}"
 
 
 def _box_key(selectors: tuple[str, ...]) -> str:

@@ -13,6 +13,8 @@ _CALLERS = "starting thinking preparing_tools running_tools processing_results"
 _ASKERS = "thinking calling_model running_tools processing_results"
 _THINKERS = "starting preparing_tools calling_model running_tools processing_results backing_off circuit_open"
 _OPEN = "@pending @running @waiting"
+_DRIVEN = "@running @waiting !awaiting_input"
+_UNOWNED = "no worker owns it, so none can be lost"
 _CLOSE_FIRST = "a tool is still open: close it first"
 
 # fmt: off
@@ -67,7 +69,8 @@ TRANSITIONS = (
     row("completing", "complete", "completed", "not tools_open", otherwise=_CLOSE_FIRST),
 
     row(_ASKERS, "await_input", "awaiting_input", assign="ask"),
-    row("awaiting_input", "receive_input", "thinking"),
+    row("awaiting_input", "receive_input", "thinking", "owned"),
+    row("awaiting_input", "receive_input", "queued"),
     row("calling_model", "back_off", "backing_off", "model_attempts_left", assign="pause",
         otherwise="no attempt of this model call is left: fail, or think about a fallback"),
     row("calling_model", "trip", "circuit_open", assign="wait"),
@@ -80,13 +83,15 @@ TRANSITIONS = (
     row("@running @waiting", "close_tool", guard="tool_known", assign="close_tool",
         otherwise="no such tool is open"),
     row("@running @waiting", "progress"),
+    row("@running @waiting", "fall_back", "thinking", "owned", assign="drop_tools",
+        otherwise="no worker owns it, so none can go on with it"),
 
     row(_OPEN, "fail", "queued", "retryable and attempts_left", assign="release retry_later"),
     row(_OPEN, "fail", "failed", effects="cancel_children"),
     row(_OPEN, "time_out", "timed_out", effects="cancel_children"),
-    row("@running @waiting", "lapse", "queued", "owned and attempts_left", assign="release retry_later"),
-    row("@running @waiting", "lapse", "dead", "owned", effects="cancel_children",
-        otherwise="no worker owns it, so none can be lost"),
+    row(_DRIVEN, "lapse", "queued", "owned and attempts_left", assign="release retry_later"),
+    row(_DRIVEN, "lapse", "dead", "owned", effects="cancel_children", otherwise=_UNOWNED),
+    row("awaiting_input", "lapse", guard="owned", assign="release", otherwise=_UNOWNED),
     row("@running @waiting", "cancel", "cancelling", "owned", effects="cancel_children"),
     row(_OPEN, "cancel", "cancelled", effects="cancel_children"),
     row("cancelling", "stopped", "cancelled"),
@@ -107,7 +112,7 @@ EXECUTION = Machine(
         (event, event)
         for event in (
             "connect validate start call_model back_off trip await_input receive_input open_tool close_tool "
-            "progress fail time_out lapse cancel stopped complete"
+            "progress fall_back fail time_out lapse cancel stopped complete"
         ).split()
     ),
     timeouts=Timeouts(

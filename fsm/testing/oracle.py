@@ -115,6 +115,7 @@ CHANGES: dict[str, Callable[[Twin, Mapping[str, Any], Moment], dict[str, Any]]] 
         "tools": (*twin.tools, (payload.get("name") or "", payload.get("call_id")))
     },
     "close_tool": lambda twin, payload, _: _close(twin, payload),
+    "drop_tools": lambda *_: {"tools": ()},
     "ask": lambda _, payload, __: {"limit_s": payload.get("expires_s")},
 }
 """What the names in a row's `assign` do to a record."""

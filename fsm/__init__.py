@@ -7,15 +7,25 @@ execution = tracker.create("researcher", user_id="ada", thread_id="t-1")
 receipt = tracker.fire(execution.id, "start")
 """
 
+from typing import TYPE_CHECKING, Any
+
 from fsm.errors import (
     BadPayload,
     BreakerOpen,
     ConfigurationError,
+    EngineFull,
+    ExecutionCancelled,
+    ExecutionFailed,
+    ExecutionLost,
+    ExecutionTimedOut,
     FsmError,
     InvalidMachine,
     LeaseLost,
+    LimitReached,
     MalformedId,
     NotAStore,
+    NotCompleted,
+    PrerequisiteFailed,
     Refusal,
     Refused,
     StoreTooNew,
@@ -31,6 +41,9 @@ from fsm.retention import Retention
 from fsm.timeouts import Timeouts
 from fsm.tracker import Tracker
 
+if TYPE_CHECKING:
+    from fsm.engine import Engine
+
 __all__ = [
     "BREAKER",
     "EXECUTION",
@@ -38,14 +51,23 @@ __all__ = [
     "BreakerOpen",
     "Category",
     "ConfigurationError",
+    "Engine",
+    "EngineFull",
     "Execution",
+    "ExecutionCancelled",
+    "ExecutionFailed",
+    "ExecutionLost",
+    "ExecutionTimedOut",
     "Fact",
     "FsmError",
     "InvalidMachine",
     "LeaseLost",
+    "LimitReached",
     "Machine",
     "MalformedId",
     "NotAStore",
+    "NotCompleted",
+    "PrerequisiteFailed",
     "Receipt",
     "Refusal",
     "Refused",
@@ -62,3 +84,12 @@ __all__ = [
     "configure",
     "get_tracker",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The engine brings asyncio along; whoever only asks the tracker does not pay for it.
+    if name == "Engine":
+        from fsm.engine import Engine  # noqa: PLC0415 - see above
+
+        return Engine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

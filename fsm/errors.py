@@ -196,6 +196,79 @@ class StoreTooNew(FsmError):
         )
 
 
+class NotCompleted(FsmError):
+    """An execution that an engine drove came to an end other than its result.
+
+    Attributes:
+        execution_id: The execution.
+        state: The state that it ended in, or is in.
+    """
+
+    def __init__(self, execution_id: str, state: str, message: str) -> None:
+        self.execution_id = execution_id
+        self.state = state
+        super().__init__(f"{execution_id} is {state}: {message}")
+
+
+class ExecutionTimedOut(NotCompleted, TimeoutError):
+    """A deadline of the execution passed; `kind` says which, and `late_s` by how many seconds it was seen late."""
+
+    def __init__(self, execution_id: str, state: str, kind: str, late_s: float | None) -> None:
+        self.kind = kind
+        self.late_s = late_s
+        super().__init__(
+            execution_id, state, f"its {kind} limit was reached; raise it with timeouts=Timeouts(…)"
+        )
+
+
+class ExecutionCancelled(NotCompleted):
+    """The execution was called off; `reason` and `by` say why and by whom, `result` is what it still returned."""
+
+    def __init__(
+        self, execution_id: str, state: str, reason: str | None, by: str | None, result: object = None
+    ) -> None:
+        self.reason = reason
+        self.by = by
+        self.result = result
+        said = f" by {by}" if by else ""
+        super().__init__(execution_id, state, f"it was called off{said}{f': {reason}' if reason else ''}")
+
+
+class ExecutionLost(NotCompleted):
+    """The execution was taken away from this process: its lease ran out, or another worker goes on with it."""
+
+    def __init__(self, execution_id: str, state: str) -> None:
+        super().__init__(
+            execution_id, state, "it is not this process's any more; tracker.get() tells how it goes on"
+        )
+
+
+class ExecutionFailed(NotCompleted):
+    """The execution failed in another process, whose exception is not here; the message is what it said."""
+
+
+class PrerequisiteFailed(FsmError):
+    """A check before the agent began, or of what it returned, refused; `reason` says why. It is not tried again."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class LimitReached(FsmError):
+    """An agent used up what it was given (turns, tokens, money): the execution ends timed_out, of the kind limit."""
+
+
+class EngineFull(FsmError):
+    """So many executions wait for a slot that the engine takes no more; nothing was created. Try again later."""
+
+    def __init__(self, queued: int) -> None:
+        self.queued = queued
+        super().__init__(
+            f"{queued} executions wait for a slot already: try again later, or raise Slots.queued_max"
+        )
+
+
 class BreakerOpen(FsmError):
     """A circuit breaker gave no permit: the call was not made.
 

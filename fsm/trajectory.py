@@ -8,9 +8,7 @@ table, as the shortest way over events that only change the phase (`BRIDGES`). S
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Iterator
-from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fsm.errors import FsmError
 from fsm.lifecycles.execution import EXECUTION
 from fsm.machine import Category
+from fsm.ways import Ways
 
 BRIDGES = frozenset(
     "start think call_model run_tools process_results finish complete await_input receive_input".split()
@@ -122,7 +121,9 @@ class Order(NamedTuple):
     t: float | None
 
 
-@cache
+_WAYS = Ways(EXECUTION, BRIDGES)
+
+
 def route(source: str, goal: str) -> tuple[str, ...] | None:
     """Return the shortest way between two states over events that only change the phase.
 
@@ -133,19 +134,7 @@ def route(source: str, goal: str) -> tuple[str, ...] | None:
     Returns:
         The events to fire, none if it is there already; ``None`` if no way leads there.
     """
-    ways: dict[str, tuple[str, ...]] = {source: ()}
-    todo = deque([source])
-    while todo:
-        state = todo.popleft()
-        if state == goal:
-            return ways[state]
-        for event, arrows in EXECUTION.by_source[state].items():
-            # Only the first row: the others are for guards that fail, and a recording does not know guards.
-            target = arrows[0].target
-            if event in BRIDGES and target not in ways:
-                ways[target] = (*ways[state], event)
-                todo.append(target)
-    return None
+    return _WAYS.to_state(source, goal)
 
 
 class Driver:

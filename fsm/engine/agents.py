@@ -1,0 +1,196 @@
+"""What may be an agent: coroutine functions, plain functions, generators of both kinds; and how each is called."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from fsm.engine.sync import SyncRun
+from fsm.errors import BadPayload
+
+if TYPE_CHECKING:
+    from fsm.engine.run import Run
+
+Emit = Callable[[Any], Awaitable[None]]
+KEEP_ITEMS = 10_000
+"""An agent that yields more items than this, and whom nobody streams from, keeps the last ones only."""
+
+
+class Agent:
+    """A function and how it wants to be called.
+
+    Attributes:
+        function: The function.
+        name: What people call it.
+        options: What `Engine.run` takes if the caller says nothing else.
+        resumable: Whether its calls are noted with their executions, so that another process can go on with them.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        resumable: bool = False,
+    ) -> None:
+        """Look at a function.
+
+        Args:
+            function: A function, a coroutine function, a generator or an asynchronous one, or an object with such
+                a ``__call__``.
+            name: Its name; the function's own if nothing is said.
+            options: Defaults for `Engine.run`.
+            resumable: Whether to note what it is called with.
+
+        Raises:
+            BadPayload: It cannot be called.
+        """
+        if not callable(function):
+            raise BadPayload(f"an agent is a function, or the name of a registered one, not {function!r}")
+        self.function = function
+        self.name = name or name_of(function)
+        self.options = dict(options or {})
+        self.resumable = resumable
+        target = _target(function)
+        self._streams = inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target)
+        self._inline = inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
+        self._takes_run = _takes_run(function)
+
+    async def call(
+        self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any], emit: Emit | None
+    ) -> Any:
+        """Call it and return its result; of a generator the list of its items, if nobody takes them meanwhile.
+
+        Args:
+            run: Its run, which is the first argument if the function takes one.
+            args: The other arguments.
+            kwargs: By name.
+            emit: Takes each item of a generator.
+        """
+        kept: list[Any] = []
+        take = emit or _keeper(kept)
+
+        async def taker(item: Any) -> None:
+            await take(item)
+            await run.alive()
+
+        if self._inline:
+            made = self.function(*((run, *args) if self._takes_run else args), **kwargs)
+            if not self._streams:
+                return await made
+            await _drain(made, taker)
+        else:
+            made = await _in_thread(self, SyncRun(run), args, kwargs, taker)
+            if not self._streams:
+                return await made if inspect.isawaitable(made) else made
+        return None if emit is not None else kept
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the name of a function, as a person would call it."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", None) or type(function).__name__
+
+
+def _target(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function behind partials and callable objects, which tells what kind it is."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.isroutine(function) or inspect.isclass(function):
+        return inspect.unwrap(function)
+    return type(function).__call__  # type: ignore[no-any-return, operator]
+
+
+def _takes_run(function: Callable[..., Any]) -> bool:
+    """Whether the first parameter is a run: it is called so, or its annotation says so."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    if not parameters:
+        return False
+    first = parameters[0]
+    note = (
+        first.annotation if isinstance(first.annotation, str) else getattr(first.annotation, "__name__", "")
+    )
+    return first.name == "run" or note.rsplit(".", 1)[-1] in {"Run", "SyncRun"}
+
+
+def _keeper(kept: list[Any]) -> Emit:
+    async def keep(item: Any) -> None:
+        if len(kept) >= KEEP_ITEMS:
+            del kept[: KEEP_ITEMS // 2]
+        kept.append(item)
+
+    return keep
+
+
+async def _drain(made: AsyncGenerator[Any, None], emit: Emit) -> None:
+    async with aclosing(made) as items:
+        async for item in items:
+            await emit(item)
+
+
+async def _in_thread(
+    agent: Agent, run: SyncRun, args: tuple[Any, ...], kwargs: Mapping[str, Any], emit: Emit
+) -> Any:
+    """Call a function in a thread of its own.
+
+    A thread cannot be cancelled. Whoever cancels this waits on, as for a coroutine that swallows its cancellation;
+    how long is for the engine to say. The thread is a daemon: it does not keep the process alive.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def tell(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        elif isinstance(error, StopIteration):
+            future.set_exception(RuntimeError("the agent raised StopIteration"))
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            first = (run, *args) if agent._takes_run else args
+            made = agent.function(*first, **kwargs)
+            result = _drain_sync(made, run, emit) if agent._streams else made
+        except BaseException as raised:  # noqa: BLE001 - whatever the agent raises is the execution's end
+            error = raised
+        try:
+            loop.call_soon_threadsafe(tell, result, error)
+        except RuntimeError:
+            return  # the loop was closed: nobody waits any more
+
+    thread = threading.Thread(
+        target=contextvars.copy_context().run, args=(work,), name=f"fsm-{agent.name}"[:60], daemon=True
+    )
+    thread.start()
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError:  # noqa: PERF203 - each cancellation finds the thread still at work
+            run.stop()
+            if run.run.abandoned:
+                raise  # nobody waits for it any more: the loop is being closed
+    return future.result()
+
+
+def _drain_sync(made: Generator[Any, None, Any], run: SyncRun, emit: Emit) -> None:
+    try:
+        for item in made:
+            run.wait(emit(item))
+    finally:
+        made.close()

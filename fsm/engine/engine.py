@@ -1,0 +1,554 @@
+"""The engine: runs agents, and owns nothing. What it knows of an execution is what the tracker has committed.
+
+engine = Engine()
+answer = await engine.run(research, "state machines", user_id="ada", thread_id="t-1")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fsm.checks import text
+from fsm.engine.agents import Agent
+from fsm.engine.drive import Conduct, Drive, Hook, Value
+from fsm.engine.exits import watch_exit
+from fsm.engine.fleet import map_over
+from fsm.engine.home import POLL_S, Home, Late, Seat
+from fsm.engine.link import Link
+from fsm.engine.outcome import Handle, Outcome
+from fsm.engine.registered import Registered, Registration, called_with, waiting_for
+from fsm.engine.run import Answer, Run, answer_of
+from fsm.engine.session import Session
+from fsm.engine.slots import Slots
+from fsm.errors import BadPayload, ConfigurationError
+from fsm.machine import Machine
+from fsm.process import get_tracker
+from fsm.records import Retry
+from fsm.timeouts import Timeouts
+from fsm.tracker import Tracker
+
+if TYPE_CHECKING:
+    from fsm.engine.portal import Portal
+    from fsm.records import Snapshot
+
+logger = logging.getLogger(__name__)
+
+STREAM_AHEAD = 64
+"""An agent that is streamed from may be so many items ahead of its reader; then it waits."""
+LEASE_S = 15.0
+"""How long, in seconds, the lease of an engine's process is, on a store that other processes share."""
+_UNSET: Any = object()
+
+
+class Engine:
+    """Runs agents of every kind, each as an execution of the one table. Make one per process, where it starts."""
+
+    def __init__(  # noqa: PLR0913 - what an engine is set up with
+        self,
+        tracker: Tracker | None = None,
+        *,
+        slots: Slots | Mapping[str, Any] | None = None,
+        before: Sequence[Hook] = (),
+        after: Sequence[Hook] = (),
+        retry_on: tuple[type[BaseException], ...] = (Exception,),
+        patience_s: float = 1.0,
+        lease_s: float | None = LEASE_S,
+        sweep_every_s: float | None = 5.0,
+        poll_s: float = POLL_S,
+        record_results: bool = True,
+    ) -> None:
+        """Set up; nothing is opened or started before the first execution.
+
+        Args:
+            tracker: The tracker; the process's own if nothing is said.
+            slots: How many executions may run at once, in all, of a user, of an agent.
+            before: Checks before each agent, called with the run; one that returns a text refuses for that reason.
+            after: Checks of each result, called with the run and the result.
+            retry_on: The errors after which another attempt may help, if an execution has one left.
+            patience_s: How long, in seconds, an agent may clean up after its execution has ended. One that goes on
+                longer is reported and left to itself.
+            lease_s: The lease of this process, in seconds, over a store that others share; ``None`` for none.
+            sweep_every_s: How often, in seconds, to look for what dead processes left behind while an execution
+                runs here; ``None`` for never.
+            poll_s: How often, in seconds, to look for what other processes say about executions that run here.
+            record_results: Whether the journal keeps what agents return.
+
+        Raises:
+            BadPayload: An argument has a wrong type or value.
+        """
+        self._tracker = tracker
+        try:
+            self.slots = slots if isinstance(slots, Slots) else Slots(**(slots or {}))
+        except ValueError as error:
+            raise BadPayload(f"slots do not fit: {error}") from None
+        self._conduct = Conduct(tuple(before), tuple(after), None, retry_on, patience_s, record_results)
+        self._lease_s = lease_s
+        self._sweep_every_s = sweep_every_s
+        self._poll_s = poll_s
+        self._home: Home | None = None
+        self._portal: Portal | None = None
+        self._agents: dict[str, Agent] = {}
+        self._drives: dict[str, tuple[Drive, asyncio.Task[Outcome]]] = {}
+        self._closing = False
+
+    # --- what people ask ----------------------------------------------------------------------------------------
+
+    @property
+    def tracker(self) -> Tracker:
+        """The tracker that knows everything."""
+        return self._tracker or get_tracker()
+
+    @property
+    def running(self) -> int:
+        """How many slots are taken."""
+        return self._home.admission.running if self._home is not None else 0
+
+    @property
+    def queued(self) -> int:
+        """How many executions wait for a slot here."""
+        return self._home.admission.waiting if self._home is not None else 0
+
+    @property
+    def stragglers(self) -> dict[str, str]:
+        """Agents that go on although their execution has ended: the agent's name by the execution's id."""
+        return dict(self._home.stragglers) if self._home is not None else {}
+
+    @property
+    def late(self) -> tuple[Late, ...]:
+        """What agents came to after their execution had ended without them, the latest last."""
+        return tuple(self._home.late) if self._home is not None else ()
+
+    # --- run ----------------------------------------------------------------------------------------------------
+
+    async def run(self, agent: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Any:
+        """Run an agent to its end and return its result.
+
+        Whoever cancels this calls the execution off.
+
+        Args:
+            agent: A function of any kind, or the name of a registered agent. Its first argument is the `Run`, if
+                it is called ``run``.
+            *args: What the agent is called with besides.
+            **options: As for `submit`.
+
+        Returns:
+            What the agent returned; of a generator, the list of what it yielded.
+
+        Raises:
+            Exception: What the agent raised, if it failed.
+            ExecutionTimedOut: A deadline passed.
+            ExecutionCancelled: It was called off.
+            ExecutionLost: It is not this process's any more.
+            EngineFull: Too many wait for a slot already.
+        """
+        return await self._wait(await self.submit(agent, *args, **options))
+
+    async def _wait(self, handle: Handle) -> Any:
+        try:
+            return await handle.result()
+        except asyncio.CancelledError:
+            if not handle.done:
+                await handle.cancel("its caller was cancelled")
+                await handle.outcome()
+            raise
+
+    async def submit(  # noqa: PLR0913 - an execution with all its options
+        self,
+        agent: Callable[..., Any] | str,
+        /,
+        *args: Any,
+        user_id: str,
+        thread_id: str,
+        agent_name: str | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        timeouts: Timeouts | Mapping[str, Any] | None = None,
+        retry: Retry | Mapping[str, Any] | None = None,
+        fallback: Any = _UNSET,
+        before: Sequence[Hook] = (),
+        after: Sequence[Hook] = (),
+        metadata: Mapping[str, Any] | None = None,
+        machine: Machine | str | None = None,
+        parent_id: str | None = None,
+        retry_of: str | None = None,
+        emit: Callable[[Any], Any] | None = None,
+    ) -> Handle:
+        """Register an execution and begin to drive it; return as soon as it has an id.
+
+        Args:
+            agent: A function of any kind, or the name of a registered agent.
+            *args: What the agent is called with, after its run.
+            user_id: Whose execution it is.
+            thread_id: The conversation that it belongs to.
+            agent_name: The agent's name; the function's own if nothing is said.
+            kwargs: What the agent is called with by name.
+            timeouts: Limits that take the place of the machine's own, in seconds.
+            retry: How often it may be tried.
+            fallback: What takes the agent's place when it has failed for good: a function, or a result.
+            before: Checks beside the engine's own.
+            after: Checks of the result beside the engine's own.
+            metadata: JSON to note with it.
+            machine: The machine, or its name.
+            parent_id: The execution that starts it, of the same user; `Run.child` does it for you.
+            retry_of: The execution that it is a rerun of.
+            emit: Takes each item of a generator, a coroutine function.
+
+        Returns:
+            The handle: id, result, outcome, cancel.
+
+        Raises:
+            BadPayload: An argument has a wrong type or value.
+            EngineFull: Too many wait for a slot already; nothing was created.
+            Refused: The parent has ended.
+            StoreUnavailable: The store did not take it.
+        """
+        drive = await self.prepare(
+            self._agent(agent, agent_name), deque(), *args, user_id=user_id, thread_id=thread_id, kwargs=kwargs,
+            timeouts=timeouts, retry=retry, fallback=fallback, before=before, after=after, metadata=metadata,
+            machine=machine, parent_id=parent_id, retry_of=retry_of, emit=emit,
+        )  # fmt: skip
+        return self._begin(drive)
+
+    async def prepare(  # noqa: PLR0913 - as submit
+        self,
+        agent: Agent,
+        answers: deque[tuple[str, Answer]],
+        /,
+        *args: Any,
+        user_id: str,
+        thread_id: str,
+        kwargs: Mapping[str, Any] | None = None,
+        fallback: Any = _UNSET,
+        before: Sequence[Hook] = (),
+        after: Sequence[Hook] = (),
+        parent_id: str | None = None,
+        retry_of: str | None = None,
+        emit: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> Drive:
+        """Register an execution, and return what drives it; for `submit` and `Session`."""
+        for name in ("timeouts", "retry", "metadata", "machine"):
+            if options.get(name) is None:
+                options[name] = agent.options.get(name)
+        conduct = self._conduct_of(agent, fallback, before, after)
+        home = self._open()
+        seat = Seat(home, text("user_id", user_id), agent.name, free=parent_id is not None)
+        seat.check_queue()
+        if agent.resumable:
+            options["metadata"] = called_with(options["metadata"], args, kwargs)
+        registry = home.registry
+        birth = await home.read(
+            registry.birth, agent.name, user_id=user_id, thread_id=thread_id, parent_id=parent_id,
+            retry_of=retry_of, **options,
+        )  # fmt: skip
+        assert birth.born is not None  # noqa: S101 - a birth has a step
+        snapshot = birth.born.after
+        link = Link(home, snapshot, registry.law_of(snapshot.identity.machine).machine)
+        try:
+            await registry.committer.commit_async(birth)
+            await home.read(registry.created, birth)
+        except BaseException:
+            link.close()
+            raise
+        run = Run(link, seat, self._child_of(link), answers)
+        return Drive(home, link, seat, run, agent, args, kwargs or {}, conduct, emit)
+
+    def _begin(self, drive: Drive) -> Handle:
+        task = drive.home.spawn(drive.life(), f"fsm-drive-{drive.agent.name}")
+        self._drives[drive.link.id] = (drive, task)
+        task.add_done_callback(lambda _: self._drives.pop(drive.link.id, None))
+        return Handle(drive, task)
+
+    def _child_of(self, link: Link) -> Callable[..., Any]:
+        async def start(agent: Callable[..., Any] | str, *args: Any, **options: Any) -> Any:
+            identity = link.snapshot.identity
+            options.setdefault("thread_id", identity.thread_id)
+            return await self.run(agent, *args, user_id=identity.user_id, parent_id=link.id, **options)
+
+        return start
+
+    def _conduct_of(
+        self, agent: Agent, fallback: Any, before: Sequence[Hook], after: Sequence[Hook]
+    ) -> Conduct:
+        own, given = self._conduct, agent.options
+        if fallback is _UNSET:
+            fallback = given.get("fallback", _UNSET)
+        chosen: Agent | Value | None = None
+        if isinstance(fallback, Registered):
+            chosen = fallback.agent
+        elif callable(fallback):
+            chosen = Agent(fallback)
+        elif fallback is not _UNSET:
+            chosen = Value(fallback)
+        return Conduct(
+            (*own.before, *given.get("before", ()), *before),
+            (*own.after, *given.get("after", ()), *after),
+            chosen,
+            given.get("retry_on", own.retry_on),
+            own.patience_s,
+            own.record,
+        )
+
+    def _agent(self, agent: Callable[..., Any] | str, name: str | None) -> Agent:
+        if isinstance(agent, str):
+            if agent not in self._agents:
+                known = ", ".join(sorted(self._agents)) or "none"
+                raise BadPayload(
+                    f"no agent is registered as {agent!r}; known: {known}. Register it with @engine.agent(name=…)"
+                )
+            return self._agents[agent]
+        if isinstance(agent, Registered):
+            return agent.agent
+        return Agent(agent, name)
+
+    # --- fleets and streams -------------------------------------------------------------------------------------
+
+    async def map(  # noqa: PLR0913 - a fleet with all its options
+        self,
+        agent: Callable[..., Any] | str,
+        items: Iterable[Any],
+        /,
+        *,
+        user_id: str | Callable[[Any], str],
+        thread_id: str | Callable[[Any], str],
+        at_once: int = 100,
+        on_done: Callable[[Outcome], object] | None = None,
+        **options: Any,
+    ) -> list[Outcome]:
+        """Run an agent for each of many items, several at a time.
+
+        Args:
+            agent: The agent; it is called with one item.
+            items: The items; they are taken as they are needed.
+            user_id: Whose executions they are, or a function that says so for an item.
+            thread_id: The conversation, or a function of the item.
+            at_once: So many are handed to the engine at once; its slots decide how many run.
+            on_done: Called with each outcome as it comes: for a progress bar, say.
+            **options: As for `submit`.
+
+        Returns:
+            The outcomes, in the order of the items. However one ends, the others go on.
+        """
+        return await map_over(
+            self,
+            agent,
+            items,
+            user_id=user_id,
+            thread_id=thread_id,
+            at_once=at_once,
+            on_done=on_done,
+            **options,
+        )
+
+    async def stream(
+        self, agent: Callable[..., Any] | str, /, *args: Any, **options: Any
+    ) -> AsyncIterator[Any]:
+        """Run a generator and yield what it yields, as it comes.
+
+        Whoever stops reading (``aclose``, or an exception in the loop's body) calls the execution off.
+
+        Args:
+            agent: A generator or an asynchronous generator.
+            *args: What the agent is called with besides.
+            **options: As for `submit`.
+
+        Raises:
+            Exception: As for `run`, after the last item.
+        """
+        queue: asyncio.Queue[Any] = asyncio.Queue(STREAM_AHEAD)
+        handle = await self.submit(agent, *args, emit=queue.put, **options)
+        ended = asyncio.ensure_future(handle.outcome())
+        try:
+            while True:
+                item = asyncio.ensure_future(queue.get())
+                await asyncio.wait({item, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if item.done():
+                    yield item.result()
+                    continue
+                item.cancel()
+                while not queue.empty():
+                    yield queue.get_nowait()
+                break
+            (await ended).value()
+        finally:
+            if not handle.done:
+                await handle.cancel("its reader went away")
+                while not handle.done:
+                    while not queue.empty():
+                        queue.get_nowait()  # so that an agent that waits for a place can go on to its end
+                    await asyncio.wait({ended}, timeout=0.01)
+            await ended
+
+    # --- plain code ---------------------------------------------------------------------------------------------
+
+    def agent(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        resumable: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Register a function as an agent: a decorator.
+
+            @engine.agent(name="researcher", retry={"attempts_max": 3})
+            async def research(run, topic): ...
+
+            await research("state machines", user_id="ada", thread_id="t-1")
+
+        Args:
+            function: The function, if the decorator stands without parentheses.
+            name: The agent's name; the function's own if nothing is said.
+            resumable: Note with each execution what it is called with (as JSON), so that `serve` in another process
+                can go on with it. The agent begins anew there; questions that were answered are not asked again.
+            **options: Defaults for `submit`: timeouts, retry, fallback, before, after, metadata, machine, retry_on.
+
+        Returns:
+            What to call: with the agent's own arguments, and ``user_id`` and ``thread_id`` besides.
+
+        Raises:
+            ConfigurationError: The name is taken.
+        """
+
+        def register(wrapped: Callable[..., Any]) -> Registered:
+            one = Agent(wrapped, name, options=options, resumable=resumable)
+            if one.name in self._agents:
+                raise ConfigurationError(
+                    f"an agent is registered as {one.name!r} already: give it another name"
+                )
+            self._agents[one.name] = one
+            return Registered(self, one)
+
+        return register if function is None else register(function)
+
+    def execution(self, agent_name: str, /, **options: Any) -> Session:
+        """Return an execution for whoever drives it by hand: ``async with`` yields its `Run`, ``with`` its `SyncRun`.
+
+        The body is the agent: its end is the execution's, its exception the reason of a failure. Set
+        ``session.result`` to what it came to.
+
+        Args:
+            agent_name: The agent's name.
+            **options: As for `submit`; without ``retry``, since a body cannot be run twice.
+        """
+        return Session(self, agent_name, options)
+
+    # --- other processes' work ----------------------------------------------------------------------------------
+
+    async def adopt(self, *, limit: int = 100) -> list[Handle]:
+        """Take over queued executions of registered, resumable agents that nobody drives here.
+
+        Another process may have died, or handed them back; a person may have answered. Exactly one engine claims
+        each: the table sees to it.
+
+        Args:
+            limit: How many at the most.
+
+        Returns:
+            Their handles.
+        """
+        home = self._open()
+        found = await home.read(waiting_for, home.registry, self._resumable(), set(home.links), limit)
+        return [self._adopt(home, one) for one in found]
+
+    def _resumable(self) -> dict[str, Agent]:
+        return {name: agent for name, agent in self._agents.items() if agent.resumable}
+
+    def _adopt(self, home: Home, registration: Registration) -> Handle:
+        snapshot: Snapshot = registration.snapshot
+        agent = self._agents[snapshot.identity.agent]
+        link = Link(home, snapshot, home.registry.law_of(snapshot.identity.machine).machine)
+        link.look()
+        seat = Seat(home, snapshot.identity.user_id, agent.name, free=snapshot.identity.parent_id is not None)
+        answers = deque((question, answer_of(payload)) for question, payload in registration.answers)
+        args, kwargs = registration.called_with
+        run = Run(link, seat, self._child_of(link), answers)
+        conduct = self._conduct_of(agent, _UNSET, (), ())
+        return self._begin(Drive(home, link, seat, run, agent, args, kwargs, conduct))
+
+    async def serve(self, *, every_s: float = 1.0) -> None:
+        """Adopt what comes, until this is cancelled: a worker process is an engine that serves.
+
+        Args:
+            every_s: How often to look, in seconds.
+        """
+        home = self._open()
+        while True:
+            await self.adopt()
+            await home.read(self.tracker.sweep)
+            await asyncio.sleep(every_s)
+
+    # --- without an event loop ----------------------------------------------------------------------------------
+
+    def run_sync(self, agent: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Any:
+        """Do the same as `run` from code that has no event loop; blocks.
+
+        Raises:
+            ConfigurationError: There is an event loop in this thread: use ``await engine.run(…)``.
+        """
+        return self.portal().call(self.run(agent, *args, **options))
+
+    def portal(self) -> Portal:
+        """Return the thread with an event loop on which the engine runs for code that has none."""
+        from fsm.engine.portal import Portal  # noqa: PLC0415 - for those who need it
+
+        if self._portal is None or self._portal.closed:
+            self._portal = Portal()
+        return self._portal
+
+    # --- begin and end ------------------------------------------------------------------------------------------
+
+    def _open(self) -> Home:
+        """Return the engine's home on the running loop; set it up at the first use."""
+        loop = asyncio.get_running_loop()
+        home = self._home
+        tracker = self.tracker
+        if home is not None and home.loop is loop and home.tracker is tracker:
+            if self._closing:
+                raise ConfigurationError("the engine is being closed: nothing new can begin")
+            return home
+        if home is not None and home.loop is not loop and home.links and not home.loop.is_closed():
+            raise ConfigurationError(
+                "this engine runs executions on another event loop: make one engine per event loop"
+            )
+        instant = tracker._registry.store.instant
+        self._closing = False
+        self._home = Home(
+            tracker,
+            self.slots,
+            poll_s=self._poll_s,
+            lease_s=None if instant else self._lease_s,
+            sweep_every_s=self._sweep_every_s,
+        )
+        watch_exit(self)
+        return self._home
+
+    def links(self) -> list[Link]:
+        """Return the wires to the executions that are open here."""
+        return list(self._home.links.values()) if self._home is not None else []
+
+    def lives_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether this is the loop on which the engine runs."""
+        return self._home is not None and self._home.loop is loop
+
+    async def close(self) -> None:
+        """Stop everything that runs here: agents are cancelled, their executions handed back or cancelled."""
+        self._closing = True
+        try:
+            tasks = [task for _, task in self._drives.values()]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+        finally:
+            self._closing = False
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

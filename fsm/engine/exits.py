@@ -1,0 +1,103 @@
+"""The end of the process: what still runs is ended or handed back, not left to its deadline.
+
+- The event loop is closed (``asyncio.run`` returns or is interrupted): it cancels the engine's tasks, and each
+  deals with its execution.
+- SIGTERM: if nobody else handles it (its handler is the system's own, which would end the process at once), the
+  engine closes itself and then lets the signal do what it does.
+- The interpreter exits with a loop that was left standing still: `atexit` speaks for the executions.
+- ``kill -9``, ``os._exit`` and power loss say nothing to anybody: the lease runs out, and the sweeper finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import signal
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+from fsm.errors import FsmError
+
+if TYPE_CHECKING:
+    from fsm.engine.engine import Engine
+    from fsm.engine.link import Link
+
+logger = logging.getLogger(__name__)
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+EXIT_S = 10.0
+"""So long, in seconds, a SIGTERM waits for the agents; a second one waits for nobody."""
+
+
+def watch_exit(engine: Engine) -> None:
+    """Let an engine hear of the end of its process. Call it on its event loop."""
+    _engines.add(engine)
+    if threading.current_thread() is not threading.main_thread():
+        return
+    loop = asyncio.get_running_loop()
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+    try:
+        loop.add_signal_handler(signal.SIGTERM, _on_sigterm, loop)
+    except (NotImplementedError, RuntimeError, FsmError):
+        logger.debug("this event loop handles no signals")
+
+
+def _on_sigterm(loop: asyncio.AbstractEventLoop) -> None:
+    loop.remove_signal_handler(signal.SIGTERM)  # the next one ends the process at once
+    logger.warning("SIGTERM: the engine ends or hands back what runs")
+    task = loop.create_task(_terminate())
+    _terminating.add(task)
+
+
+_terminating: set[asyncio.Task[None]] = set()
+
+
+async def _terminate() -> None:
+    loop = asyncio.get_running_loop()
+    mine = [engine for engine in list(_engines) if engine.lives_on(loop)]
+    try:
+        async with asyncio.timeout(EXIT_S):
+            await asyncio.gather(*(engine.close() for engine in mine))
+    except Exception:
+        logger.exception("not everything could be ended")
+    finally:
+        for engine in mine:
+            _speak_for(engine)
+            if not engine.tracker.closed:
+                engine.tracker.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@atexit.register
+def _at_exit() -> None:
+    for engine in list(_engines):
+        _speak_for(engine)
+
+
+def _speak_for(engine: Engine) -> None:
+    """End or hand back, from outside of any loop, what an engine left open."""
+    for link in engine.links():
+        if link.ended or link.home.registry.closed:
+            continue
+        try:
+            _let_go(link)
+        except Exception:
+            logger.exception("%s: could not be ended; its lease or its deadline will", link.id)
+
+
+def _let_go(link: Link) -> None:
+    registry, snapshot = link.home.registry, link.snapshot
+    owner = snapshot.owner
+    if owner is not None and (
+        link.waits(snapshot.state) or snapshot.attempt < snapshot.identity.attempts_max
+    ):
+        registry.carry_all([registry.order(link.id, "lapse", {"worker": owner}, holder=owner)])
+        return
+    orders = [registry.order(link.id, "cancel", {"reason": "the process ended", "by": "engine"})]
+    if owner is not None:
+        orders.append(registry.order(link.id, "stopped", {}, holder=owner))
+    registry.carry_all(orders)

@@ -1,0 +1,276 @@
+"""What all executions of an engine share while they run: the loop, the slots, the way to the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+from fsm.engine.link import Link
+from fsm.engine.slots import Admission, Slots, Ticket
+from fsm.errors import EngineFull, FsmError
+from fsm.machine import Machine
+from fsm.records import Step
+from fsm.tracker import Tracker
+from fsm.ways import Ways
+
+logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BRIDGES = "start think run_tools process_results finish".split()
+"""Events that only change the phase: an engine takes them on the way to what an agent says."""
+POLL_S = 0.1
+"""So often, in seconds, other processes' commits are looked for in the journal."""
+PAGE = 2_000
+"""So many of the journal's rows are read at a time."""
+MAX_LATE = 1_000
+"""So many late ends are remembered; older ones are in the log."""
+
+
+class Late(NamedTuple):
+    """What an agent came to after its execution had ended without it.
+
+    Attributes:
+        execution_id: The execution.
+        agent: The agent's name.
+        late_s: So many seconds after the end.
+        result: What it returned, as JSON-ready data.
+        error: What it raised, on one line; ``None`` if it returned.
+    """
+
+    execution_id: str
+    agent: str
+    late_s: float
+    result: Any
+    error: str | None
+
+
+class Home:
+    """One engine on one event loop."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        slots: Slots,
+        *,
+        poll_s: float = POLL_S,
+        lease_s: float | None = None,
+        sweep_every_s: float | None = None,
+    ) -> None:
+        """Set up on the running loop.
+
+        Args:
+            tracker: The tracker.
+            slots: How many executions may run at once.
+            poll_s: How often, in seconds, to look for other processes' commits.
+            lease_s: The lease of this process, in seconds; ``None`` for none.
+            sweep_every_s: How often, in seconds, to sweep while there is an execution; ``None`` for never.
+        """
+        self.tracker = tracker
+        self.registry = tracker._registry
+        self.loop = asyncio.get_running_loop()
+        self.admission = Admission(slots)
+        self.links: dict[str, Link] = {}
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.late: deque[Late] = deque(maxlen=MAX_LATE)
+        self.stragglers: dict[str, str] = {}
+        """Agents that go on although their execution has ended: the agent's name by the execution's id."""
+        self._ways: dict[str, Ways] = {}
+        self._poll_s = poll_s
+        self._lease_s = lease_s
+        self._sweep_every_s = sweep_every_s
+        self._helpers: list[asyncio.Task[None]] = []
+        self.register()
+
+    # --- the lease ----------------------------------------------------------------------------------------------
+
+    def register(self) -> None:
+        """Be a worker, unless this process is one: what it claims lives by its lease."""
+        if self._lease_s is None or self.registry.worker is not None:
+            return
+        worker = self.tracker.worker(ttl_s=self._lease_s)
+        self.registry.closing.append(worker.close)
+
+    def register_anew(self) -> None:
+        """Register again after the lease was lost; what it owned belongs to others."""
+        worker = self.registry.worker
+        if self._lease_s is not None and worker is not None and worker.lost:
+            self.registry.worker = None
+            self.register()
+
+    async def hand_back(self, link: Link) -> None:
+        """Let go of an execution, so that another worker can go on with it."""
+        owner = link.snapshot.owner
+        if owner is not None:
+            order = self.registry.order(link.id, "lapse", {"worker": owner}, holder=owner)
+            await self.read(self.registry.carry_all, [order])
+
+    # --- threads and tasks --------------------------------------------------------------------------------------
+
+    def call(self, function: Callable[P, object], *args: P.args, **_: P.kwargs) -> None:
+        """Call a function on the loop, from any thread; if the loop is closed there is nobody left to tell."""
+        try:
+            self.loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            logger.debug("the event loop of an engine was closed while a commit was under way")
+
+    async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call what never waits at once, and let a thread wait for a disk."""
+        if self.registry.store.instant:
+            return function(*args, **kwargs)
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
+        """Start a task that is not forgotten."""
+        task = self.loop.create_task(coroutine, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a task of the engine failed", exc_info=error)
+
+    # --- executions ---------------------------------------------------------------------------------------------
+
+    def ways_of(self, machine: Machine) -> Ways:
+        """Return the ways through a machine."""
+        ways = self._ways.get(machine.content_hash)
+        if ways is None:
+            ways = self._ways[machine.content_hash] = Ways(machine, BRIDGES)
+        return ways
+
+    def listen(self, link: Link) -> None:
+        """Let a link hear of the commits of its execution."""
+        self.links[link.id] = link
+        self.registry.committer.watchers[link.id] = link.committed
+        if not self._helpers:
+            if not self.registry.store.instant:
+                after = self.registry.store.position()
+                self._helpers.append(self.loop.create_task(self._follow(after), name="fsm-follow"))
+            if self._sweep_every_s is not None:
+                self._helpers.append(
+                    self.loop.create_task(self._sweep(self._sweep_every_s), name="fsm-sweep")
+                )
+
+    def forget(self, link: Link) -> None:
+        """Let it hear no more."""
+        if self.links.get(link.id) is link:
+            del self.links[link.id]
+            self.registry.committer.watchers.pop(link.id, None)
+        if not self.links:
+            while self._helpers:
+                self._helpers.pop().cancel()
+
+    async def _sweep(self, every_s: float) -> None:
+        """Find what other processes left behind, for as long as there is an execution here."""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await self.read(self.tracker.sweep)
+            except FsmError as error:
+                if self.registry.closed:
+                    return
+                logger.warning("a sweep failed, the next one follows in %g s: %s", every_s, error)
+            except RuntimeError:
+                return  # as below
+
+    async def _follow(self, after: int) -> None:
+        """Hear of other processes' commits for as long as there is an execution; of our own the committer tells."""
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                after = await asyncio.to_thread(self._read_on, after)
+            except FsmError as error:
+                if self.registry.closed:
+                    return
+                logger.warning("the journal could not be read, will try again: %s", error)
+            except RuntimeError:
+                return  # the interpreter is shutting down: no thread can be had any more
+
+    def _read_on(self, after: int) -> int:
+        """Read what is new in the journal, page by page up to its end, and pass on what is not ours."""
+        store = self.registry.store
+        while True:
+            rows = store.journal(after, PAGE)
+            for row in rows:
+                link = self.links.get(row.execution_id)
+                if link is None or row.version <= link.snapshot.version:
+                    continue
+                snapshot = store.load(row.execution_id)
+                if snapshot is not None:
+                    link.committed(Step(snapshot, row.source, row.event, row.key, row.payload_json, ()))
+            if rows:
+                after = rows[-1].position
+            if len(rows) < PAGE:
+                return after
+
+
+class Seat:
+    """An execution's slot. A child has none of its own: it runs in its parent's."""
+
+    def __init__(self, home: Home, user: str, agent: str, *, free: bool = False) -> None:
+        """Describe it.
+
+        Args:
+            home: Whose slots these are.
+            user: The user.
+            agent: The agent's name.
+            free: It takes no slot.
+        """
+        self._home = home
+        self._user = user
+        self._agent = agent
+        self._free = free
+        self.held = free
+
+    def give(self) -> None:
+        """Give the slot back, if it is held."""
+        if self.held and not self._free:
+            self.held = False
+            self._home.admission.give_back(self._user, self._agent)
+
+    def take_now(self) -> bool:
+        """Take a slot if there is one, without waiting."""
+        if not self.held:
+            self.held = self._home.admission.take(self._user, self._agent)
+        return self.held
+
+    async def take(self, *, resumes: bool = False) -> None:
+        """Wait for a slot; a cancelled wait leaves nothing behind.
+
+        Args:
+            resumes: It ran before, and goes before those that have not begun.
+        """
+        if self.take_now():
+            return
+        admission = self._home.admission
+        future: asyncio.Future[None] = self._home.loop.create_future()
+        granted = False
+
+        def grant() -> None:
+            nonlocal granted
+            granted = True
+            if not future.done():
+                future.set_result(None)
+
+        ticket: Ticket = admission.wait(self._user, self._agent, grant, resumes=resumes)
+        try:
+            await future
+        except BaseException:
+            if granted:
+                admission.give_back(self._user, self._agent)
+            else:
+                admission.leave(ticket)
+            raise
+        self.held = True
+
+    def check_queue(self) -> None:
+        """Raise `EngineFull` if nobody else may queue up."""
+        admission = self._home.admission
+        if not self._free and admission.waiting >= admission.slots.queued_max:
+            raise EngineFull(admission.waiting)

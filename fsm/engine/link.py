@@ -1,0 +1,295 @@
+"""The wire between one execution and whoever drives it: events in, commits out, deadlines met.
+
+It keeps no state of its own. What it knows is the last committed record, handed over by the committer on whatever
+thread it was committed, and where the events that are under way will lead, so that several branches of an agent can
+hand in events without waiting for one another's disk flush.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fsm.command import Command
+from fsm.decide import DERIVED
+from fsm.errors import FsmError, Refused
+from fsm.machine import Machine
+from fsm.records import Receipt, Snapshot, Step
+
+if TYPE_CHECKING:
+    from fsm.engine.home import Home
+
+logger = logging.getLogger(__name__)
+
+
+class RunOver(asyncio.CancelledError):
+    """The execution has ended, is being cancelled, or belongs to another worker: this run of the agent is over.
+
+    It is a cancellation: an agent that swallowed the first one meets the next at its next step.
+    """
+
+
+class _Sent(NamedTuple):
+    """An event that was handed in."""
+
+    command: Command
+    future: asyncio.Future[None] | None
+
+
+class Link:
+    """One execution, as its driver sees it. It lives on one event loop; commits may come from any thread.
+
+    Attributes:
+        snapshot: The last committed record.
+        state: Where the events that were handed in lead to.
+        fence: The fence of the claim; ``None`` while nobody here owns the execution.
+        stop: Done when the agent has to stop: cancelled, ended, or taken away.
+        gone: Done when there is nothing left to say: ended, or taken away.
+    """
+
+    def __init__(self, home: Home, snapshot: Snapshot, machine: Machine) -> None:
+        """Begin to listen.
+
+        Args:
+            home: What all executions of an engine share.
+            snapshot: The record as it is, or will be once its creation is committed.
+            machine: Its machine.
+        """
+        self.home = home
+        self.id = snapshot.identity.id
+        self.machine = machine
+        self.ways = home.ways_of(machine)
+        self.snapshot = snapshot
+        self.state = snapshot.state
+        self.fence: int | None = None
+        self.letting_go = False
+        self.stop: asyncio.Future[None] = home.loop.create_future()
+        self.gone: asyncio.Future[None] = home.loop.create_future()
+        self._asked: str | None = None
+        self._answer: asyncio.Future[str | None] | None = None
+        self._pending = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed_at = float("inf")
+        home.listen(self)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.home.forget(self)
+        self._disarm()
+
+    # --- what was committed -------------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether the execution has ended."""
+        return self.snapshot.state in self.machine.terminal
+
+    @property
+    def category(self) -> str:
+        """The category of the state it is in."""
+        return self.machine.by_name[self.snapshot.state].category
+
+    def waits(self, state: str) -> bool:
+        """Whether a state is one in which the execution waits."""
+        return self.machine.by_name[state].category == "waiting"
+
+    @property
+    def taken(self) -> bool:
+        """Whether the execution was taken away from whoever claimed it here."""
+        return self.fence is not None and self.snapshot.fence != self.fence and not self.letting_go
+
+    def committed(self, step: Step) -> None:
+        """Hear of a commit, on any thread, in the order of the versions."""
+        after = step.after
+        if after.version <= self.snapshot.version and step.source is not None:
+            return  # heard of before: its own commits come directly, others by way of the journal
+        self.snapshot = after
+        left = self._asked is not None and after.state != self._asked
+        if left or self.taken or self.machine.by_name[after.state].category in _LOUD:
+            self.home.call(self._look, step.payload_json if left else None)
+        elif after.due_at is not None and after.due_at < self._armed_at:
+            self.home.call(self._arm)
+
+    def _look(self, payload_json: str | None) -> None:
+        if self._answer is not None and not self._answer.done() and self.snapshot.state != self._asked:
+            self._answer.set_result(payload_json)
+        self.look()
+
+    def look(self) -> None:
+        """See whether it is over."""
+        if self.ended or self.taken:
+            self._disarm()
+            for future in (self.gone, self.stop):
+                if not future.done():
+                    future.set_result(None)
+            return
+        if self.category == "stopping" and not self.stop.done():
+            self.stop.set_result(None)
+        self._arm()
+
+    # --- what is handed in --------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise `RunOver` if the run is over."""
+        if self.stop.done():
+            raise RunOver(f"{self.id} is {self.snapshot.state}: this run of the agent is over")
+
+    def _submit(self, event: str, payload: Mapping[str, Any], key: str | None) -> _Sent:
+        registry = self.home.registry
+        command = registry.event(self.id, event, payload, fence=self.fence, key=key, user_id=None)
+        future = registry.committer.submit(command)
+        self.state = self._leads_to(event, payload)
+        self._pending += 1
+        return _Sent(command, future)
+
+    def _leads_to(self, event: str, payload: Mapping[str, Any]) -> str:
+        """Return the state that an event will lead to, as far as it can be known before it is decided."""
+        for arrow in self.machine.by_source[self.state].get(event, ()):
+            if all(
+                fact in DERIVED
+                or bool(payload.get(fact, self.machine.fact_defaults.get(fact, False))) is wanted
+                for fact, wanted in arrow.literals
+            ):
+                return arrow.target
+        return self.state
+
+    async def fire(
+        self, event: str, payload: Mapping[str, Any] | None = None, *, key: str | None = None
+    ) -> Receipt:
+        """Hand in an event, with the way that leads to where it is in the table, in one go.
+
+        Args:
+            event: The event.
+            payload: What comes with it.
+            key: An idempotency key.
+
+        Returns:
+            The event's receipt.
+
+        Raises:
+            RunOver: The execution is over, for this run.
+            Refused: The table says no.
+            StoreUnavailable: The store did not answer.
+        """
+        way = self.ways.to_event(self.state, event) or ()
+        return await self.fire_all([*((one, {}) for one in way), (event, payload or {})], key=key)
+
+    async def fire_all(
+        self, orders: list[tuple[str, Mapping[str, Any]]], *, key: str | None = None
+    ) -> Receipt:
+        """Hand in several events in one go, so that they share a commit; return the last one's receipt.
+
+        Args:
+            orders: Events with their payloads; each leans on the one before it.
+            key: An idempotency key for the last one.
+        """
+        last = len(orders) - 1
+        sent: list[_Sent] = []
+        try:
+            for index, (event, payload) in enumerate(orders):
+                sent.append(self._submit(event, payload, key if index == last else None))
+            for one in sent:
+                if one.future is not None:
+                    await one.future
+        finally:
+            self._pending -= len(sent)
+            if not self._pending:
+                self.state = self.snapshot.state
+        receipt: Receipt | None = None
+        for one in sent:
+            receipt = self._receipt(one.command)
+            if one.command.effects:
+                await self.home.read(self.home.registry.carry_out, one.command)
+        assert receipt is not None  # noqa: S101 - there is at least one order
+        return receipt
+
+    def _receipt(self, command: Command) -> Receipt:
+        try:
+            return self.home.registry.receipt(command)
+        except Refused as refused:
+            self.look()
+            stopping = self.machine.by_name[refused.state].category in _LOUD
+            if self.fence is not None and (stopping or refused.reason == "fenced"):
+                raise RunOver(str(refused)) from None
+            raise
+
+    # --- a person's answer --------------------------------------------------------------------------------------
+
+    async def answered(self, asked: str) -> str | None:
+        """Wait until the execution leaves the state in which it waits for a person.
+
+        Args:
+            asked: That state.
+
+        Returns:
+            The payload of the event that led out of it, as JSON text.
+
+        Raises:
+            RunOver: It ended, or was called off, instead.
+        """
+        self._answer = self.home.loop.create_future()
+        self._asked = asked
+        try:
+            if self.snapshot.state != asked:  # somebody was faster than we could begin to listen
+                last = (await self.home.read(self.home.registry.store.history, self.id))[-1]
+                return last.payload_json
+            await asyncio.wait({self._answer, self.stop}, return_when=asyncio.FIRST_COMPLETED)
+            self.check()
+            return self._answer.result()
+        finally:
+            self._asked = self._answer = None
+
+    # --- deadlines ----------------------------------------------------------------------------------------------
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._armed_at = None, float("inf")
+
+    def _arm(self) -> None:
+        """Wake up at the deadline. A later one is not news: the timer that wakes up early looks again."""
+        due_at = self.snapshot.due_at
+        if due_at is None or due_at >= self._armed_at or self.gone.done():
+            return
+        self._disarm()
+        self._armed_at = due_at
+        self._timer = self.home.loop.call_later(max(0.0, due_at - self.home.registry.now()), self._due)
+
+    def _due(self) -> None:
+        self._timer, self._armed_at = None, float("inf")
+        snapshot, now = self.snapshot, self.home.registry.now()
+        if snapshot.due_at is None or self.gone.done():
+            return
+        if snapshot.due_at > now:
+            self._arm()
+            return
+        self.home.spawn(self._time_out(snapshot, now))
+
+    async def _time_out(self, snapshot: Snapshot, now: float) -> None:
+        """Say that a deadline has passed, unless the execution has moved on meanwhile."""
+        registry = self.home.registry
+        late_s = max(0.0, now - (snapshot.due_at or now))
+        order = registry.order(
+            self.id, "time_out", {"kind": snapshot.due_kind, "late_s": late_s}, version=snapshot.version
+        )
+        future = registry.committer.submit(order)
+        if future is not None:
+            await future
+        try:
+            registry.receipt(order)
+        except Refused:
+            self._arm()  # it has moved on: its new deadline counts
+            return
+        except FsmError as error:
+            logger.warning("%s: its deadline could not be recorded, will try again: %s", self.id, error)
+            self.home.loop.call_later(RETRY_S, self._arm)
+            return
+        if order.effects:
+            await self.home.read(registry.carry_out, order)
+
+
+RETRY_S = 1.0
+"""After so many seconds a deadline that the store did not take is tried again."""
+_LOUD = frozenset({"stopping", "terminal"})

@@ -1,0 +1,150 @@
+"""How an execution ended, for whoever waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fsm.errors import ExecutionCancelled, ExecutionFailed, ExecutionLost, ExecutionTimedOut
+
+if TYPE_CHECKING:
+    from fsm.engine.drive import Drive
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an execution ended.
+
+    Attributes:
+        execution_id: The execution.
+        state: The state that it ended in; of one that was handed back, the state that it was left in.
+        result: What the agent returned: the object itself.
+        error: What the agent raised, if it failed.
+        fallback: Whether the result is the fallback's.
+        attempts: How many attempts were made.
+        end: The payload of the event that ended it.
+    """
+
+    execution_id: str
+    state: str
+    result: Any = None
+    error: BaseException | None = None
+    fallback: bool = False
+    attempts: int = 0
+    end: dict[str, Any] | None = None
+
+    @property
+    def completed(self) -> bool:
+        """Whether there is a result."""
+        return self.state == "completed"
+
+    def value(self) -> Any:
+        """Return the result.
+
+        Raises:
+            Exception: What the agent raised, if it failed.
+            ExecutionTimedOut: A deadline passed.
+            ExecutionCancelled: It was called off.
+            ExecutionLost: It is not this process's any more.
+            ExecutionFailed: It was ended as failed by somebody else.
+        """
+        error = self.failure()
+        if error is not None:
+            raise error
+        return self.result
+
+    def failure(self) -> BaseException | None:
+        """Return what `value` would raise, or ``None``."""
+        if self.completed:
+            return None
+        end = self.end or {}
+        make = _FAILURES.get(self.state)
+        if make is not None:
+            return make(self, end)
+        # It could not even be begun, or it was handed back.
+        return self.error or ExecutionLost(self.execution_id, self.state)
+
+
+def outcome_of(drive: Drive) -> Outcome:
+    """Return how an execution ended that was driven here."""
+    snapshot = drive.link.snapshot
+    ended = drive.link.ended
+    return Outcome(
+        drive.link.id,
+        snapshot.state,
+        drive.result,
+        drive.error,
+        drive.fell_back,
+        snapshot.attempt,
+        json.loads(snapshot.end_json) if ended and snapshot.end_json else {},
+    )
+
+
+def _failed(outcome: Outcome, end: dict[str, Any]) -> BaseException:
+    if outcome.error is not None:
+        return outcome.error
+    return ExecutionFailed(outcome.execution_id, outcome.state, end.get("error") or "no reason was given")
+
+
+def _timed_out(outcome: Outcome, end: dict[str, Any]) -> BaseException:
+    error = ExecutionTimedOut(
+        outcome.execution_id, outcome.state, end.get("kind") or "phase", end.get("late_s")
+    )
+    error.__cause__ = outcome.error
+    return error
+
+
+def _cancelled(outcome: Outcome, end: dict[str, Any]) -> BaseException:
+    return ExecutionCancelled(
+        outcome.execution_id, outcome.state, end.get("reason"), end.get("by"), outcome.result
+    )
+
+
+_FAILURES = {"failed": _failed, "timed_out": _timed_out, "cancelled": _cancelled}
+
+
+class Handle:
+    """An execution that was handed to an engine.
+
+    Attributes:
+        id: The execution's id.
+    """
+
+    def __init__(self, drive: Drive, task: asyncio.Task[Outcome]) -> None:
+        self._drive = drive
+        self._task = task
+        self.id = drive.link.id
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over."""
+        return self._task.done()
+
+    @property
+    def state(self) -> str:
+        """The state of the last commit."""
+        return self._drive.link.snapshot.state
+
+    async def outcome(self) -> Outcome:
+        """Wait until it is over; however it ends, nothing is raised. A cancelled wait does not cancel it."""
+        await asyncio.wait({self._task})
+        return self._task.result()
+
+    async def result(self) -> Any:
+        """Wait until it is over and return the result; raises as `Outcome.value` does."""
+        return (await self.outcome()).value()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self.result().__await__()
+
+    async def cancel(self, reason: str | None = None, *, by: str | None = None) -> None:
+        """Call it off: the agent is cancelled, and has its grace to stop. Nothing happens if it has ended.
+
+        Args:
+            reason: Why.
+            by: Who.
+        """
+        await self._drive.call_off(reason, by)

@@ -1,0 +1,67 @@
+"""An event loop in a thread, for code that has none."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fsm.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+class Portal:
+    """Runs coroutines for threads that have no event loop. The thread is a daemon, and is stopped at exit."""
+
+    def __init__(self) -> None:
+        """Start the thread."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fsm-portal", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._loop.is_closed()
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine and return its result; blocks. An interrupt cancels it, and waits until it has stopped.
+
+        Raises:
+            ConfigurationError: This thread has an event loop: await instead.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            coroutine.close()
+            raise ConfigurationError(
+                "this thread has an event loop, which must not be blocked: await instead"
+            )
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Cancel what runs, wait for it, and stop the thread."""
+        if self._loop.is_closed():
+            return
+        atexit.unregister(self.close)
+        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result(timeout=30.0)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=30.0)
+        self._loop.close()
+
+    async def _cancel_all(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,147 @@
+"""Registered agents, and what is needed to go on with one of their executions in another process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from fsm.errors import BadPayload
+from fsm.machine import Category
+from fsm.registry import Registry
+from fsm.stores.base import Query
+
+if TYPE_CHECKING:
+    from fsm.engine.agents import Agent
+    from fsm.engine.engine import Engine
+    from fsm.engine.outcome import Handle, Outcome
+    from fsm.records import Snapshot
+
+CALLED_WITH = "called_with"
+"""The key in an execution's metadata under which the arguments of a resumable agent stand."""
+
+
+class Registered:
+    """What ``@engine.agent`` makes of a function: call it to run it, tracked.
+
+    Attributes:
+        agent: The function and its options.
+    """
+
+    def __init__(self, engine: Engine, agent: Agent) -> None:
+        self._engine = engine
+        self.agent = agent
+        self.__name__ = agent.name
+        self.__doc__ = agent.function.__doc__
+        self.__wrapped__: Callable[..., Any] = agent.function
+
+    def __repr__(self) -> str:
+        return f"<agent {self.agent.name!r}>"
+
+    async def __call__(self, *args: Any, user_id: str, thread_id: str, **kwargs: Any) -> Any:
+        """Run it to its end; see `Engine.run`.
+
+        Args:
+            *args: The agent's own arguments, without its run.
+            user_id: Whose execution it is.
+            thread_id: The conversation.
+            **kwargs: The agent's own arguments by name.
+        """
+        return await self._engine.run(self, *args, user_id=user_id, thread_id=thread_id, kwargs=kwargs)
+
+    async def submit(self, *args: Any, **options: Any) -> Handle:
+        """Begin it and return its handle; see `Engine.submit`."""
+        return await self._engine.submit(self, *args, **options)
+
+    async def map(self, items: Any, **options: Any) -> list[Outcome]:
+        """Run it for many items; see `Engine.map`."""
+        return await self._engine.map(self, items, **options)
+
+
+class Registration(NamedTuple):
+    """An execution that waits for somebody, and how its agent was called.
+
+    Attributes:
+        snapshot: The record.
+        called_with: The arguments, and those by name.
+        answers: Questions that were answered, with the payloads of the answers, in order.
+    """
+
+    snapshot: Snapshot
+    called_with: tuple[tuple[Any, ...], dict[str, Any]]
+    answers: list[tuple[str, str | None]]
+
+
+def called_with(
+    metadata: Mapping[str, Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return metadata with the arguments of a call.
+
+    Raises:
+        BadPayload: They are no JSON, or the metadata uses the key itself.
+    """
+    if metadata and CALLED_WITH in metadata:
+        raise BadPayload(f"metadata[{CALLED_WITH!r}] is where a resumable agent's arguments are kept")
+    try:
+        call = to_jsonable_python({"args": args, "kwargs": dict(kwargs or {})})
+    except PydanticSerializationError as error:
+        raise BadPayload(
+            f"a resumable agent is called with JSON, so that another process can call it: {error}"
+        ) from None
+    return {**(metadata or {}), CALLED_WITH: call}
+
+
+def waiting_for(
+    registry: Registry, agents: Mapping[str, Agent], known: set[str], limit: int
+) -> list[Registration]:
+    """Return queued executions of these agents that may begin now.
+
+    Args:
+        registry: The registry.
+        agents: Resumable agents, by name.
+        known: The executions that are driven here.
+        limit: How many at the most.
+    """
+    now = registry.now()
+    found: list[Registration] = []
+    pending = frozenset(
+        one.name for one in registry.machine_for(None).states if one.category is Category.PENDING
+    )
+    for name in agents:
+        after: str | None = None
+        while len(found) < limit:
+            page = registry.store.find(Query(states=pending, agent=name, limit=limit, after=after))
+            for snapshot in page:
+                call = _call_of(snapshot)
+                waits = snapshot.not_before is not None and snapshot.not_before > now
+                begun = snapshot.version > 0 or snapshot.attempt > 0
+                if call is None or waits or not begun or snapshot.identity.id in known:
+                    continue
+                found.append(Registration(snapshot, call, _answers(registry, snapshot)))
+            if len(page) < limit:
+                break
+            after = page[-1].identity.id
+    return found[:limit]
+
+
+def _call_of(snapshot: Snapshot) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    text = snapshot.identity.metadata_json
+    call = json.loads(text).get(CALLED_WITH) if text else None
+    if not isinstance(call, dict):
+        return None
+    return tuple(call.get("args") or ()), dict(call.get("kwargs") or {})
+
+
+def _answers(registry: Registry, snapshot: Snapshot) -> list[tuple[str, str | None]]:
+    """Return the questions that were answered, in order, with the payload of each answer."""
+    question: str | None = None
+    answers: list[tuple[str, str | None]] = []
+    for row in registry.store.history(snapshot.identity.id):
+        if row.event == "await_input":
+            question = row.payload.get("question") or ""
+        elif row.event == "receive_input" and question is not None:
+            answers.append((question, row.payload_json))
+            question = None
+    return answers

@@ -30,6 +30,8 @@ class Agent:
         name: What people call it.
         options: What `Engine.run` takes if the caller says nothing else.
         resumable: Whether its calls are noted with their executions, so that another process can go on with them.
+        streams: Whether it yields items instead of returning a result.
+        takes_run: Whether its first argument is its run.
     """
 
     def __init__(
@@ -59,9 +61,9 @@ class Agent:
         self.options = dict(options or {})
         self.resumable = resumable
         target = _target(function)
-        self._streams = inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target)
+        self.streams = inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target)
         self._inline = inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
-        self._takes_run = _takes_run(function)
+        self.takes_run = _takes_run(function)
 
     async def call(
         self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any], emit: Emit | None
@@ -82,13 +84,13 @@ class Agent:
             await run.alive()
 
         if self._inline:
-            made = self.function(*((run, *args) if self._takes_run else args), **kwargs)
-            if not self._streams:
+            made = self.function(*((run, *args) if self.takes_run else args), **kwargs)
+            if not self.streams:
                 return await made
             await _drain(made, taker)
         else:
             made = await _in_thread(self, SyncRun(run), args, kwargs, taker)
-            if not self._streams:
+            if not self.streams:
                 return await made if inspect.isawaitable(made) else made
         return None if emit is not None else kept
 
@@ -105,8 +107,11 @@ def _target(function: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(function, functools.partial):
         function = function.func
     if inspect.isroutine(function) or inspect.isclass(function):
-        return inspect.unwrap(function)
-    return type(function).__call__  # type: ignore[no-any-return, operator]
+        plain: Callable[..., Any] = inspect.unwrap(function)
+        return plain
+    of_type: Any = type(function)
+    call: Callable[..., Any] = of_type.__call__
+    return call
 
 
 def _takes_run(function: Callable[..., Any]) -> bool:
@@ -164,9 +169,12 @@ async def _in_thread(
         result: Any = None
         error: BaseException | None = None
         try:
-            first = (run, *args) if agent._takes_run else args
+            first = (run, *args) if agent.takes_run else args
             made = agent.function(*first, **kwargs)
-            result = _drain_sync(made, run, emit) if agent._streams else made
+            if agent.streams:
+                _drain_sync(made, run, emit)
+            else:
+                result = made
         except BaseException as raised:  # noqa: BLE001 - whatever the agent raises is the execution's end
             error = raised
         try:
@@ -178,14 +186,19 @@ async def _in_thread(
         target=contextvars.copy_context().run, args=(work,), name=f"fsm-{agent.name}"[:60], daemon=True
     )
     thread.start()
+    await _until(future, run)
+    return future.result()
+
+
+async def _until(future: asyncio.Future[Any], run: SyncRun) -> None:
+    """Wait for a thread, whatever cancels this, for as long as anybody waits for the execution."""
     while not future.done():
         try:
             await asyncio.wait({future})
-        except asyncio.CancelledError:  # noqa: PERF203 - each cancellation finds the thread still at work
+        except asyncio.CancelledError:
             run.stop()
             if run.run.abandoned:
                 raise  # nobody waits for it any more: the loop is being closed
-    return future.result()
 
 
 def _drain_sync(made: Generator[Any, None, Any], run: SyncRun, emit: Emit) -> None:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from contextvars import copy_context
-from dataclasses import dataclass
 from typing import Any
 
 from fsm.engine.agents import Agent, Emit
+from fsm.engine.conduct import Conduct, Value, ask
 from fsm.engine.home import Home, Late, Seat
 from fsm.engine.link import Link, RunOver
 from fsm.engine.outcome import Outcome, outcome_of
@@ -39,7 +38,6 @@ from fsm.records import Receipt
 
 logger = logging.getLogger(__name__)
 
-Hook = Callable[..., Any]
 END_TRIES = 6
 """So often an end is handed in, if the store does not answer; then the execution's deadline is left to end it."""
 END_WAIT_S = 0.1
@@ -48,38 +46,10 @@ MAX_LEFT_OPEN = 1_000
 """So many forgotten tools are closed at the end; a table does not let more be open."""
 
 
-@dataclass(frozen=True)
-class Conduct:
-    """How an engine treats an execution.
-
-    Attributes:
-        before: Called with the run before the agent; a text that is returned refuses.
-        after: Called with the run and the result; a text that is returned refuses.
-        fallback: What takes the agent's place when it has failed for good; ``None`` for nothing.
-        retry_on: Which errors may go away by themselves.
-        patience_s: How long, in seconds, an agent may go on to clean up after its execution has ended.
-        record: Whether results are kept in the journal.
-    """
-
-    before: tuple[Hook, ...] = ()
-    after: tuple[Hook, ...] = ()
-    fallback: Agent | Value | None = None
-    retry_on: tuple[type[BaseException], ...] = (Exception,)
-    patience_s: float = 1.0
-    record: bool = True
-
-
-@dataclass(frozen=True)
-class Value:
-    """A result that is kept ready as a fallback."""
-
-    value: Any
-
-
 class Drive:
     """Drives one execution."""
 
-    def __init__(  # noqa: PLR0913 - an execution and all that belongs to it
+    def __init__(  # noqa: PLR0913, PLR0917 - an execution and all that belongs to it
         self,
         home: Home,
         link: Link,
@@ -196,7 +166,7 @@ class Drive:
 
     async def _call(self) -> Any:
         """Run the agent with its hooks, and what takes its place if it fails for good."""
-        run, conduct = self.run, self._conduct
+        run = self.run
         await self.check_before()
         try:
             result = await self.agent.call(run, self._args, self._kwargs, self._emit)
@@ -210,13 +180,13 @@ class Drive:
     async def check_before(self) -> None:
         """Ask the checks that stand before the agent, and start."""
         for hook in self._conduct.before:
-            await _ask(hook, self.run)
+            await ask(hook, self.run)
         if "start" in self.link.machine.by_source[self.link.state]:
             await self.link.fire("start")
 
     async def _check(self, result: Any) -> None:
         for hook in self._conduct.after:
-            await _ask(hook, self.run, result)
+            await ask(hook, self.run, result)
 
     def _falls_back(self, error: Exception) -> bool:
         identity = self.link.snapshot.identity
@@ -392,7 +362,8 @@ class Drive:
     async def call_off(self, reason: str | None, by: str | None) -> None:
         """Fire ``cancel``; nothing happens if it is over."""
         link = self.link
-        payload = {name: value for name, value in (("reason", reason), ("by", by)) if value is not None}
+        said = (("reason", reason), ("by", by))
+        payload: dict[str, Any] = {name: value for name, value in said if value is not None}
         try:
             await self.home.tracker.aio.fire(link.id, "cancel", **payload)
         except Refused:
@@ -436,14 +407,3 @@ def _what(task: asyncio.Task[Any]) -> tuple[Any, BaseException | None]:
         return None, asyncio.CancelledError("the agent was cancelled from inside")
     error = task.exception()
     return (None, error) if error is not None else (task.result(), None)
-
-
-async def _ask(hook: Hook, *args: Any) -> None:
-    """Ask a hook; a text refuses, and so does an exception."""
-    said = hook(*args)
-    if inspect.isawaitable(said):
-        said = await said
-    if isinstance(said, str):
-        raise PrerequisiteFailed(said)
-    if said is False:
-        raise PrerequisiteFailed(f"{getattr(hook, '__name__', 'a check')} said no")

@@ -7,44 +7,35 @@ answer = await engine.run(research, "state machines", user_id="ada", thread_id="
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from fsm.checks import text
 from fsm.engine.agents import Agent
-from fsm.engine.drive import Conduct, Drive, Hook, Value
-from fsm.engine.exits import watch_exit
+from fsm.engine.conduct import Conduct, Hook
 from fsm.engine.fleet import map_over
-from fsm.engine.home import POLL_S, Home, Late, Seat
-from fsm.engine.link import Link
+from fsm.engine.home import POLL_S, Late
+from fsm.engine.launch import UNSET, Launcher
 from fsm.engine.outcome import Handle, Outcome
-from fsm.engine.registered import Registered, Registration, called_with, waiting_for
-from fsm.engine.run import Answer, Run, answer_of
+from fsm.engine.registered import Registered, waiting_for
 from fsm.engine.session import Session
 from fsm.engine.slots import Slots
-from fsm.errors import BadPayload, ConfigurationError
+from fsm.errors import ConfigurationError
 from fsm.machine import Machine
-from fsm.process import get_tracker
 from fsm.records import Retry
 from fsm.timeouts import Timeouts
 from fsm.tracker import Tracker
 
 if TYPE_CHECKING:
     from fsm.engine.portal import Portal
-    from fsm.records import Snapshot
-
-logger = logging.getLogger(__name__)
 
 STREAM_AHEAD = 64
 """An agent that is streamed from may be so many items ahead of its reader; then it waits."""
 LEASE_S = 15.0
 """How long, in seconds, the lease of an engine's process is, on a store that other processes share."""
-_UNSET: Any = object()
 
 
-class Engine:
+class Engine(Launcher):
     """Runs agents of every kind, each as an execution of the one table. Make one per process, where it starts."""
 
     def __init__(  # noqa: PLR0913 - what an engine is set up with
@@ -80,27 +71,11 @@ class Engine:
         Raises:
             BadPayload: An argument has a wrong type or value.
         """
-        self._tracker = tracker
-        try:
-            self.slots = slots if isinstance(slots, Slots) else Slots(**(slots or {}))
-        except ValueError as error:
-            raise BadPayload(f"slots do not fit: {error}") from None
-        self._conduct = Conduct(tuple(before), tuple(after), None, retry_on, patience_s, record_results)
-        self._lease_s = lease_s
-        self._sweep_every_s = sweep_every_s
-        self._poll_s = poll_s
-        self._home: Home | None = None
+        conduct = Conduct(tuple(before), tuple(after), None, retry_on, patience_s, record_results)
+        super().__init__(tracker, slots, conduct, lease_s=lease_s, sweep_every_s=sweep_every_s, poll_s=poll_s)
         self._portal: Portal | None = None
-        self._agents: dict[str, Agent] = {}
-        self._drives: dict[str, tuple[Drive, asyncio.Task[Outcome]]] = {}
-        self._closing = False
 
     # --- what people ask ----------------------------------------------------------------------------------------
-
-    @property
-    def tracker(self) -> Tracker:
-        """The tracker that knows everything."""
-        return self._tracker or get_tracker()
 
     @property
     def running(self) -> int:
@@ -167,7 +142,7 @@ class Engine:
         kwargs: Mapping[str, Any] | None = None,
         timeouts: Timeouts | Mapping[str, Any] | None = None,
         retry: Retry | Mapping[str, Any] | None = None,
-        fallback: Any = _UNSET,
+        fallback: Any = UNSET,
         before: Sequence[Hook] = (),
         after: Sequence[Hook] = (),
         metadata: Mapping[str, Any] | None = None,
@@ -206,107 +181,15 @@ class Engine:
             StoreUnavailable: The store did not take it.
         """
         drive = await self.prepare(
-            self._agent(agent, agent_name), deque(), *args, user_id=user_id, thread_id=thread_id, kwargs=kwargs,
+            self.agent_of(agent, agent_name), deque(), *args, user_id=user_id, thread_id=thread_id, kwargs=kwargs,
             timeouts=timeouts, retry=retry, fallback=fallback, before=before, after=after, metadata=metadata,
             machine=machine, parent_id=parent_id, retry_of=retry_of, emit=emit,
         )  # fmt: skip
-        return self._begin(drive)
-
-    async def prepare(  # noqa: PLR0913 - as submit
-        self,
-        agent: Agent,
-        answers: deque[tuple[str, Answer]],
-        /,
-        *args: Any,
-        user_id: str,
-        thread_id: str,
-        kwargs: Mapping[str, Any] | None = None,
-        fallback: Any = _UNSET,
-        before: Sequence[Hook] = (),
-        after: Sequence[Hook] = (),
-        parent_id: str | None = None,
-        retry_of: str | None = None,
-        emit: Callable[[Any], Any] | None = None,
-        **options: Any,
-    ) -> Drive:
-        """Register an execution, and return what drives it; for `submit` and `Session`."""
-        for name in ("timeouts", "retry", "metadata", "machine"):
-            if options.get(name) is None:
-                options[name] = agent.options.get(name)
-        conduct = self._conduct_of(agent, fallback, before, after)
-        home = self._open()
-        seat = Seat(home, text("user_id", user_id), agent.name, free=parent_id is not None)
-        seat.check_queue()
-        if agent.resumable:
-            options["metadata"] = called_with(options["metadata"], args, kwargs)
-        registry = home.registry
-        birth = await home.read(
-            registry.birth, agent.name, user_id=user_id, thread_id=thread_id, parent_id=parent_id,
-            retry_of=retry_of, **options,
-        )  # fmt: skip
-        assert birth.born is not None  # noqa: S101 - a birth has a step
-        snapshot = birth.born.after
-        link = Link(home, snapshot, registry.law_of(snapshot.identity.machine).machine)
-        try:
-            await registry.committer.commit_async(birth)
-            await home.read(registry.created, birth)
-        except BaseException:
-            link.close()
-            raise
-        run = Run(link, seat, self._child_of(link), answers)
-        return Drive(home, link, seat, run, agent, args, kwargs or {}, conduct, emit)
-
-    def _begin(self, drive: Drive) -> Handle:
-        task = drive.home.spawn(drive.life(), f"fsm-drive-{drive.agent.name}")
-        self._drives[drive.link.id] = (drive, task)
-        task.add_done_callback(lambda _: self._drives.pop(drive.link.id, None))
-        return Handle(drive, task)
-
-    def _child_of(self, link: Link) -> Callable[..., Any]:
-        async def start(agent: Callable[..., Any] | str, *args: Any, **options: Any) -> Any:
-            identity = link.snapshot.identity
-            options.setdefault("thread_id", identity.thread_id)
-            return await self.run(agent, *args, user_id=identity.user_id, parent_id=link.id, **options)
-
-        return start
-
-    def _conduct_of(
-        self, agent: Agent, fallback: Any, before: Sequence[Hook], after: Sequence[Hook]
-    ) -> Conduct:
-        own, given = self._conduct, agent.options
-        if fallback is _UNSET:
-            fallback = given.get("fallback", _UNSET)
-        chosen: Agent | Value | None = None
-        if isinstance(fallback, Registered):
-            chosen = fallback.agent
-        elif callable(fallback):
-            chosen = Agent(fallback)
-        elif fallback is not _UNSET:
-            chosen = Value(fallback)
-        return Conduct(
-            (*own.before, *given.get("before", ()), *before),
-            (*own.after, *given.get("after", ()), *after),
-            chosen,
-            given.get("retry_on", own.retry_on),
-            own.patience_s,
-            own.record,
-        )
-
-    def _agent(self, agent: Callable[..., Any] | str, name: str | None) -> Agent:
-        if isinstance(agent, str):
-            if agent not in self._agents:
-                known = ", ".join(sorted(self._agents)) or "none"
-                raise BadPayload(
-                    f"no agent is registered as {agent!r}; known: {known}. Register it with @engine.agent(name=…)"
-                )
-            return self._agents[agent]
-        if isinstance(agent, Registered):
-            return agent.agent
-        return Agent(agent, name)
+        return self.begin(drive)
 
     # --- fleets and streams -------------------------------------------------------------------------------------
 
-    async def map(  # noqa: PLR0913 - a fleet with all its options
+    async def map(
         self,
         agent: Callable[..., Any] | str,
         items: Iterable[Any],
@@ -451,24 +334,9 @@ class Engine:
         Returns:
             Their handles.
         """
-        home = self._open()
-        found = await home.read(waiting_for, home.registry, self._resumable(), set(home.links), limit)
-        return [self._adopt(home, one) for one in found]
-
-    def _resumable(self) -> dict[str, Agent]:
-        return {name: agent for name, agent in self._agents.items() if agent.resumable}
-
-    def _adopt(self, home: Home, registration: Registration) -> Handle:
-        snapshot: Snapshot = registration.snapshot
-        agent = self._agents[snapshot.identity.agent]
-        link = Link(home, snapshot, home.registry.law_of(snapshot.identity.machine).machine)
-        link.look()
-        seat = Seat(home, snapshot.identity.user_id, agent.name, free=snapshot.identity.parent_id is not None)
-        answers = deque((question, answer_of(payload)) for question, payload in registration.answers)
-        args, kwargs = registration.called_with
-        run = Run(link, seat, self._child_of(link), answers)
-        conduct = self._conduct_of(agent, _UNSET, (), ())
-        return self._begin(Drive(home, link, seat, run, agent, args, kwargs, conduct))
+        home = self.open()
+        found = await home.read(waiting_for, home.registry, self.resumable(), set(home.links), limit)
+        return [self.take_over(home, one) for one in found]
 
     async def serve(self, *, every_s: float = 1.0) -> None:
         """Adopt what comes, until this is cancelled: a worker process is an engine that serves.
@@ -476,7 +344,7 @@ class Engine:
         Args:
             every_s: How often to look, in seconds.
         """
-        home = self._open()
+        home = self.open()
         while True:
             await self.adopt()
             await home.read(self.tracker.sweep)
@@ -502,52 +370,7 @@ class Engine:
 
     # --- begin and end ------------------------------------------------------------------------------------------
 
-    def _open(self) -> Home:
-        """Return the engine's home on the running loop; set it up at the first use."""
-        loop = asyncio.get_running_loop()
-        home = self._home
-        tracker = self.tracker
-        if home is not None and home.loop is loop and home.tracker is tracker:
-            if self._closing:
-                raise ConfigurationError("the engine is being closed: nothing new can begin")
-            return home
-        if home is not None and home.loop is not loop and home.links and not home.loop.is_closed():
-            raise ConfigurationError(
-                "this engine runs executions on another event loop: make one engine per event loop"
-            )
-        instant = tracker._registry.store.instant
-        self._closing = False
-        self._home = Home(
-            tracker,
-            self.slots,
-            poll_s=self._poll_s,
-            lease_s=None if instant else self._lease_s,
-            sweep_every_s=self._sweep_every_s,
-        )
-        watch_exit(self)
-        return self._home
-
-    def links(self) -> list[Link]:
-        """Return the wires to the executions that are open here."""
-        return list(self._home.links.values()) if self._home is not None else []
-
-    def lives_on(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether this is the loop on which the engine runs."""
-        return self._home is not None and self._home.loop is loop
-
-    async def close(self) -> None:
-        """Stop everything that runs here: agents are cancelled, their executions handed back or cancelled."""
-        self._closing = True
-        try:
-            tasks = [task for _, task in self._drives.values()]
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
-        finally:
-            self._closing = False
-
-    async def __aenter__(self) -> Engine:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

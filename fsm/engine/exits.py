@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING
 from fsm.errors import FsmError
 
 if TYPE_CHECKING:
-    from fsm.engine.engine import Engine
+    from fsm.engine.launch import Launcher
     from fsm.engine.link import Link
 
 logger = logging.getLogger(__name__)
 
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_engines: weakref.WeakSet[Launcher] = weakref.WeakSet()
 EXIT_S = 10.0
 """So long, in seconds, a SIGTERM waits for the agents; a second one waits for nobody."""
 
 
-def watch_exit(engine: Engine) -> None:
+def watch_exit(engine: Launcher) -> None:
     """Let an engine hear of the end of its process. Call it on its event loop."""
     _engines.add(engine)
     if threading.current_thread() is not threading.main_thread():
@@ -78,7 +78,7 @@ def _at_exit() -> None:
         _speak_for(engine)
 
 
-def _speak_for(engine: Engine) -> None:
+def _speak_for(engine: Launcher) -> None:
     """End or hand back, from outside of any loop, what an engine left open."""
     for link in engine.links():
         if link.ended or link.home.registry.closed:

@@ -110,7 +110,7 @@ class Home:
 
     # --- threads and tasks --------------------------------------------------------------------------------------
 
-    def call(self, function: Callable[P, object], *args: P.args, **_: P.kwargs) -> None:
+    def call(self, function: Callable[..., object], *args: Any) -> None:
         """Call a function on the loop, from any thread; if the loop is closed there is nobody left to tell."""
         try:
             self.loop.call_soon_threadsafe(function, *args)

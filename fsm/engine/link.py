@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsm.command import Command
@@ -177,7 +177,7 @@ class Link:
         return await self.fire_all([*((one, {}) for one in way), (event, payload or {})], key=key)
 
     async def fire_all(
-        self, orders: list[tuple[str, Mapping[str, Any]]], *, key: str | None = None
+        self, orders: Sequence[tuple[str, Mapping[str, Any]]], *, key: str | None = None
     ) -> Receipt:
         """Hand in several events in one go, so that they share a commit; return the last one's receipt.
 
@@ -235,7 +235,8 @@ class Link:
             if self.snapshot.state != asked:  # somebody was faster than we could begin to listen
                 last = (await self.home.read(self.home.registry.store.history, self.id))[-1]
                 return last.payload_json
-            await asyncio.wait({self._answer, self.stop}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {self._answer, self.stop}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             self.check()
             return self._answer.result()
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fsm.breakers.execution import ModelCall
 from fsm.engine.results import clipped, jsonable, why
@@ -23,12 +23,18 @@ class Fires:
     """A run, as breakers see it: a tracker on which they fire."""
 
     def __init__(self, run: Run) -> None:
-        self._run = run
+        self.aio = AsyncFires(run)
 
-    @property
-    def aio(self) -> Self:
-        """The same for asyncio; there is no other."""
-        return self
+    def fire(self, execution_id: str, event: str, /, *, fence: int | None = None, **payload: Any) -> Receipt:
+        """Refuse: a run is asynchronous."""
+        raise NotImplementedError(f"{execution_id}: await aio.fire({event!r}, …) with {fence}, {payload}")
+
+
+class AsyncFires:
+    """The same for asyncio; there is no other."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
     async def fire(
         self, _execution_id: str, event: str, /, *, fence: int | None = None, **payload: Any
@@ -45,7 +51,7 @@ class Fires:
 class ModelPhase:
     """A model call; see `Run.model`."""
 
-    def __init__(self, run: Run, name: str, breaker: str | Literal[False]) -> None:
+    def __init__(self, run: Run, name: str, breaker: str | None) -> None:
         self._run = run
         self._name = name
         self._breaker = breaker
@@ -62,7 +68,7 @@ class ModelPhase:
         first = run.models == 0
         run.models += 1
         try:
-            if self._breaker is not False:
+            if self._breaker is not None:
                 breakers = run.link.home.tracker.breakers
                 self._call = (
                     breakers.model_call(Fires(run), run.id, self._breaker, name=self._name)
@@ -71,7 +77,7 @@ class ModelPhase:
                 )
                 await self._call.__aenter__()
             elif first:
-                await Fires(run).fire(run.id, "call_model", name=self._name)
+                await AsyncFires(run).fire(run.id, "call_model", name=self._name)
             if not first:
                 await run.link.fire("progress", {"data": {"model": clipped(self._name)}})
         except BaseException as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -158,7 +158,7 @@ class Run:
         Raises:
             BreakerOpen: On entering: there is no permit. The execution is circuit_open; go on with something else.
         """
-        return ModelPhase(self, name, name if breaker is None else breaker)
+        return ModelPhase(self, name, (name if breaker is None else breaker) or None)
 
     async def call_model(
         self,
@@ -283,7 +283,7 @@ class Run:
         """
         await self.ready()
         table = self.link.machine.by_source
-        way = self.link.ways.to_state(self.link.state, state)
+        way: Sequence[str] | None = self.link.ways.to_state(self.link.state, state)
         if way is None:
             way = [event for event, arrows in table[self.link.state].items() if arrows[0].target == state][:1]
         if way:
@@ -304,7 +304,7 @@ class Run:
             agent_name: Its name; the function's own if nothing is said.
             **options: As for `Engine.run`: ``timeouts``, ``retry``, ``metadata`` …
         """
-        name: str = agent_name or (agent if isinstance(agent, str) else getattr(agent, "__name__", "agent"))
+        name = agent_name or (agent if isinstance(agent, str) else str(getattr(agent, "__name__", "agent")))
         async with self.tool(name) as call:
             result = await self._start_child(agent, *args, agent_name=name, **options)
             call.result = result

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fsm.engine.run import Answer, Run
 
 T = TypeVar("T")
-P = TypeVar("P", "ModelPhase", "ToolPhase")
+P = TypeVar("P", bound="ModelPhase | ToolPhase")
 
 
 class Phase(Generic[P]):
@@ -65,8 +65,8 @@ class SyncRun:
 
         step: Coroutine[Any, Any, T] = do()
         try:
-            if self._stopped and not self.run.over:
-                raise RunOver(f"{self.run.id}: the agent was called off")
+            if self._stopped:
+                self.run.link.check()
             future = asyncio.run_coroutine_threadsafe(step, self._loop)
         except BaseException:
             step.close()

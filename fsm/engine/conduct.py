@@ -1,0 +1,52 @@
+"""How an engine treats an execution: its checks, its fallback, its patience."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fsm.engine.agents import Agent
+from fsm.errors import PrerequisiteFailed
+
+Hook = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How an engine treats an execution.
+
+    Attributes:
+        before: Called with the run before the agent; a text that is returned refuses.
+        after: Called with the run and the result; a text that is returned refuses.
+        fallback: What takes the agent's place when it has failed for good; ``None`` for nothing.
+        retry_on: Which errors may go away by themselves.
+        patience_s: How long, in seconds, an agent may go on to clean up after its execution has ended.
+        record: Whether results are kept in the journal.
+    """
+
+    before: tuple[Hook, ...] = ()
+    after: tuple[Hook, ...] = ()
+    fallback: Agent | Value | None = None
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    patience_s: float = 1.0
+    record: bool = True
+
+
+@dataclass(frozen=True)
+class Value:
+    """A result that is kept ready as a fallback."""
+
+    value: Any
+
+
+async def ask(hook: Hook, *args: Any) -> None:
+    """Ask a hook; a text refuses, and so does an exception."""
+    said = hook(*args)
+    if inspect.isawaitable(said):
+        said = await said
+    if isinstance(said, str):
+        raise PrerequisiteFailed(said)
+    if said is False:
+        raise PrerequisiteFailed(f"{getattr(hook, '__name__', 'a check')} said no")

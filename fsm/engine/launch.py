@@ -1,0 +1,229 @@
+"""From a function and its options to what drives its execution: the part of the engine that sets up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fsm.checks import text
+from fsm.engine.agents import Agent
+from fsm.engine.conduct import Conduct, Hook, Value
+from fsm.engine.drive import Drive
+from fsm.engine.exits import watch_exit
+from fsm.engine.home import Home, Seat
+from fsm.engine.link import Link
+from fsm.engine.outcome import Handle, Outcome
+from fsm.engine.registered import Registered, Registration, called_with
+from fsm.engine.run import Answer, Run, answer_of
+from fsm.engine.slots import Slots
+from fsm.errors import BadPayload, ConfigurationError
+from fsm.process import get_tracker
+from fsm.tracker import Tracker
+
+if TYPE_CHECKING:
+    from fsm.records import Snapshot
+
+UNSET: Any = object()
+"""Nothing was said; ``None`` is a fallback like any other."""
+
+
+class Launcher:
+    """Sets executions up; see `Engine`, whose arguments these are."""
+
+    def __init__(
+        self,
+        tracker: Tracker | None,
+        slots: Slots | Mapping[str, Any] | None,
+        conduct: Conduct,
+        *,
+        lease_s: float | None,
+        sweep_every_s: float | None,
+        poll_s: float,
+    ) -> None:
+        """Note it all; nothing is opened before the first execution."""
+        self._tracker = tracker
+        try:
+            self.slots = slots if isinstance(slots, Slots) else Slots(**(slots or {}))
+        except (ValueError, TypeError) as error:
+            raise BadPayload(f"slots do not fit: {error}") from None
+        self._conduct = conduct
+        self._lease_s = lease_s
+        self._sweep_every_s = sweep_every_s
+        self._poll_s = poll_s
+        self._home: Home | None = None
+        self._agents: dict[str, Agent] = {}
+        self._drives: dict[str, tuple[Drive, asyncio.Task[Outcome]]] = {}
+        self._closing = False
+
+    @property
+    def tracker(self) -> Tracker:
+        """The tracker that knows everything."""
+        return self._tracker or get_tracker()
+
+    async def prepare(  # noqa: PLR0913 - as submit
+        self,
+        agent: Agent,
+        answers: deque[tuple[str, Answer]],
+        /,
+        *args: Any,
+        user_id: str,
+        thread_id: str,
+        kwargs: Mapping[str, Any] | None = None,
+        fallback: Any = UNSET,
+        before: Sequence[Hook] = (),
+        after: Sequence[Hook] = (),
+        parent_id: str | None = None,
+        retry_of: str | None = None,
+        emit: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> Drive:
+        """Register an execution, and return what drives it; for `submit` and `Session`."""
+        for name in ("timeouts", "retry", "metadata", "machine"):
+            if options.get(name) is None:
+                options[name] = agent.options.get(name)
+        conduct = self._conduct_of(agent, fallback, before, after)
+        home = self.open()
+        seat = Seat(home, text("user_id", user_id), agent.name, free=parent_id is not None)
+        seat.check_queue()
+        if agent.resumable:
+            options["metadata"] = called_with(options["metadata"], args, kwargs)
+        registry = home.registry
+        birth = await home.read(
+            registry.birth, agent.name, user_id=user_id, thread_id=thread_id, parent_id=parent_id,
+            retry_of=retry_of, **options,
+        )  # fmt: skip
+        assert birth.born is not None  # noqa: S101 - a birth has a step
+        snapshot = birth.born.after
+        link = Link(home, snapshot, registry.law_of(snapshot.identity.machine).machine)
+        try:
+            await registry.committer.commit_async(birth)
+            await home.read(registry.created, birth)
+        except BaseException:
+            link.close()
+            raise
+        run = Run(link, seat, self._child_of(link), answers)
+        return Drive(home, link, seat, run, agent, args, kwargs or {}, conduct, emit)
+
+    def begin(self, drive: Drive) -> Handle:
+        """Let it drive, and return its handle."""
+        task = drive.home.spawn(drive.life(), f"fsm-drive-{drive.agent.name}")
+        self._drives[drive.link.id] = (drive, task)
+        task.add_done_callback(lambda _: self._drives.pop(drive.link.id, None))
+        return Handle(drive, task)
+
+    def _child_of(self, link: Link) -> Callable[..., Any]:
+        async def start(agent: Callable[..., Any] | str, *args: Any, **options: Any) -> Any:
+            identity = link.snapshot.identity
+            options.setdefault("thread_id", identity.thread_id)
+            return await self.run(agent, *args, user_id=identity.user_id, parent_id=link.id, **options)
+
+        return start
+
+    def _conduct_of(
+        self, agent: Agent, fallback: Any, before: Sequence[Hook], after: Sequence[Hook]
+    ) -> Conduct:
+        own, given = self._conduct, agent.options
+        if fallback is UNSET:
+            fallback = given.get("fallback", UNSET)
+        chosen: Agent | Value | None = None
+        if isinstance(fallback, Registered):
+            chosen = fallback.agent
+        elif callable(fallback):
+            chosen = Agent(fallback)
+        elif fallback is not UNSET:
+            chosen = Value(fallback)
+        return Conduct(
+            (*own.before, *given.get("before", ()), *before),
+            (*own.after, *given.get("after", ()), *after),
+            chosen,
+            given.get("retry_on", own.retry_on),
+            own.patience_s,
+            own.record,
+        )
+
+    def agent_of(self, agent: Callable[..., Any] | str, name: str | None) -> Agent:
+        """Return the agent that somebody means.
+
+        Raises:
+            BadPayload: No agent is registered under this name.
+        """
+        if isinstance(agent, str):
+            if agent not in self._agents:
+                known = ", ".join(sorted(self._agents)) or "none"
+                raise BadPayload(
+                    f"no agent is registered as {agent!r}; known: {known}. Register it with @engine.agent(name=…)"
+                )
+            return self._agents[agent]
+        if isinstance(agent, Registered):
+            return agent.agent
+        return Agent(agent, name)
+
+    def resumable(self) -> dict[str, Agent]:
+        """Return the registered agents whose executions can be taken over, by name."""
+        return {name: agent for name, agent in self._agents.items() if agent.resumable}
+
+    def take_over(self, home: Home, registration: Registration) -> Handle:
+        """Drive an execution that another process has left in the queue."""
+        snapshot: Snapshot = registration.snapshot
+        agent = self._agents[snapshot.identity.agent]
+        link = Link(home, snapshot, home.registry.law_of(snapshot.identity.machine).machine)
+        link.look()
+        seat = Seat(home, snapshot.identity.user_id, agent.name, free=snapshot.identity.parent_id is not None)
+        answers = deque((question, answer_of(payload)) for question, payload in registration.answers)
+        args, kwargs = registration.called_with
+        run = Run(link, seat, self._child_of(link), answers)
+        conduct = self._conduct_of(agent, UNSET, (), ())
+        return self.begin(Drive(home, link, seat, run, agent, args, kwargs, conduct))
+
+    async def run(self, agent: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Any:
+        """Run an agent to its end; see `Engine.run`."""
+        raise NotImplementedError
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def open(self) -> Home:
+        """Return the engine's home on the running loop; set it up at the first use."""
+        loop = asyncio.get_running_loop()
+        home = self._home
+        tracker = self.tracker
+        if home is not None and home.loop is loop and home.tracker is tracker:
+            if self._closing:
+                raise ConfigurationError("the engine is being closed: nothing new can begin")
+            return home
+        if home is not None and home.loop is not loop and home.links and not home.loop.is_closed():
+            raise ConfigurationError(
+                "this engine runs executions on another event loop: make one engine per event loop"
+            )
+        instant = tracker._registry.store.instant
+        self._closing = False
+        self._home = Home(
+            tracker,
+            self.slots,
+            poll_s=self._poll_s,
+            lease_s=None if instant else self._lease_s,
+            sweep_every_s=self._sweep_every_s,
+        )
+        watch_exit(self)
+        return self._home
+
+    def links(self) -> list[Link]:
+        """Return the wires to the executions that are open here."""
+        return list(self._home.links.values()) if self._home is not None else []
+
+    def lives_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether this is the loop on which the engine runs."""
+        return self._home is not None and self._home.loop is loop
+
+    async def close(self) -> None:
+        """Stop everything that runs here: agents are cancelled, their executions handed back or cancelled."""
+        self._closing = True
+        try:
+            tasks = [task for _, task in self._drives.values()]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+        finally:
+            self._closing = False

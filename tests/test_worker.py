@@ -90,9 +90,9 @@ def test_a_worker_that_renews_is_never_lost(tracker, clock):
     execution_id, _ = claimed(tracker)
     for _ in range(20):
         clock.advance(9.9)
-        assert tracker.sweep() == (0, 0, 0, 0)
+        assert tracker.sweep() == (0, 0, 0, 0, 0)
         worker.renew()
-        assert tracker.sweep() == (0, 0, 0, 0)
+        assert tracker.sweep() == (0, 0, 0, 0, 0)
     assert tracker.get(execution_id).state == "starting"
 
 

@@ -25,6 +25,32 @@ class Conflict(NamedTuple):
     version: int | None
 
 
+class Barred(NamedTuple):
+    """A step that was not committed because of another record than the execution's own; no repetition helps.
+
+    Attributes:
+        execution_id: The execution.
+        who: The parent that starts no children any more: it has ended, is about to, or is gone.
+    """
+
+    execution_id: str
+    who: str
+
+
+class Order(NamedTuple):
+    """What a committed step ordered, as long as nobody has said that it is carried out.
+
+    Attributes:
+        execution_id: The execution whose children shall be cancelled.
+        version: The version that the step made.
+        event: Its event.
+    """
+
+    execution_id: str
+    version: int
+    event: str
+
+
 class MachineRecord(NamedTuple):
     """A machine as data, for the store's own law.
 
@@ -32,14 +58,14 @@ class MachineRecord(NamedTuple):
         content_hash: Its identity.
         name: Its name.
         document: The declaration as JSON text.
-        states: Each state and whether it is terminal.
+        states: Each state, whether it is terminal, and whether it is stopping.
         rows: Every (source, event, target) that a journal may hold; the creation has no source.
     """
 
     content_hash: str
     name: str
     document: str
-    states: tuple[tuple[str, bool], ...]
+    states: tuple[tuple[str, bool, bool], ...]
     rows: tuple[tuple[str | None, str, str], ...]
 
 
@@ -130,15 +156,18 @@ class Store(Protocol):
         """Return an execution's record as it is now, or ``None`` if there is none."""
         ...
 
-    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict]:
+    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:
         """Commit a batch, each step all or nothing.
+
+        A child is born under an open parent only. A step whose effects name `CANCEL_CHILDREN` leaves the order with
+        the store, if there are children: both or neither (a transactional outbox).
 
         Args:
             steps: In the order in which they shall happen; several may be of one execution. Once one of them is
                 lost, those of the same execution after it are lost too: they were decided on what never was.
 
         Returns:
-            For each step its receipt, or the conflict that kept it out.
+            For each step its receipt, or what kept it out.
 
         Raises:
             StoreUnavailable: Nothing was committed, or (``committed`` is ``None``) nobody can tell.
@@ -169,6 +198,16 @@ class Store(Protocol):
 
     def counts(self, user_id: str | None = None) -> dict[str, int]:
         """Return how many executions there are by state; states without any are left out."""
+        ...
+
+    # --- orders -----------------------------------------------------------------------------------------------
+
+    def orders(self, after: str, limit: int) -> list[Order]:
+        """Return orders that are not known to be carried out, by id after `after`; `limit` at the most."""
+        ...
+
+    def carried(self, order: Order) -> None:
+        """Take note that an order is carried out; one that was given anew meanwhile stays."""
         ...
 
     # --- time -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import threading
 import pytest
 from tracker_tools import begun, finish
 
+from fsm import sweeper
 from fsm.clock import ManualClock
 from fsm.errors import StoreUnavailable
 from fsm.lifecycles import EXECUTION
@@ -151,6 +152,18 @@ def test_children_of_a_completed_parent_go_on(either):
     finish(either, parent)
     assert either.sweep() == (0, 0, 0, 0, 0)
     assert either.get(child).state == "starting"
+
+
+def test_orders_are_carried_out_page_by_page(either, monkeypatch):
+    """One sweep carries out every order, however many pages of them there are."""
+    monkeypatch.setattr(sweeper, "BATCH", 2)
+    children = []
+    for _ in range(5):
+        parent = begun(either)
+        children.append(child_of(either, parent))
+        die_after_commit(either, parent, "fail", monkeypatch)
+    assert either.sweep().orphans == 5
+    assert set(states(either, children)) == {"cancelled"}
 
 
 def test_sweepers_at_the_same_time_cancel_each_child_once(url, monkeypatch):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from fsm.command import Command, tell
 from fsm.decide import Facts, decide, refuse
-from fsm.errors import FsmError, Refusal, Refused, StoreUnavailable, UnknownExecution
+from fsm.errors import FsmError, LeaseLost, Refusal, Refused, StoreUnavailable, UnknownExecution
 from fsm.laws import Law
 from fsm.machine import CREATE, Machine
 from fsm.records import Receipt, Snapshot, Step
@@ -285,6 +285,7 @@ class Committer:
                 continue
             if isinstance(outcome, Barred):
                 command.error = _barred(outcome)
+                lost.add(outcome.execution_id)
                 continue
             command.outcome = outcome
             command.effects = step.effects
@@ -387,6 +388,8 @@ def _closed() -> StoreUnavailable:
 
 
 def _barred(outcome: Barred) -> FsmError:
+    if outcome.why == "lease":
+        return LeaseLost(outcome.who)
     detail = "the parent has ended or is about to: it cannot start children any more"
     return Refused(Refusal(outcome.who, "ended", CREATE, "terminal", (), 0, detail))
 

@@ -23,9 +23,9 @@ BATCH = 500
 MAX_BATCHES = 2_000
 """So many batches at most in one sweep; what is left is found by the next."""
 
-REMEMBER_S = 7 * 86_400.0
-"""A lost worker is remembered for so long, in seconds. One that wakes up may claim something before it finds out that
-it is lost (a claim brings no fence), and whoever owns something must be known for it to be taken away again."""
+REMEMBER_S = 3_600.0
+"""A lost worker that owns nothing any more is listed for so long, in seconds, for people to see. That it may never
+claim again is remembered beyond (`fsm.stores.base.DEPARTED`)."""
 
 
 class Swept(NamedTuple):

@@ -7,7 +7,7 @@ the journal: both or neither. One thread at a time appends (the committer sees t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from fsm.errors import NotAStore
 from fsm.records import Receipt, Snapshot, Step
@@ -30,11 +30,18 @@ class Barred(NamedTuple):
 
     Attributes:
         execution_id: The execution.
-        who: The parent that starts no children any more: it has ended, is about to, or is gone.
+        why: ``parent``: it starts no children any more, since it has ended, is about to, or is gone. ``lease``: the
+            worker that claims was lost, or has left.
+        who: The parent, or the worker.
     """
 
     execution_id: str
+    why: Literal["parent", "lease"]
     who: str
+
+
+DEPARTED = 10_000
+"""So many workers that were removed are remembered, so that nothing is claimed in their names any more."""
 
 
 class Order(NamedTuple):
@@ -159,7 +166,8 @@ class Store(Protocol):
     def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:
         """Commit a batch, each step all or nothing.
 
-        A child is born under an open parent only. A step whose effects name `CANCEL_CHILDREN` leaves the order with
+        Nobody becomes owner who was registered as a worker and is lost or removed; one who never registered may. A
+        child is born under an open parent only. A step whose effects name `CANCEL_CHILDREN` leaves the order with
         the store, if there are children: both or neither (a transactional outbox).
 
         Args:
@@ -235,7 +243,7 @@ class Store(Protocol):
         ...
 
     def worker_remove(self, worker_id: str) -> None:
-        """Forget a worker."""
+        """Forget a worker; nothing can be claimed in its name any more."""
         ...
 
     def workers(self) -> list[WorkerRow]:

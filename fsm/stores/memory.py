@@ -102,13 +102,14 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             key = step.key
             if before.version != after.version - 1 or (key is not None and (execution_id, key) in self._keys):
                 return Conflict(execution_id, before.version)
+            owner = after.owner
+            if before.owner != owner and not self._own(before.owner, owner, execution_id):
+                return Barred(execution_id, "lease", owner or "")
             receipt = receipt_of(step, self._journal.last + 1)
             rows[0] = after
             rows.append(receipt)
             if before.state != after.state:
                 self._move(before, after)
-            if before.owner != after.owner:
-                self._own(before.owner, after.owner, execution_id)
             if key is not None:
                 self._keys[execution_id, key] = receipt
             if step.effects and CANCEL_CHILDREN in step.effects and self._by_parent.get(execution_id):
@@ -129,7 +130,7 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         if snapshot.version != 0:
             return Conflict(identity.id, None)
         if identity.parent_id is not None and not self._goes_on(identity.parent_id):
-            return Barred(identity.id, identity.parent_id)
+            return Barred(identity.id, "parent", identity.parent_id)
         receipt = receipt_of(step, self._journal.last + 1)
         self._rows[identity.id] = [snapshot, receipt]
         insert(self._ids, identity.id)
@@ -160,13 +161,17 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             heapq.heappush(self._ended, (after.updated_at, execution_id))
             self._own(after.owner, None, execution_id)
 
-    def _own(self, before: str | None, after: str | None, execution_id: str) -> None:
+    def _own(self, before: str | None, after: str | None, execution_id: str) -> bool:
+        """Note a new owner, unless it is one that was lost."""
+        if after is not None and self._left(after):
+            return False
         if before is not None and before in self._by_owner:
             self._by_owner[before].discard(execution_id)
             if not self._by_owner[before]:
                 del self._by_owner[before]
         if after is not None:
             self._by_owner.setdefault(after, set()).add(execution_id)
+        return True
 
     def _arm(self, due_at: float, execution_id: str) -> None:
         self._armed[execution_id] = due_at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from fsm.stores.base import WorkerRow
+from fsm.stores.base import DEPARTED, WorkerRow
 
 
 class MemoryWorkers:
@@ -15,6 +15,7 @@ class MemoryWorkers:
         super().__init__()
         self._lock = threading.Lock()
         self._workers: dict[str, WorkerRow] = {}
+        self._departed: dict[str, None] = {}
 
     def _check_open(self) -> None:
         raise NotImplementedError
@@ -38,7 +39,15 @@ class MemoryWorkers:
     def worker_remove(self, worker_id: str) -> None:
         """Forget a worker."""
         with self._lock:
-            self._workers.pop(worker_id, None)
+            if self._workers.pop(worker_id, None) is not None:
+                self._departed[worker_id] = None
+                if len(self._departed) > DEPARTED:
+                    del self._departed[next(iter(self._departed))]
+
+    def _left(self, worker_id: str) -> bool:
+        """Return whether a worker was registered, and is lost or removed."""
+        worker = self._workers.get(worker_id)
+        return worker_id in self._departed if worker is None else worker.lost
 
     def workers(self) -> list[WorkerRow]:
         """Return every registered worker."""

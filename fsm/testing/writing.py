@@ -7,7 +7,7 @@ from __future__ import annotations
 from fsm import ids
 from fsm.lifecycles.execution import EXECUTION
 from fsm.records import Receipt, fold, receipt_of
-from fsm.stores import Barred, Conflict, Order, Query, Store
+from fsm.stores import Barred, Conflict, Order, Query, Store, WorkerRow
 from fsm.testing.steps import OTHER, birth, committed, move, walk
 
 
@@ -58,7 +58,7 @@ class Writing:
         committed(store, *ended, *stopping, other)
         for parent_id in (ended[0].after.identity.id, stopping[0].after.identity.id, ids.execution_id()):
             child = birth(parent_id=parent_id)
-            assert store.append([child]) == [Barred(child.after.identity.id, parent_id)]
+            assert store.append([child]) == [Barred(child.after.identity.id, "parent", parent_id)]
             assert store.load(child.after.identity.id) is None
         committed(store, birth(parent_id=other.after.identity.id))
 
@@ -68,7 +68,7 @@ class Writing:
         parent_id = begin.after.identity.id
         early, late = birth(parent_id=parent_id), birth(parent_id=parent_id)
         out = store.append([begin, early, move(begin.after, "fail"), late, birth()])
-        assert out[3] == Barred(late.after.identity.id, parent_id)
+        assert out[3] == Barred(late.after.identity.id, "parent", parent_id)
         assert [one.position for one in out if isinstance(one, Receipt)] == [1, 2, 3, 4]
         assert store.position() == 4
         assert store.orders("", 10) == [Order(parent_id, 1, "fail")]
@@ -110,6 +110,39 @@ class Writing:
         assert store.orders("", 2) == expected[:2]
         assert store.orders(expected[1].execution_id, 2) == expected[2:4]
         assert store.orders(expected[-1].execution_id, 2) == []
+
+    # --- leases -------------------------------------------------------------------------------------------------
+
+    def test_a_lost_worker_claims_nothing(self, store: Store) -> None:
+        """A step that makes a lost or removed worker the owner is kept out; what was decided on it is lost."""
+        begin, claim, think = walk(
+            birth(), "start", "think"
+        )  # claimed by worker_1, who is not registered yet
+        committed(store, begin)
+        execution_id = begin.after.identity.id
+        store.worker_add(WorkerRow("worker_1", "one", 10.0, 1000.0, 1000.0, lost=False))
+        assert store.lose(1011.0) == ["worker_1"]
+        other = birth()
+        barred, conflict, receipt = store.append([claim, think, other])
+        assert barred == Barred(execution_id, "lease", "worker_1")
+        assert conflict == Conflict(execution_id, 0)
+        assert isinstance(receipt, Receipt)
+        store.worker_remove("worker_1")
+        assert store.workers() == []
+        assert store.append([claim]) == [barred]
+        assert store.load(execution_id) == begin.after
+        assert store.owned("worker_1", 10) == []
+        by_another = claim._replace(after=claim.after._replace(owner="worker_2"))
+        committed(store, by_another)
+        assert store.owned("worker_2", 10) == [(execution_id, 1)]
+
+    def test_a_lost_worker_may_still_end_what_it_owns(self, store: Store) -> None:
+        """A worker that was lost keeps what it had until it is taken away: its other steps are not kept out."""
+        begin, claim, think = walk(birth(), "start", "think")
+        store.worker_add(WorkerRow("worker_1", "one", 10.0, 1000.0, 1000.0, lost=False))
+        committed(store, begin, claim)
+        assert store.lose(1011.0) == ["worker_1"]
+        committed(store, think, move(think.after, "open_tool", name="x"))
 
     # --- the compare-and-set ------------------------------------------------------------------------------------
 

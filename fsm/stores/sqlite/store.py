@@ -209,7 +209,9 @@ class SqliteStore(Upkeep, SqliteBreakers):
                 return None
         except sqlite3.IntegrityError as error:
             if "starts no children" in str(error):
-                return Barred(identity.id, identity.parent_id or "")
+                return Barred(identity.id, "parent", identity.parent_id or "")
+            if "claims nothing" in str(error):
+                return Barred(identity.id, "lease", after.owner or "")
             if not _is_race(error):
                 raise
         found = writer.execute("SELECT version FROM executions WHERE id = ?", (identity.id,)).fetchone()

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 from fsm.command import Command, tell
 from fsm.decide import Facts, decide, refuse
-from fsm.errors import Refusal, StoreUnavailable, UnknownExecution
+from fsm.errors import FsmError, LeaseLost, Refusal, Refused, StoreUnavailable, UnknownExecution
 from fsm.laws import Law
-from fsm.machine import Machine
+from fsm.machine import CREATE, Machine
 from fsm.records import Receipt, Snapshot, Step
-from fsm.stores.base import Conflict, Store
+from fsm.stores.base import Barred, Conflict, Store
 
 if TYPE_CHECKING:
     import asyncio
@@ -51,7 +51,7 @@ class _Round:
         self.keys: set[tuple[str, str]] = set()
         self.leaning: list[Command] = []  # refusals that lean on a step of this round
         self.again: list[Command] = []
-        self.outcomes: Sequence[Receipt | Conflict] = ()
+        self.outcomes: Sequence[Receipt | Conflict | Barred] = ()
         self.error: BaseException | None = None
 
 
@@ -276,12 +276,16 @@ class Committer:
         for step in this.steps:
             self._known.pop(step.after.identity.id, None)
 
-    def _settle(self, this: _Round, outcomes: Sequence[Receipt | Conflict]) -> None:
+    def _settle(self, this: _Round, outcomes: Sequence[Receipt | Conflict | Barred]) -> None:
         lost: set[str] = set()
         for command, step, outcome in zip(this.commands, this.steps, outcomes, strict=True):
             if isinstance(outcome, Conflict):
                 lost.add(outcome.execution_id)
                 this.again.append(command)
+                continue
+            if isinstance(outcome, Barred):
+                command.error = _barred(outcome)
+                lost.add(outcome.execution_id)
                 continue
             command.outcome = outcome
             command.effects = step.effects
@@ -381,6 +385,13 @@ def _nobody(_due_at: float) -> None:
 
 def _closed() -> StoreUnavailable:
     return StoreUnavailable("the tracker is closed: configure() a new one")
+
+
+def _barred(outcome: Barred) -> FsmError:
+    if outcome.why == "lease":
+        return LeaseLost(outcome.who)
+    detail = "the parent has ended or is about to: it cannot start children any more"
+    return Refused(Refusal(outcome.who, "ended", CREATE, "terminal", (), 0, detail))
 
 
 def _own(error: BaseException) -> BaseException:

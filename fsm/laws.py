@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fsm.decide import CHANGES, DERIVED
 from fsm.errors import ConfigurationError, FsmError
-from fsm.machine import Machine
+from fsm.machine import Category, Machine
 from fsm.payloads import Codec
 from fsm.records import legal_rows
 from fsm.stores.base import MachineRecord
@@ -53,6 +53,9 @@ def record_of(machine: Machine) -> MachineRecord:
         machine.content_hash,
         machine.name,
         machine.to_json(),
-        tuple((state.name, state.name in machine.terminal) for state in machine.states),
+        tuple(
+            (state.name, state.category is Category.TERMINAL, state.category is Category.STOPPING)
+            for state in machine.states
+        ),
         tuple(sorted(legal_rows(machine), key=lambda row: (row[0] or "", row[1], row[2]))),
     )

@@ -108,6 +108,10 @@ class Snapshot(NamedTuple):
     since_at: float = 0.0
 
 
+CANCEL_CHILDREN = "cancel_children"
+"""The effect that the registry itself carries out; every other one is for the engine."""
+
+
 class Step(NamedTuple):
     """What a decision comes to: the record after it, and the journal's row. Nothing has happened yet.
 

@@ -35,11 +35,15 @@ from fsm.errors import (
 )
 from fsm.laws import Law, law_for, record_of
 from fsm.machine import CREATE, Category, Machine
-from fsm.records import Execution, Identity, Receipt, Retry, Snapshot, view
-from fsm.stores.base import Query, Store
+from fsm.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
+from fsm.stores.base import Order, Query, Store
 from fsm.timeouts import Timeouts
 
 logger = logging.getLogger(__name__)
+
+_OVER = frozenset({Category.TERMINAL, Category.STOPPING})
+_TOO_LATE = frozenset({"stale", "terminal"})
+_TOO_LATE_TO_CANCEL = _TOO_LATE | {"not_allowed"}  # somebody else has told it to stop
 
 
 class Leaseholder(Protocol):
@@ -221,7 +225,7 @@ class Registry:
     def _parent(self, parent_id: str, user_id: str | None) -> None:
         parent = self.load(parent_id, user_id)
         machine = self.law_of(parent.identity.machine).machine
-        if machine.by_name[parent.state].category in {Category.TERMINAL, Category.STOPPING}:
+        if machine.by_name[parent.state].category in _OVER:
             detail = "the parent has ended or is about to: it cannot start children any more"
             raise Refused(Refusal(parent_id, parent.state, CREATE, "terminal", (), parent.version, detail))
 
@@ -312,7 +316,7 @@ class Registry:
             except StoreUnavailable:
                 raise
             except Refused as error:
-                if error.reason not in {"stale", "terminal"}:
+                if error.reason not in (_TOO_LATE_TO_CANCEL if command.event == "cancel" else _TOO_LATE):
                     logger.warning("%s", error)
                 continue
             except UnknownExecution:
@@ -360,62 +364,71 @@ class Registry:
     def created(self, command: Command) -> Execution:
         """Return the execution that a command created; raises as `receipt` does.
 
-        Its parent may have ended between the check and the commit, and have looked for children just before this
-        one was there: then it is called off here.
+        Its parent may have ended between the check and the commit: then the store has kept the child out.
         """
-        self.receipt(command)
         assert command.born is not None  # noqa: S101 - only births come here
-        parent_id = command.born.after.identity.parent_id
-        if parent_id is not None:
-            try:
-                self._parent(parent_id, None)
-            except Refused as refused:
-                self._cancel(command.born.after, parent_id, refused.state)
-                raise
+        try:
+            self.receipt(command)
+        except Refused:
+            parent_id = command.born.after.identity.parent_id
+            if parent_id is not None:
+                self._parent(parent_id, None)  # says how it ended
+            raise
         return self.show(command.born.after)
 
     def carry_out(self, command: Command) -> None:
         """Carry out the effects of a committed command. They are orders: a failure is logged, never lost silently.
 
-        The transition stands whatever becomes of them, so nothing is raised that would say otherwise.
+        The transition stands whatever becomes of them, so nothing is raised that would say otherwise. An order to
+        cancel children stays with the store until it is carried out; a sweeper repeats what was left undone.
         """
         for effect in command.effects:
-            if effect != "cancel_children":
+            if effect != CANCEL_CHILDREN or not isinstance(command.outcome, Receipt):
                 logger.debug("%s: the effect %r is for the engine", command.execution_id, effect)
                 continue
             try:
-                self._cancel_children(command)
+                self.call_off(Order(command.execution_id, command.outcome.version, command.event))
             except Exception:
                 logger.exception("%s: could not carry out %r", command.execution_id, effect)
 
-    def _cancel_children(self, command: Command) -> None:
-        after: str | None = None
-        while True:
-            page = self.store.find(Query(parent_id=command.execution_id, after=after))
-            for child in page:
-                self._cancel(child, command.execution_id, command.event)
-            if len(page) < Query().limit:
-                return
-            after = page[-1].identity.id
+    def call_off(self, order: Order) -> int:
+        """Cancel the children of an execution through the table, and theirs, page by page.
 
-    def _cancel(self, child: Snapshot, parent_id: str, why: str) -> None:
+        Whatever has ended or is stopping is passed over, so any process may do it, again and again.
+
+        Args:
+            order: Whose children, and why.
+
+        Returns:
+            How many children were told to stop.
+
+        Raises:
+            StoreUnavailable: The store did not answer; the order stays.
+        """
+        done = 0
+        failed = False
+        after: str | None = None
+        while True:  # no child is added any more, so the pages come to an end
+            page = self.store.find(Query(parent_id=order.execution_id, after=after))
+            cancels = [one for child in page if (one := self._cancel(child, order)) is not None]
+            done += self.carry_all(cancels)
+            failed = failed or any(isinstance(one.error, ConfigurationError) for one in cancels)
+            if len(page) < Query().limit:
+                break
+            after = page[-1].identity.id
+        if not failed:  # what this process has no payload for, another one may have
+            self.store.carried(order)
+        return done
+
+    def _cancel(self, child: Snapshot, order: Order) -> Command | None:
         machine = self.law_of(child.identity.machine).machine
-        if child.state in machine.terminal or "cancel" not in machine.by_source[child.state]:
-            return
-        payload = {"reason": f"its parent was ended by {why!r}", "by": parent_id}
+        if machine.by_name[child.state].category in _OVER or "cancel" not in machine.by_source[child.state]:
+            return None
+        payload = {"reason": f"its parent was ended by {order.event!r}", "by": order.execution_id}
         if machine.payload_names.get("cancel", "cancel") != "cancel":
             # A payload of the user's own; each has a note.
-            payload = {"note": f"its parent {parent_id} was ended by {why!r}"}
-        order = self.order(child.identity.id, "cancel", payload)
-        self.committer.commit(order)
-        try:
-            self.receipt(order)
-        except Refused:
-            return  # it ended by itself meanwhile
-        except Exception:
-            logger.exception("%s: could not cancel the child %s", parent_id, child.identity.id)
-            return
-        self.carry_out(order)
+            payload = {"note": f"its parent {order.execution_id} was ended by {order.event!r}"}
+        return self.order(child.identity.id, "cancel", payload)
 
     # --- reads ------------------------------------------------------------------------------------------------
 

@@ -23,9 +23,9 @@ BATCH = 500
 MAX_BATCHES = 2_000
 """So many batches at most in one sweep; what is left is found by the next."""
 
-REMEMBER_S = 7 * 86_400.0
-"""A lost worker is remembered for so long, in seconds. One that wakes up may claim something before it finds out that
-it is lost (a claim brings no fence), and whoever owns something must be known for it to be taken away again."""
+REMEMBER_S = 3_600.0
+"""A lost worker that owns nothing any more is listed for so long, in seconds, for people to see. That it may never
+claim again is remembered beyond (`fsm.stores.base.DEPARTED`)."""
 
 
 class Swept(NamedTuple):
@@ -36,12 +36,14 @@ class Swept(NamedTuple):
         lapsed: Executions that were taken away from lost workers.
         workers: Workers that were found lost.
         pruned: Ended executions that were deleted by the policy.
+        orphans: Children that were cancelled because whoever ended their parent did not get to it.
     """
 
     timed_out: int
     lapsed: int
     workers: int
     pruned: int
+    orphans: int
 
 
 class Sweeper:
@@ -83,8 +85,24 @@ class Sweeper:
         """
         timed_out = self._deadlines()
         lapsed, lost = self._leases()
+        orphans = self._orphans()
         pruned = prune(self._registry, self._retention) if self._retention is not None else 0
-        return Swept(timed_out, lapsed, lost, pruned)
+        return Swept(timed_out, lapsed, lost, pruned, orphans)
+
+    def _orphans(self) -> int:
+        """Repeat the orders to cancel children that nobody has carried out: a process died, or its store failed.
+
+        Each order is tried once in a sweep. One that is being carried out at this moment does no harm here.
+        """
+        done = 0
+        after = ""
+        for _ in range(MAX_BATCHES):
+            orders = self._registry.store.orders(after, BATCH)
+            done += sum(self._registry.call_off(order) for order in orders)
+            if len(orders) < BATCH:
+                break
+            after = orders[-1].execution_id
+        return done
 
     def _leases(self) -> tuple[int, int]:
         """Take everything away from lost workers; return how much, and how many workers were not known as lost."""

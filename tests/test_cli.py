@@ -229,7 +229,7 @@ def test_sweep_and_prune(fsm, tmp_path):
         kept = tracker.create("a", user_id="u", thread_id="t")
     code, out, _ = fsm("sweep", "--once", "--json")
     assert code == 0
-    assert json.loads(out) == {"timed_out": 1, "lapsed": 0, "workers": 0, "pruned": 0}
+    assert json.loads(out) == {"timed_out": 1, "lapsed": 0, "workers": 0, "pruned": 0, "orphans": 0}
     code, out, _ = fsm("prune", "--older-than", "0s", "--archive", "old.jsonl", "--json")
     assert json.loads(out) == {"pruned": 1}
     (archived,) = (tmp_path / "old.jsonl").read_text().splitlines()

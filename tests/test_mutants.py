@@ -100,8 +100,8 @@ MUTANTS = (
         "the memory store takes a late step on an ended execution",
         "a terminal state is final",
         "stores/memory.py",
-        "if before.version != after.version - 1:",
-        "if before.version < after.version - 1:",
+        "if before.version != after.version - 1 or",
+        "if before.version < after.version - 1 or",
         LATE,
     ),
     Mutant(
@@ -195,7 +195,7 @@ MUTANTS = (
         "a parent's cancel stops at the parent",
         "a cancel ends cancelled or is reported",
         "registry.py",
-        "                self._cancel_children(command)\n",
+        "                self.call_off(Order(command.execution_id, command.outcome.version, command.event))\n",
         "                self._claims.clear()\n",
         CHILDREN,
     ),
@@ -233,7 +233,7 @@ MUTANTS = (
     Mutant(
         "a lease runs out early",
         "a healthy execution is never declared dead",
-        "stores/memory.py",
+        "stores/memory_workers.py",
         "worker.renewed_at + worker.ttl_s < now",
         "worker.renewed_at + worker.ttl_s / 2 < now",
         "test_worker.py::test_a_worker_that_renews_is_never_lost",
@@ -241,7 +241,7 @@ MUTANTS = (
     Mutant(
         "a lost worker renews",
         "a zombie cannot write",
-        "stores/memory.py",
+        "stores/memory_workers.py",
         "if worker is None or worker.lost:",
         "if worker is None:",
         "test_worker.py::test_a_lost_worker_stays_lost",

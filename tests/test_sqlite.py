@@ -65,6 +65,7 @@ def test_a_file_of_an_older_schema_is_brought_forward(file, url):
         assert tracker.fire(receipt.execution_id, "start").position == 2
     with closing(rogue(file)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone()[0] == len(list(SQL.glob("*.sql")))
+        assert connection.execute("SELECT name FROM states WHERE stopping").fetchall() == [("cancelling",)]
         with pytest.raises(sqlite3.IntegrityError, match="no row of the table"):
             connection.execute(f"{STEP}, state = 'completed', event = 'complete'")
     sound(file)

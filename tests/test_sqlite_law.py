@@ -67,6 +67,9 @@ ROGUE = {
     "a birth by another event": born(event="start"),
     "a birth on no machine": born(machine="77"),
     "a birth at an old position": born(position="1"),
+    "a birth under an ended parent": born()
+    .replace("user_id,", "parent_id, user_id,")
+    .replace("'a', 'u',", "'a', 'ended', 'u',"),
     "a birth in the place of an ended one": born("ended", how="INSERT OR REPLACE"),
     "a birth upon conflict": born("ended") + " ON CONFLICT DO UPDATE SET state = 'created'",
     "a journal row": (
@@ -97,10 +100,11 @@ ROGUE = {
     "a law rewritten": "UPDATE law SET target = 'completed'",
     "a law rewritten by force": "UPDATE OR IGNORE law SET target = 'completed'",
     "a law repealed": "DELETE FROM law",
-    "a state for a machine": "INSERT INTO states VALUES (1, 'limbo', 0)",
-    "a state for a machine to come": "INSERT INTO states VALUES (99, 'limbo', 0)",
+    "a state for a machine": "INSERT INTO states VALUES (1, 'limbo', 0, 0)",
+    "a state for a machine to come": "INSERT INTO states VALUES (99, 'limbo', 0, 0)",
     "an end that is none any more": "UPDATE states SET terminal = 0",
-    "an end, replaced": "INSERT OR REPLACE INTO states VALUES (1, 'completed', 0)",
+    "an end, replaced": "INSERT OR REPLACE INTO states VALUES (1, 'completed', 0, 0)",
+    "a state that stops": "UPDATE states SET stopping = 1",
     "a state deleted": "DELETE FROM states WHERE name = 'completed'",
     "a machine unsealed": "UPDATE machines SET sealed = 0",
     "a machine renamed": "UPDATE machines SET name = 'x'",
@@ -167,12 +171,12 @@ def test_a_machine_of_another_program_cannot_take_a_sealed_ones_place(written):
             connection.execute("UPDATE OR REPLACE machines SET id = 1, sealed = 1 WHERE content_hash = 'x'")
         with pytest.raises(sqlite3.IntegrityError, match="terminal"):
             connection.execute("INSERT INTO law SELECT id, 'a', 'go', 'a' FROM machines WHERE name = 'x'")
-        connection.execute("INSERT INTO states SELECT id, 'a', 1 FROM machines WHERE name = 'x'")
+        connection.execute("INSERT INTO states SELECT id, 'a', 1, 0 FROM machines WHERE name = 'x'")
         with pytest.raises(sqlite3.IntegrityError, match="terminal"):
             connection.execute("INSERT INTO law SELECT id, 'a', 'go', 'a' FROM machines WHERE name = 'x'")
         with pytest.raises(sqlite3.IntegrityError, match="immutable"):
             connection.execute(
-                "INSERT OR REPLACE INTO states SELECT id, 'a', 0 FROM machines WHERE name = 'x'"
+                "INSERT OR REPLACE INTO states SELECT id, 'a', 0, 0 FROM machines WHERE name = 'x'"
             )
         with pytest.raises(sqlite3.IntegrityError, match="initial state"):
             connection.execute(born(machine="(SELECT id FROM machines WHERE name = 'x')", state="a"))

@@ -8,6 +8,7 @@ from tracker_tools import ERRAND, begun, finish
 from fsm import (
     Refused,
     StoreUnavailable,
+    UnknownExecution,
 )
 from fsm.clock import ManualClock
 from fsm.testing import fresh_tracker
@@ -155,8 +156,8 @@ def test_an_ended_parent_starts_no_children(event, either):
     assert len(either.find()) == 1
 
 
-def test_a_child_that_is_born_while_its_parent_ends_is_called_off(either, monkeypatch):
-    """A child whose parent ends between the check and the commit does not outlive it."""
+def test_a_child_is_not_born_while_its_parent_ends(either, monkeypatch):
+    """A child whose parent ends between the check and the commit is never there, and its creator learns why."""
     parent = begun(either)
     registry = either._registry
     commit = registry.committer.commit
@@ -168,9 +169,29 @@ def test_a_child_that_is_born_while_its_parent_ends_is_called_off(either, monkey
         commit(command)
 
     monkeypatch.setattr(registry.committer, "commit", late)
-    with pytest.raises(Refused, match="cannot start children"):
+    with pytest.raises(Refused, match="cannot start children") as caught:
         either.create("a", user_id="ada", thread_id="t", parent_id=parent)
-    assert [one.state for one in either.find()] == ["failed", "cancelled"]
+    assert (caught.value.state, caught.value.version) == ("failed", 2)
+    assert [one.state for one in either.find()] == ["failed"]
+
+
+def test_a_child_is_not_born_while_its_parent_is_pruned(either, monkeypatch):
+    """A child whose parent is deleted between the check and the commit is never there either."""
+    parent = begun(either)
+    registry = either._registry
+    commit = registry.committer.commit
+
+    def late(command):
+        if command.born is not None:
+            monkeypatch.undo()
+            either.fire(parent, "fail")
+            assert either.prune(keep=0) == 1
+        commit(command)
+
+    monkeypatch.setattr(registry.committer, "commit", late)
+    with pytest.raises(UnknownExecution):
+        either.create("a", user_id="ada", thread_id="t", parent_id=parent)
+    assert either.find() == []
 
 
 def test_an_effect_that_fails_does_not_deny_the_transition(either, monkeypatch, caplog):

@@ -15,6 +15,8 @@ from fsm.clock import ManualClock
 from fsm.errors import BadPayload, ConfigurationError, LeaseLost, Refused
 from fsm.process import fresh_tracker
 from fsm.records import Retry
+from fsm.stores.base import DEPARTED, WorkerRow
+from fsm.stores.sqlite import SqliteStore
 from fsm.sweeper import REMEMBER_S
 from fsm.worker import Worker
 
@@ -90,9 +92,9 @@ def test_a_worker_that_renews_is_never_lost(tracker, clock):
     execution_id, _ = claimed(tracker)
     for _ in range(20):
         clock.advance(9.9)
-        assert tracker.sweep() == (0, 0, 0, 0)
+        assert tracker.sweep() == (0, 0, 0, 0, 0)
         worker.renew()
-        assert tracker.sweep() == (0, 0, 0, 0)
+        assert tracker.sweep() == (0, 0, 0, 0, 0)
     assert tracker.get(execution_id).state == "starting"
 
 
@@ -138,16 +140,72 @@ def test_a_sweeper_that_dies_halfway_is_followed_by_the_next(tracker, clock):
     assert [row.lost for row in tracker._registry.store.workers() if row.id == worker.id] == [True]
 
 
-def test_what_a_zombie_claims_is_taken_away_again(tracker, clock):
-    """A worker that claims before it finds out that it is lost keeps the execution until the next sweep only."""
+def test_a_zombie_claims_nothing(tracker, clock):
+    """A worker that claims before it finds out that it is lost is told so, and the execution stays as it is."""
     zombie = lone_worker(tracker)
     clock.advance(10.1)
     assert tracker.sweep().workers == 1
-    execution_id, _ = claimed(tracker, retry=Retry(attempts_max=2))
-    assert tracker.get(execution_id).owner == zombie.id
-    swept = tracker.sweep()
-    assert (swept.lapsed, swept.workers) == (1, 0)
-    assert tracker.get(execution_id).state == "queued"
+    execution = tracker.create("a", user_id="u", thread_id="t", timeouts={"queue_s": 50_000.0})
+    assert zombie.lost is False
+    for after_s in (0.0, REMEMBER_S + 1.0):  # while it is listed as lost, and once it is not listed any more
+        clock.advance(after_s)
+        tracker.sweep()
+        with pytest.raises(LeaseLost, match=zombie.id):
+            tracker.fire(execution.id, "start")
+    assert tracker._registry.store.workers() == []
+    assert (tracker.get(execution.id).owner, tracker.get(execution.id).attempt) == (None, 0)
+    tracker.fire(execution.id, "start", owner="somebody who never registered")
+
+
+def test_who_comes_after_a_zombie_in_one_batch_gets_the_execution(tracker, clock):
+    """A refusal that leaned on a zombie's claim is decided anew: the next claimer of the same batch gets it."""
+    zombie = lone_worker(tracker)
+    clock.advance(10.1)
+    tracker.sweep()
+    execution = tracker.create("a", user_id="u", thread_id="t")
+    registry = tracker._registry
+    claims = [
+        registry.order(execution.id, "start", {"owner": owner})
+        for owner in (zombie.id, "another", "too late")
+    ]
+    registry.committer.commit_all(claims)
+    assert [type(one.error) for one in claims] == [LeaseLost, type(None), type(None)]
+    assert tracker.get(execution.id).owner == "another"
+    assert claims[2].outcome.reason == "not_allowed"
+
+
+def test_a_claim_that_arrives_after_its_worker_left_is_refused(tracker, monkeypatch):
+    """A claim that was on its way while its worker handed everything back does not stay behind with nobody."""
+    execution = tracker.create("a", user_id="u", thread_id="t")
+    commit = tracker._registry.committer.commit
+    with tracker.worker(ttl_s=10.0) as worker:
+
+        def late(command):
+            monkeypatch.undo()
+            worker.close()
+            commit(command)
+
+        monkeypatch.setattr(tracker._registry.committer, "commit", late)
+        with pytest.raises(LeaseLost):
+            tracker.fire(execution.id, "start")
+    assert tracker.get(execution.id).state == "created"
+
+
+def test_only_so_many_departed_workers_are_remembered(tracker):
+    """What is remembered of workers that left does not grow for ever, on either store."""
+    store = tracker._registry.store
+    rows = [(f"worker_{number}", "w", 1.0, 0.0, 0.0, False) for number in range(DEPARTED + 5)]
+    if isinstance(store, SqliteStore):
+        with store._transaction() as writer:
+            writer.executemany("INSERT INTO workers VALUES (?, ?, ?, ?, ?, ?)", rows)
+            writer.execute("DELETE FROM workers")
+        kept = {row[0] for row in store._rows("SELECT id FROM departed")}
+    else:
+        for row in rows:
+            store.worker_add(WorkerRow(*row))
+            store.worker_remove(row[0])
+        kept = set(store._departed)
+    assert kept == {row[0] for row in rows[5:]}
 
 
 def test_a_lost_worker_is_forgotten_in_the_end(tracker, clock):

@@ -35,7 +35,7 @@ def sweep_command(
     """Time out what is overdue, and take work away from workers whose lease ran out; Ctrl-C leaves.
 
     Any number of these may run on one store. With --json one object a sweep that did something (with --once always):
-    timed_out, lapsed, workers, pruned.
+    timed_out, lapsed, workers, pruned, orphans.
     """
     tracker = open_tracker(store, must_exist=True)
     pause = threading.Event()
@@ -58,7 +58,7 @@ def _sweep(tracker: Tracker, *, json: bool, always: bool) -> None:
     else:
         out.print(
             f"{swept.timed_out} timed out, {swept.lapsed} taken from {swept.workers} lost workers, "
-            f"{swept.pruned} pruned"
+            f"{swept.orphans} orphans cancelled, {swept.pruned} pruned"
         )
 
 

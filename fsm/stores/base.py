@@ -7,7 +7,7 @@ the journal: both or neither. One thread at a time appends (the committer sees t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from fsm.errors import NotAStore
 from fsm.records import Receipt, Snapshot, Step
@@ -25,6 +25,39 @@ class Conflict(NamedTuple):
     version: int | None
 
 
+class Barred(NamedTuple):
+    """A step that was not committed because of another record than the execution's own; no repetition helps.
+
+    Attributes:
+        execution_id: The execution.
+        why: ``parent``: it starts no children any more, since it has ended, is about to, or is gone. ``lease``: the
+            worker that claims was lost, or has left.
+        who: The parent, or the worker.
+    """
+
+    execution_id: str
+    why: Literal["parent", "lease"]
+    who: str
+
+
+DEPARTED = 10_000
+"""So many workers that were removed are remembered, so that nothing is claimed in their names any more."""
+
+
+class Order(NamedTuple):
+    """What a committed step ordered, as long as nobody has said that it is carried out.
+
+    Attributes:
+        execution_id: The execution whose children shall be cancelled.
+        version: The version that the step made.
+        event: Its event.
+    """
+
+    execution_id: str
+    version: int
+    event: str
+
+
 class MachineRecord(NamedTuple):
     """A machine as data, for the store's own law.
 
@@ -32,14 +65,14 @@ class MachineRecord(NamedTuple):
         content_hash: Its identity.
         name: Its name.
         document: The declaration as JSON text.
-        states: Each state and whether it is terminal.
+        states: Each state, whether it is terminal, and whether it is stopping.
         rows: Every (source, event, target) that a journal may hold; the creation has no source.
     """
 
     content_hash: str
     name: str
     document: str
-    states: tuple[tuple[str, bool], ...]
+    states: tuple[tuple[str, bool, bool], ...]
     rows: tuple[tuple[str | None, str, str], ...]
 
 
@@ -130,15 +163,19 @@ class Store(Protocol):
         """Return an execution's record as it is now, or ``None`` if there is none."""
         ...
 
-    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict]:
+    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:
         """Commit a batch, each step all or nothing.
+
+        Nobody becomes owner who was registered as a worker and is lost or removed; one who never registered may. A
+        child is born under an open parent only. A step whose effects name `CANCEL_CHILDREN` leaves the order with
+        the store, if there are children: both or neither (a transactional outbox).
 
         Args:
             steps: In the order in which they shall happen; several may be of one execution. Once one of them is
                 lost, those of the same execution after it are lost too: they were decided on what never was.
 
         Returns:
-            For each step its receipt, or the conflict that kept it out.
+            For each step its receipt, or what kept it out.
 
         Raises:
             StoreUnavailable: Nothing was committed, or (``committed`` is ``None``) nobody can tell.
@@ -171,6 +208,16 @@ class Store(Protocol):
         """Return how many executions there are by state; states without any are left out."""
         ...
 
+    # --- orders -----------------------------------------------------------------------------------------------
+
+    def orders(self, after: str, limit: int) -> list[Order]:
+        """Return orders that are not known to be carried out, by id after `after`; `limit` at the most."""
+        ...
+
+    def carried(self, order: Order) -> None:
+        """Take note that an order is carried out; one that was given anew meanwhile stays."""
+        ...
+
     # --- time -------------------------------------------------------------------------------------------------
 
     def timeline(self, era: str, offset_s: float) -> float:
@@ -196,7 +243,7 @@ class Store(Protocol):
         ...
 
     def worker_remove(self, worker_id: str) -> None:
-        """Forget a worker."""
+        """Forget a worker; nothing can be claimed in its name any more."""
         ...
 
     def workers(self) -> list[WorkerRow]:

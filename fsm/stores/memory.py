@@ -9,19 +9,19 @@ a heap that is put right lazily: an entry is only ever too early, never too late
 from __future__ import annotations
 
 import heapq
-import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fsm.errors import StoreUnavailable
-from fsm.records import Receipt, Snapshot, Step, receipt_of
-from fsm.stores.base import Conflict, Due, MachineRecord, Query, WorkerRow
+from fsm.records import CANCEL_CHILDREN, Receipt, Snapshot, Step, receipt_of
+from fsm.stores.base import Barred, Conflict, Due, MachineRecord, Order, Query
 from fsm.stores.memory_breakers import MemoryBreakers
 from fsm.stores.memory_index import CHUNK, Index, Journal, insert
+from fsm.stores.memory_workers import MemoryWorkers
 
 
-class MemoryStore(MemoryBreakers):
+class MemoryStore(MemoryWorkers, MemoryBreakers):
     """A registry that lives and ends with the process."""
 
     url = "memory://"
@@ -29,9 +29,9 @@ class MemoryStore(MemoryBreakers):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = threading.Lock()
         self._machines: dict[str, str] = {}
         self._terminal: dict[str, frozenset[str]] = {}
+        self._stopping: dict[str, frozenset[str]] = {}
         # id -> [snapshot, first receipt, second receipt, ...]: one list, since there may be a million of them.
         self._rows: dict[str, list[Any]] = {}
         self._journal = Journal()
@@ -43,11 +43,11 @@ class MemoryStore(MemoryBreakers):
         self._by_thread = Index()
         self._by_parent = Index()
         self._by_owner: dict[str, set[str]] = {}
+        self._orders: dict[str, Order] = {}
         self._due: list[tuple[float, str]] = []
         self._armed: dict[str, float] = {}  # the time of each execution's entry in the heap
         self._ended: list[tuple[float, str]] = []
         self._eras: dict[str, float] = {}
-        self._workers: dict[str, WorkerRow] = {}
         self._closed = False
 
     def _check_open(self) -> None:
@@ -59,8 +59,10 @@ class MemoryStore(MemoryBreakers):
         with self._lock:
             self._check_open()
             self._machines.setdefault(record.content_hash, record.document)
-            terminal = frozenset(name for name, terminal in record.states if terminal)
+            terminal = frozenset(name for name, terminal, _ in record.states if terminal)
             self._terminal[record.content_hash] = terminal
+            stopping = frozenset(name for name, _, stopping in record.states if stopping)
+            self._stopping[record.content_hash] = stopping
 
     def machines(self) -> dict[str, str]:
         """Return every registered machine."""
@@ -70,14 +72,14 @@ class MemoryStore(MemoryBreakers):
 
     # --- write ------------------------------------------------------------------------------------------------
 
-    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict]:
+    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:
         """Commit a batch; nothing here can fail halfway."""
         with self._lock:
             if self._closed:
                 self._check_open()
             if len(steps) == 1:
                 return [self._one(steps[0])]
-            outcomes: list[Receipt | Conflict] = []
+            outcomes: list[Receipt | Conflict | Barred] = []
             lost: dict[str, Conflict] = {}
             for step in steps:
                 outcome = lost.get(step.after.identity.id) or self._one(step)
@@ -86,31 +88,32 @@ class MemoryStore(MemoryBreakers):
                 outcomes.append(outcome)
             return outcomes
 
-    def _one(self, step: Step) -> Receipt | Conflict:
+    def _one(self, step: Step) -> Receipt | Conflict | Barred:
         after = step.after
         execution_id = after.identity.id
         rows = self._rows.get(execution_id)
         if rows is None:
-            if after.version != 0:
-                return Conflict(execution_id, None)
-            receipt = receipt_of(step, self._journal.last + 1)
-            self._birth(after, receipt)
+            born = self._birth(step)
+            if not isinstance(born, Receipt):
+                return born
+            receipt = born
         else:
             before: Snapshot = rows[0]
-            if before.version != after.version - 1:
-                return Conflict(execution_id, before.version)
             key = step.key
-            if key is not None and (execution_id, key) in self._keys:
+            if before.version != after.version - 1 or (key is not None and (execution_id, key) in self._keys):
                 return Conflict(execution_id, before.version)
+            owner = after.owner
+            if before.owner != owner and not self._own(before.owner, owner, execution_id):
+                return Barred(execution_id, "lease", owner or "")
             receipt = receipt_of(step, self._journal.last + 1)
             rows[0] = after
             rows.append(receipt)
             if before.state != after.state:
                 self._move(before, after)
-            if before.owner != after.owner:
-                self._own(before.owner, after.owner, execution_id)
             if key is not None:
                 self._keys[execution_id, key] = receipt
+            if step.effects and CANCEL_CHILDREN in step.effects and self._by_parent.get(execution_id):
+                self._orders[execution_id] = Order(execution_id, after.version, step.event)
         due_at = after.due_at
         if due_at is None:
             self._armed.pop(execution_id, None)
@@ -121,8 +124,14 @@ class MemoryStore(MemoryBreakers):
         self._journal.append(receipt)
         return receipt
 
-    def _birth(self, snapshot: Snapshot, receipt: Receipt) -> None:
+    def _birth(self, step: Step) -> Receipt | Conflict | Barred:
+        snapshot = step.after
         identity = snapshot.identity
+        if snapshot.version != 0:
+            return Conflict(identity.id, None)
+        if identity.parent_id is not None and not self._goes_on(identity.parent_id):
+            return Barred(identity.id, "parent", identity.parent_id)
+        receipt = receipt_of(step, self._journal.last + 1)
         self._rows[identity.id] = [snapshot, receipt]
         insert(self._ids, identity.id)
         self._by_state.setdefault(snapshot.state, set()).add(identity.id)
@@ -131,6 +140,15 @@ class MemoryStore(MemoryBreakers):
         self._by_thread.add(identity.thread_id, identity.id)
         if identity.parent_id is not None:
             self._by_parent.add(identity.parent_id, identity.id)
+        return receipt
+
+    def _goes_on(self, execution_id: str) -> bool:
+        """Return whether an execution is there, and neither ended nor about to."""
+        rows = self._rows.get(execution_id)
+        if rows is None:
+            return False
+        machine, state = rows[0].identity.machine, rows[0].state
+        return state not in self._terminal.get(machine, ()) and state not in self._stopping.get(machine, ())
 
     def _move(self, before: Snapshot, after: Snapshot) -> None:
         execution_id = after.identity.id
@@ -143,13 +161,17 @@ class MemoryStore(MemoryBreakers):
             heapq.heappush(self._ended, (after.updated_at, execution_id))
             self._own(after.owner, None, execution_id)
 
-    def _own(self, before: str | None, after: str | None, execution_id: str) -> None:
+    def _own(self, before: str | None, after: str | None, execution_id: str) -> bool:
+        """Note a new owner, unless it is one that was lost."""
+        if after is not None and self._left(after):
+            return False
         if before is not None and before in self._by_owner:
             self._by_owner[before].discard(execution_id)
             if not self._by_owner[before]:
                 del self._by_owner[before]
         if after is not None:
             self._by_owner.setdefault(after, set()).add(execution_id)
+        return True
 
     def _arm(self, due_at: float, execution_id: str) -> None:
         self._armed[execution_id] = due_at
@@ -280,6 +302,21 @@ class MemoryStore(MemoryBreakers):
                 out[state] = out.get(state, 0) + 1
             return out
 
+    # --- orders -----------------------------------------------------------------------------------------------
+
+    def orders(self, after: str, limit: int) -> list[Order]:
+        """Return orders that are not known to be carried out."""
+        with self._lock:
+            self._check_open()
+            return heapq.nsmallest(limit, (one for one in self._orders.values() if one.execution_id > after))
+
+    def carried(self, order: Order) -> None:
+        """Take note that an order is carried out."""
+        with self._lock:
+            self._check_open()
+            if self._orders.get(order.execution_id) == order:
+                del self._orders[order.execution_id]
+
     # --- time and workers -------------------------------------------------------------------------------------
 
     def timeline(self, era: str, offset_s: float) -> float:
@@ -315,42 +352,6 @@ class MemoryStore(MemoryBreakers):
         """Return the nearest entry of the heap."""
         with self._lock:
             return self._due[0][0] if self._due else None
-
-    def worker_add(self, worker: WorkerRow) -> None:
-        """Register a worker."""
-        with self._lock:
-            self._check_open()
-            self._workers[worker.id] = worker
-
-    def worker_renew(self, worker_id: str, now: float) -> bool:
-        """Renew a lease."""
-        with self._lock:
-            self._check_open()
-            worker = self._workers.get(worker_id)
-            if worker is None or worker.lost:
-                return False
-            self._workers[worker_id] = worker._replace(renewed_at=now)
-            return True
-
-    def worker_remove(self, worker_id: str) -> None:
-        """Forget a worker."""
-        with self._lock:
-            self._workers.pop(worker_id, None)
-
-    def workers(self) -> list[WorkerRow]:
-        """Return every registered worker."""
-        with self._lock:
-            self._check_open()
-            return sorted(self._workers.values())
-
-    def lose(self, now: float) -> list[str]:
-        """Mark the workers whose lease ran out, and return all that are lost."""
-        with self._lock:
-            self._check_open()
-            for worker in self._workers.values():
-                if not worker.lost and worker.renewed_at + worker.ttl_s < now:
-                    self._workers[worker.id] = worker._replace(lost=True)
-            return sorted(worker.id for worker in self._workers.values() if worker.lost)
 
     def owned(self, worker_id: str, limit: int) -> list[tuple[str, int]]:
         """Return what a worker owns."""
@@ -413,5 +414,6 @@ class MemoryStore(MemoryBreakers):
             self._rows = {}
             self._journal = Journal()
             self._keys = {}
+            self._orders = {}
             self._due = []
             self._armed = {}

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from fsm.command import Command
 from fsm.errors import StoreUnavailable
 from fsm.records import Receipt, Snapshot, Step
-from fsm.stores.base import Conflict, Due, Store
+from fsm.stores.base import Barred, Conflict, Due, Store
 from fsm.testing.handles import Process
 from fsm.testing.loop import SteppedLoop
 
@@ -104,7 +104,7 @@ class Carried(Protocol):
 
     steps: list[Step]
     commands: list[Command]
-    outcomes: Sequence[Receipt | Conflict]
+    outcomes: Sequence[Receipt | Conflict | Barred]
     error: BaseException | None
 
 
@@ -236,7 +236,7 @@ class FaultyStore:
             return
         committed, process = self._observer.committed, self._process
         for command, step, outcome in zip(this.commands, this.steps, outcomes, strict=True):
-            if not isinstance(outcome, Conflict):
+            if isinstance(outcome, Receipt):
                 committed(process, command, step, outcome)
 
     def _draw(self) -> tuple[str, float]:
@@ -260,7 +260,7 @@ class FaultyStore:
         mean_s = self._chaos.latency_s
         return self._expo(0.5 / mean_s) if mean_s > 0.0 and self._random() < 0.5 else 0.0  # noqa: PLR2004
 
-    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict]:
+    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:
         """Refuse: every write goes through the committer."""
         raise NotImplementedError("a simulated write goes through the committer")
 

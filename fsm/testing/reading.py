@@ -17,7 +17,7 @@ from fsm.laws import record_of
 from fsm.lifecycles.execution import EXECUTION
 from fsm.machine import Machine
 from fsm.records import Snapshot
-from fsm.stores import Query, Store
+from fsm.stores import Order, Query, Store
 from fsm.testing.steps import OTHER, birth, committed, move, walk
 
 
@@ -28,8 +28,9 @@ class Reading:
 
     @pytest.fixture
     def fleet(self, store: Store) -> list[Snapshot]:
-        """Thirty-six executions: every combination of two agents, users, threads, parents and three states."""
-        parents = (None, ids.execution_id())
+        """A parent, and every combination of two agents, users, threads, parents (or none) and three states."""
+        parent = birth(agent="parent", user_id="parent", thread_id="parent")
+        parents = (None, parent.after.identity.id)
         lives = [
             walk(
                 birth(agent=agent, user_id=user_id, thread_id=thread_id, parent_id=parent_id),
@@ -39,8 +40,8 @@ class Reading:
                 ("a1", "a2"), ("u1", "u2"), ("t1", "t2"), parents, ((), ("start",), ("cancel",))
             )
         ]
-        committed(store, *itertools.chain.from_iterable(lives))
-        return [life[-1].after for life in lives]
+        committed(store, parent, *itertools.chain.from_iterable(lives))
+        return [parent.after, *(life[-1].after for life in lives)]
 
     def test_find_without_filters_gives_everything_in_order(
         self, store: Store, fleet: list[Snapshot]
@@ -115,8 +116,8 @@ class Reading:
 
     def test_counts_are_by_state(self, store: Store, fleet: list[Snapshot]) -> None:
         """Counts add up, for all and for one user; states without any are left out."""
-        assert len(fleet) == 48
-        assert store.counts() == {"created": 16, "starting": 16, "cancelled": 16}
+        assert len(fleet) == 49
+        assert store.counts() == {"created": 17, "starting": 16, "cancelled": 16}
         assert store.counts("u1") == {"created": 8, "starting": 8, "cancelled": 8}
         assert store.counts("nobody") == {}
 
@@ -241,6 +242,8 @@ class Reading:
             store.counts,
             lambda: store.counts("ada"),
             store.machines,
+            lambda: store.orders("", 1),
+            lambda: store.carried(Order(execution_id, 0, "fail")),
             lambda: store.register(record_of(OTHER)),
         ]
         for number, call in enumerate(calls):

@@ -7,8 +7,8 @@ from __future__ import annotations
 from fsm import ids
 from fsm.lifecycles.execution import EXECUTION
 from fsm.records import Receipt, fold, receipt_of
-from fsm.stores import Conflict, Query, Store
-from fsm.testing.steps import birth, committed, move, walk
+from fsm.stores import Barred, Conflict, Order, Query, Store, WorkerRow
+from fsm.testing.steps import OTHER, birth, committed, move, walk
 
 
 class Writing:
@@ -18,9 +18,11 @@ class Writing:
 
     def test_a_birth_is_kept_and_read_back_equal(self, store: Store) -> None:
         """A birth is kept with every field, and its receipt is the journal's first row."""
+        parent = birth()
+        committed(store, parent)
         begin = birth(
             agent="rechercheur",
-            parent_id=ids.execution_id(),
+            parent_id=parent.after.identity.id,
             retry_of=ids.execution_id(),
             attempts_max=3,
             model_attempts_max=7,
@@ -47,6 +49,100 @@ class Writing:
         first, second = store.append([begin, begin])
         assert isinstance(first, Receipt)
         assert second == Conflict(begin.after.identity.id, 0)
+
+    # --- children -----------------------------------------------------------------------------------------------
+
+    def test_a_child_is_born_under_an_open_parent_only(self, store: Store) -> None:
+        """A child of a parent that has ended, is stopping or is not there is kept out, whatever the machine."""
+        ended, stopping, other = walk(birth(), "fail"), walk(birth(), "start", "cancel"), birth(machine=OTHER)
+        committed(store, *ended, *stopping, other)
+        for parent_id in (ended[0].after.identity.id, stopping[0].after.identity.id, ids.execution_id()):
+            child = birth(parent_id=parent_id)
+            assert store.append([child]) == [Barred(child.after.identity.id, "parent", parent_id)]
+            assert store.load(child.after.identity.id) is None
+        committed(store, birth(parent_id=other.after.identity.id))
+
+    def test_a_child_and_its_parents_end_in_one_batch(self, store: Store) -> None:
+        """Within a batch the order decides: a child before its parent's end is born, one after it is kept out."""
+        begin = birth()
+        parent_id = begin.after.identity.id
+        early, late = birth(parent_id=parent_id), birth(parent_id=parent_id)
+        out = store.append([begin, early, move(begin.after, "fail"), late, birth()])
+        assert out[3] == Barred(late.after.identity.id, "parent", parent_id)
+        assert [one.position for one in out if isinstance(one, Receipt)] == [1, 2, 3, 4]
+        assert store.position() == 4
+        assert store.orders("", 10) == [Order(parent_id, 1, "fail")]
+
+    def test_an_order_is_kept_until_it_is_carried_out(self, store: Store) -> None:
+        """A step that orders its children's cancel leaves the order, with the step or not at all."""
+        life = walk(birth(), "start")
+        parent_id = life[0].after.identity.id
+        committed(store, *life, birth(parent_id=parent_id))
+        assert store.orders("", 10) == []
+        stale = move(life[0].after, "fail")
+        assert store.append([stale]) == [Conflict(parent_id, 1)]
+        assert store.orders("", 10) == []
+        cancelled = move(life[1].after, "cancel")
+        committed(store, cancelled)
+        order = Order(parent_id, 2, "cancel")
+        assert store.orders("", 10) == [order]
+        store.carried(order._replace(version=1))  # an older one of the same execution
+        committed(store, move(cancelled.after, "stopped"))
+        assert store.forget([parent_id]) == 1
+        assert store.orders("", 10) == [order]
+        store.carried(order)
+        store.carried(order)
+        assert store.orders("", 10) == []
+
+    def test_a_parent_without_children_leaves_no_order(self, store: Store) -> None:
+        """What has no children, and what ends without an order to cancel them, leaves nothing to carry out."""
+        alone, done = walk(birth(), "fail"), walk(birth(), "start", "think", "process_results", "finish")
+        committed(store, *alone, *done, birth(parent_id=done[0].after.identity.id))
+        committed(store, move(done[-1].after, "complete"))
+        assert store.orders("", 10) == []
+
+    def test_orders_come_page_by_page(self, store: Store) -> None:
+        """Orders are listed by id, after the one that is named."""
+        lives = [walk(birth(), "fail") for _ in range(5)]
+        for begin, ended in lives:
+            committed(store, begin, birth(parent_id=begin.after.identity.id), ended)
+        expected = [Order(begin.after.identity.id, 1, "fail") for begin, _ in lives]
+        assert store.orders("", 2) == expected[:2]
+        assert store.orders(expected[1].execution_id, 2) == expected[2:4]
+        assert store.orders(expected[-1].execution_id, 2) == []
+
+    # --- leases -------------------------------------------------------------------------------------------------
+
+    def test_a_lost_worker_claims_nothing(self, store: Store) -> None:
+        """A step that makes a lost or removed worker the owner is kept out; what was decided on it is lost."""
+        begin, claim, think = walk(
+            birth(), "start", "think"
+        )  # claimed by worker_1, who is not registered yet
+        committed(store, begin)
+        execution_id = begin.after.identity.id
+        store.worker_add(WorkerRow("worker_1", "one", 10.0, 1000.0, 1000.0, lost=False))
+        assert store.lose(1011.0) == ["worker_1"]
+        other = birth()
+        barred, conflict, receipt = store.append([claim, think, other])
+        assert barred == Barred(execution_id, "lease", "worker_1")
+        assert conflict == Conflict(execution_id, 0)
+        assert isinstance(receipt, Receipt)
+        store.worker_remove("worker_1")
+        assert store.workers() == []
+        assert store.append([claim]) == [barred]
+        assert store.load(execution_id) == begin.after
+        assert store.owned("worker_1", 10) == []
+        by_another = claim._replace(after=claim.after._replace(owner="worker_2"))
+        committed(store, by_another)
+        assert store.owned("worker_2", 10) == [(execution_id, 1)]
+
+    def test_a_lost_worker_may_still_end_what_it_owns(self, store: Store) -> None:
+        """A worker that was lost keeps what it had until it is taken away: its other steps are not kept out."""
+        begin, claim, think = walk(birth(), "start", "think")
+        store.worker_add(WorkerRow("worker_1", "one", 10.0, 1000.0, 1000.0, lost=False))
+        committed(store, begin, claim)
+        assert store.lose(1011.0) == ["worker_1"]
+        committed(store, think, move(think.after, "open_tool", name="x"))
 
     # --- the compare-and-set ------------------------------------------------------------------------------------
 

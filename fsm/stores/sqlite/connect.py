@@ -121,7 +121,7 @@ def prepare(path: Path, synchronous: str) -> sqlite3.Connection:
     connection: sqlite3.Connection | None = None
     try:
         connection = connect(path, synchronous, create=True)
-        _check(connection, path)
+        patiently(lambda: _check(connection, path), str(path))
         patiently(lambda: _wal(connection, path), str(path))
         patiently(lambda: _migrate(connection, path), str(path))
     except sqlite3.Error as error:
@@ -154,7 +154,7 @@ def explain(error: sqlite3.Error, path: Path) -> NotAStore | StoreUnavailable:
 
 def _check(connection: sqlite3.Connection, path: Path) -> int:
     """Return the schema version of a file that is ours or empty."""
-    owner = patiently(lambda: connection.execute("PRAGMA application_id").fetchone()[0], str(path))
+    owner = connection.execute("PRAGMA application_id").fetchone()[0]
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if owner == APPLICATION_ID:
         if version > len(_scripts()):

@@ -15,8 +15,8 @@ from functools import partial
 from typing import Any
 
 from fsm.errors import StoreUnavailable
-from fsm.records import Identity, Receipt, Snapshot, Step, receipt_of
-from fsm.stores.base import Conflict, MachineRecord, Query
+from fsm.records import CANCEL_CHILDREN, Identity, Receipt, Snapshot, Step, receipt_of
+from fsm.stores.base import Barred, Conflict, MachineRecord, Query
 from fsm.stores.sqlite.breakers import SqliteBreakers
 from fsm.stores.sqlite.connect import explain, parse_url, patiently, prepare
 from fsm.stores.sqlite.pool import Pool
@@ -54,6 +54,10 @@ _SELECT = f"SELECT {', '.join(_BORN + _LIVED)} FROM executions"
 _RECEIPT = (
     "SELECT position, execution_id, version, event, source, target, at, attempt, fence, owner, key, payload "
     "FROM journal"
+)
+_ORDER = (
+    "INSERT OR REPLACE INTO orders (execution_id, version, event) "
+    "SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM executions WHERE parent_id = ?1)"
 )
 _POSITION = "SELECT max((SELECT coalesce(max(position), 0) FROM journal), (SELECT position FROM horizon))"
 _HISTORY = """
@@ -144,8 +148,8 @@ class SqliteStore(Upkeep, SqliteBreakers):
                 (record.content_hash, record.name, record.document),
             ).lastrowid
             writer.executemany(
-                "INSERT INTO states (machine, name, terminal) VALUES (?, ?, ?)",
-                [(number, name, terminal) for name, terminal in record.states],
+                "INSERT INTO states (machine, name, terminal, stopping) VALUES (?, ?, ?, ?)",
+                [(number, *state) for state in record.states],
             )
             writer.executemany(
                 "INSERT INTO law (machine, source, event, target) VALUES (?, ?, ?, ?)",
@@ -168,27 +172,28 @@ class SqliteStore(Upkeep, SqliteBreakers):
 
     # --- write ------------------------------------------------------------------------------------------------
 
-    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict]:
+    def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:
         """Commit a batch in one transaction."""
         births = {step.after.identity.machine for step in steps if step.source is None}
         numbers = {content_hash: self._number(content_hash) for content_hash in births}
-        outcomes: list[Receipt | Conflict] = []
+        outcomes: list[Receipt | Conflict | Barred] = []
         with self._transaction() as writer:
             position = writer.execute(_POSITION).fetchone()[0] + 1
             lost: dict[str, Conflict] = {}
             for step in steps:
-                conflict = lost.get(step.after.identity.id) or self._one(writer, step, position, numbers)
-                if conflict is None:
+                kept_out = lost.get(step.after.identity.id) or self._one(writer, step, position, numbers)
+                if kept_out is None:
                     outcomes.append(receipt_of(step, position))
                     position += 1
-                else:
-                    lost[conflict.execution_id] = conflict
-                    outcomes.append(conflict)
+                    continue
+                if isinstance(kept_out, Conflict):
+                    lost[kept_out.execution_id] = kept_out
+                outcomes.append(kept_out)
         return outcomes
 
     def _one(
         self, writer: sqlite3.Connection, step: Step, position: int, numbers: dict[str, int | None]
-    ) -> Conflict | None:
+    ) -> Conflict | Barred | None:
         after = step.after
         identity = after.identity
         last = (step.event, step.key, step.payload_json, position)
@@ -199,8 +204,14 @@ class SqliteStore(Upkeep, SqliteBreakers):
                 return None
             sql, values = _changed(step.before, after)
             if writer.execute(sql, (*values, *last, identity.id, after.version - 1)).rowcount:
+                if step.effects and CANCEL_CHILDREN in step.effects:
+                    writer.execute(_ORDER, (identity.id, after.version, step.event))
                 return None
         except sqlite3.IntegrityError as error:
+            if "starts no children" in str(error):
+                return Barred(identity.id, "parent", identity.parent_id or "")
+            if "claims nothing" in str(error):
+                return Barred(identity.id, "lease", after.owner or "")
             if not _is_race(error):
                 raise
         found = writer.execute("SELECT version FROM executions WHERE id = ?", (identity.id,)).fetchone()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from fsm.stores.base import Due, WorkerRow
+from fsm.stores.base import Due, Order, WorkerRow
 
 
 class _Connections(Protocol):
@@ -32,6 +32,23 @@ _HORIZON = """
 
 class Upkeep:
     """The part of the store that keeps it in order; every method is as in `fsm.stores.base.Store`."""
+
+    # --- orders -----------------------------------------------------------------------------------------------
+
+    def orders(self: _Connections, after: str, limit: int) -> list[Order]:
+        """Return orders that are not known to be carried out, from a table that is nearly always empty."""
+        rows = self._rows(
+            "SELECT execution_id, version, event FROM orders WHERE execution_id > ? ORDER BY execution_id LIMIT ?",
+            (after, limit),
+        )
+        return [Order(*row) for row in rows]
+
+    def carried(self: _Connections, order: Order) -> None:
+        """Take note that an order is carried out; nothing is written when there is none, as after most ends."""
+        this = "FROM orders WHERE execution_id = ? AND version = ?"
+        if self._rows(f"SELECT 1 {this}", order[:2]):
+            with self._transaction() as writer:
+                writer.execute(f"DELETE {this}", order[:2])
 
     # --- time -------------------------------------------------------------------------------------------------
 

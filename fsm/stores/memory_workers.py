@@ -1,0 +1,65 @@
+"""The workers and their leases in memory; see `fsm.stores.base.Store`."""
+
+from __future__ import annotations
+
+import threading
+
+from fsm.stores.base import DEPARTED, WorkerRow
+
+
+class MemoryWorkers:
+    """The part of the memory store that keeps workers."""
+
+    def __init__(self) -> None:
+        """Begin with nobody."""
+        super().__init__()
+        self._lock = threading.Lock()
+        self._workers: dict[str, WorkerRow] = {}
+        self._departed: dict[str, None] = {}
+
+    def _check_open(self) -> None:
+        raise NotImplementedError
+
+    def worker_add(self, worker: WorkerRow) -> None:
+        """Register a worker."""
+        with self._lock:
+            self._check_open()
+            self._workers[worker.id] = worker
+
+    def worker_renew(self, worker_id: str, now: float) -> bool:
+        """Renew a lease."""
+        with self._lock:
+            self._check_open()
+            worker = self._workers.get(worker_id)
+            if worker is None or worker.lost:
+                return False
+            self._workers[worker_id] = worker._replace(renewed_at=now)
+            return True
+
+    def worker_remove(self, worker_id: str) -> None:
+        """Forget a worker."""
+        with self._lock:
+            if self._workers.pop(worker_id, None) is not None:
+                self._departed[worker_id] = None
+                if len(self._departed) > DEPARTED:
+                    del self._departed[next(iter(self._departed))]
+
+    def _left(self, worker_id: str) -> bool:
+        """Return whether a worker was registered, and is lost or removed."""
+        worker = self._workers.get(worker_id)
+        return worker_id in self._departed if worker is None else worker.lost
+
+    def workers(self) -> list[WorkerRow]:
+        """Return every registered worker."""
+        with self._lock:
+            self._check_open()
+            return sorted(self._workers.values())
+
+    def lose(self, now: float) -> list[str]:
+        """Mark the workers whose lease ran out, and return all that are lost."""
+        with self._lock:
+            self._check_open()
+            for worker in self._workers.values():
+                if not worker.lost and worker.renewed_at + worker.ttl_s < now:
+                    self._workers[worker.id] = worker._replace(lost=True)
+            return sorted(worker.id for worker in self._workers.values() if worker.lost)

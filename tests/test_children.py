@@ -1,0 +1,257 @@
+"""Children of parents that end while the process that ends them dies: nobody is left running for nobody."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from tracker_tools import begun, finish
+
+from fsm import sweeper
+from fsm.clock import ManualClock
+from fsm.errors import StoreUnavailable
+from fsm.lifecycles import EXECUTION
+from fsm.machine import Machine, row, state
+from fsm.payloads import PAYLOADS
+from fsm.process import fresh_tracker
+from fsm.registry import Registry
+from fsm.stores.base import Order
+
+
+class Killed(BaseException):
+    """What a process feels of its end."""
+
+
+def child_of(tracker, parent_id):
+    return tracker.create("a", user_id="ada", thread_id="t", parent_id=parent_id).id
+
+
+def die_after_commit(tracker, parent_id, event, monkeypatch):
+    """Fire, and die between the parent's commit and its children's."""
+
+    def die(_registry, _command):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "carry_out", die)
+        with pytest.raises(Killed):
+            tracker.fire(parent_id, event)
+
+
+def states(tracker, ids):
+    return [tracker.get(one).state for one in ids]
+
+
+@pytest.mark.parametrize("event", ["cancel", "fail", "time_out", "lapse"])
+def test_what_a_dead_process_left_undone_is_repeated(either, event, monkeypatch):
+    """A process that dies between a parent's end and its children's cancel is made up for by the next sweep."""
+    parent = begun(either)
+    owned, waiting, done = (
+        begun(either, parent_id=parent),
+        child_of(either, parent),
+        begun(either, parent_id=parent),
+    )
+    grandchild = child_of(either, owned)
+    finish(either, done)
+    die_after_commit(either, parent, event, monkeypatch)
+    assert states(either, [owned, waiting, grandchild]) == ["starting", "created", "created"]
+    assert either.sweep().orphans == 2
+    assert states(either, [owned, waiting, grandchild, done]) == [
+        "cancelling", "cancelled", "cancelled", "completed",
+    ]  # fmt: skip
+    assert either.history(waiting)[-1].payload == {
+        "reason": f"its parent was ended by {event!r}",
+        "by": parent,
+    }
+    before = either.position()
+    assert either.sweep().orphans == 0
+    assert either.position() == before
+
+
+def test_another_process_repeats_it(url, monkeypatch):
+    """The order is in the store: a sweeper of another process carries it out."""
+    with fresh_tracker(url) as tracker:
+        parent = begun(tracker)
+        children = [child_of(tracker, parent) for _ in range(3)]
+        die_after_commit(tracker, parent, "fail", monkeypatch)
+    with fresh_tracker(url) as another:
+        assert another.sweep().orphans == 3
+        assert set(states(another, children)) == {"cancelled"}
+
+
+def test_an_end_that_nobody_heard_of_reaches_the_children(either, monkeypatch):
+    """When nobody can tell whether the parent's end was committed, and it was, its children end with the next sweep."""
+    parent = begun(either)
+    child = child_of(either, parent)
+    store = either._registry.store
+    append = store.append
+
+    def breaks_on_the_way_back(steps):
+        append(steps)
+        raise StoreUnavailable("the answer was lost", committed=None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "append", breaks_on_the_way_back)
+        with pytest.raises(StoreUnavailable):
+            either.fire(parent, "fail")
+    assert states(either, [parent, child]) == ["failed", "created"]
+    assert either.sweep().orphans == 1
+    assert either.get(child).state == "cancelled"
+
+
+def test_a_sweep_that_fails_halfway_is_followed_by_the_next(either, monkeypatch):
+    """An order is done when the last child is: a store that fails in between leaves it to the next sweep."""
+    parent = begun(either)
+    children = [child_of(either, parent) for _ in range(250)]
+    die_after_commit(either, parent, "fail", monkeypatch)
+    store = either._registry.store
+    find = store.find
+
+    def fails_at_the_second(query):
+        if query.after is not None:
+            raise StoreUnavailable("gone")
+        return find(query)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "find", fails_at_the_second)
+        with pytest.raises(StoreUnavailable):
+            either.sweep()
+    left = states(either, children).count("created")
+    assert 0 < left < 250
+    assert either.sweep().orphans == left
+    assert set(states(either, children)) == {"cancelled"}
+    assert store.orders("", 10) == []
+
+
+def test_children_that_end_by_themselves_meanwhile_are_left_alone(either, monkeypatch):
+    """A child that ends, or is told to stop, between the look and the cancel is refused quietly and not counted."""
+    parent = begun(either)
+    ends, stops = begun(either, parent_id=parent), begun(either, parent_id=parent)
+    die_after_commit(either, parent, "fail", monkeypatch)
+    store = either._registry.store
+    find = store.find
+
+    def late(query):
+        page = find(query)
+        monkeypatch.setattr(store, "find", find)
+        finish(either, ends)
+        either.fire(stops, "cancel", by="ada")
+        return page
+
+    monkeypatch.setattr(store, "find", late)
+    assert either.sweep().orphans == 0
+    assert states(either, [ends, stops]) == ["completed", "cancelling"]
+    assert either.history(stops)[-1].payload == {"by": "ada"}
+    assert store.orders("", 10) == []
+
+
+def test_children_of_a_completed_parent_go_on(either):
+    """A parent that completes orders nothing: the table says so, and no sweep says otherwise."""
+    parent = begun(either)
+    child = begun(either, parent_id=parent)
+    finish(either, parent)
+    assert either.sweep() == (0, 0, 0, 0, 0)
+    assert either.get(child).state == "starting"
+
+
+def test_orders_are_carried_out_page_by_page(either, monkeypatch):
+    """One sweep carries out every order, however many pages of them there are."""
+    monkeypatch.setattr(sweeper, "BATCH", 2)
+    children = []
+    for _ in range(5):
+        parent = begun(either)
+        children.append(child_of(either, parent))
+        die_after_commit(either, parent, "fail", monkeypatch)
+    assert either.sweep().orphans == 5
+    assert set(states(either, children)) == {"cancelled"}
+
+
+def test_sweepers_at_the_same_time_cancel_each_child_once(url, monkeypatch):
+    """Any number of sweepers may find the same order: each child is cancelled once, by one of them."""
+    with fresh_tracker(url) as tracker:
+        parent = begun(tracker)
+        children = [child_of(tracker, parent) for _ in range(120)]
+        die_after_commit(tracker, parent, "fail", monkeypatch)
+        done = []
+        threads = [threading.Thread(target=lambda: done.append(tracker.sweep().orphans)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(done) == 120
+        assert all(
+            [one.event for one in tracker.history(child)] == ["create", "cancel"] for child in children
+        )
+
+
+@pytest.mark.parametrize("store", ["memory://", "sqlite"])
+def test_a_sweep_does_not_look_at_healthy_families(store, url, monkeypatch):
+    """Open children of open parents, and what has no parent, cost a sweep nothing."""
+    with fresh_tracker(url if store == "sqlite" else store, clock=ManualClock()) as tracker:
+        for _ in range(5):
+            parent = begun(tracker)
+            child_of(tracker, parent)
+
+        def looks(_self, *_arguments):
+            raise AssertionError("a sweep looked at executions without a reason")
+
+        kind = type(tracker._registry.store)
+        for name in ("find", "load"):
+            monkeypatch.setattr(kind, name, looks)
+        assert tracker.sweep() == (0, 0, 0, 0, 0)
+
+
+def test_the_search_for_orders_is_a_search_by_key(url):
+    """On SQLite a page of orders is a stretch of their primary key: no scan, no sorting."""
+    with fresh_tracker(url) as tracker:
+        plan = tracker._registry.store._rows(
+            "EXPLAIN QUERY PLAN SELECT execution_id, version, event FROM orders "
+            "WHERE execution_id > ? ORDER BY execution_id LIMIT ?", ("", 500),
+        )  # fmt: skip
+        assert [row[-1] for row in plan] == ["SEARCH orders USING PRIMARY KEY (execution_id>?)"]
+
+
+def test_a_child_that_this_process_cannot_cancel_is_left_to_one_that_can(url, monkeypatch, caplog):
+    """A sweeper without the payload of a child's machine leaves the order there, and goes on with the others."""
+    payload = PAYLOADS["cancel"]
+    monkeypatch.setitem(PAYLOADS, "farewell", payload)
+    machine = Machine(
+        name="errand",
+        initial="open",
+        states=(state("open", "running"), state("gone", "terminal")),
+        transitions=(row("open", "cancel", "gone"),),
+        payloads=(("cancel", "farewell"),),
+    )
+    with fresh_tracker(url, machines=[EXECUTION, machine]) as tracker:
+        first, second = begun(tracker), begun(tracker)
+        strange = tracker.create("a", user_id="ada", thread_id="t", parent_id=first, machine="errand").id
+        child = child_of(tracker, second)
+        for parent in (first, second):
+            die_after_commit(tracker, parent, "fail", monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.delitem(PAYLOADS, "farewell")
+        with fresh_tracker(url) as stranger:
+            assert stranger.sweep().orphans == 1
+            assert states(stranger, [strange, child]) == ["open", "cancelled"]
+            assert stranger._registry.store.orders("", 10) == [Order(first, 2, "fail")]
+    assert "could not be carried out" in caplog.text
+    with fresh_tracker(url, machines=[EXECUTION, machine]) as tracker:
+        assert tracker.sweep().orphans == 1
+        assert tracker.get(strange).state == "gone"
+
+
+def test_an_end_without_children_writes_once(url, monkeypatch):
+    """Where there are no children, an end is one transaction, as without the order."""
+    with fresh_tracker(url) as tracker:
+        alone = begun(tracker)
+        store = tracker._registry.store
+        begin = store._transaction
+        begun_ = []
+
+        def counted():
+            begun_.append(1)
+            return begin()
+
+        monkeypatch.setattr(store, "_transaction", counted)
+        tracker.fire(alone, "fail")
+        assert len(begun_) == 1

@@ -197,6 +197,7 @@ class Engine(Launcher):
         *,
         user_id: str | Callable[[Any], str],
         thread_id: str | Callable[[Any], str],
+        agent_name: str | Callable[[Any], str] | None = None,
         at_once: int = 100,
         on_done: Callable[[Outcome], object] | None = None,
         **options: Any,
@@ -208,6 +209,7 @@ class Engine(Launcher):
             items: The items; they are taken as they are needed.
             user_id: Whose executions they are, or a function that says so for an item.
             thread_id: The conversation, or a function of the item.
+            agent_name: The agent's name, or a function of the item; the function's own if nothing is said.
             at_once: So many are handed to the engine at once; its slots decide how many run.
             on_done: Called with each outcome as it comes: for a progress bar, say.
             **options: As for `submit`.
@@ -216,15 +218,9 @@ class Engine(Launcher):
             The outcomes, in the order of the items. However one ends, the others go on.
         """
         return await map_over(
-            self,
-            agent,
-            items,
-            user_id=user_id,
-            thread_id=thread_id,
-            at_once=at_once,
-            on_done=on_done,
-            **options,
-        )
+            self, agent, items, user_id=user_id, thread_id=thread_id, agent_name=agent_name, at_once=at_once,
+            on_done=on_done, **options,
+        )  # fmt: skip
 
     async def stream(
         self, agent: Callable[..., Any] | str, /, *args: Any, **options: Any

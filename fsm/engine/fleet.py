@@ -24,6 +24,7 @@ async def map_over(
     thread_id: str | Callable[[Any], str],
     at_once: int,
     on_done: Callable[[Outcome], object] | None,
+    agent_name: str | Callable[[Any], str] | None = None,
     **options: Any,
 ) -> list[Outcome]:
     """Run an agent for each item, `at_once` at a time; see `Engine.map`."""
@@ -39,6 +40,7 @@ async def map_over(
                 item,
                 user_id=user_id(item) if callable(user_id) else user_id,
                 thread_id=thread_id(item) if callable(thread_id) else thread_id,
+                agent_name=agent_name(item) if callable(agent_name) else agent_name,
                 **options,
             )
             try:

@@ -43,7 +43,6 @@ class Link:
 
     Attributes:
         snapshot: The last committed record.
-        state: Where the events that were handed in lead to.
         fence: The fence of the claim; ``None`` while nobody here owns the execution.
         stop: Done when the agent has to stop: cancelled, ended, or taken away.
         gone: Done when there is nothing left to say: ended, or taken away.
@@ -62,7 +61,7 @@ class Link:
         self.machine = machine
         self.ways = home.ways_of(machine)
         self.snapshot = snapshot
-        self.state = snapshot.state
+        self._ahead = snapshot.state
         self.fence: int | None = None
         self.letting_go = False
         self.stop: asyncio.Future[None] = home.loop.create_future()
@@ -80,6 +79,11 @@ class Link:
         self._disarm()
 
     # --- what was committed -------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """Where the events that are under way lead to; without any, the state of the last commit."""
+        return self._ahead if self._pending else self.snapshot.state
 
     @property
     def ended(self) -> bool:
@@ -140,7 +144,7 @@ class Link:
         registry = self.home.registry
         command = registry.event(self.id, event, payload, fence=self.fence, key=key, user_id=None)
         future = registry.committer.submit(command)
-        self.state = self._leads_to(event, payload)
+        self._ahead = self._leads_to(event, payload)
         self._pending += 1
         return _Sent(command, future)
 
@@ -195,8 +199,6 @@ class Link:
                     await one.future
         finally:
             self._pending -= len(sent)
-            if not self._pending:
-                self.state = self.snapshot.state
         receipt: Receipt | None = None
         for one in sent:
             receipt = self._receipt(one.command)

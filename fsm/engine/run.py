@@ -248,11 +248,19 @@ class Run:
             await self.ready()
             return answer
 
-    async def progress(self, note: str | None = None, *, data: Any = None) -> None:
-        """Say that it is alive, with a note or data for the journal; the idle limit begins anew."""
+    async def progress(self, note: str | None = None, *, data: Any = None, ok: bool = True) -> None:
+        """Say that it is alive, with a note or data for the journal; the idle limit begins anew.
+
+        Args:
+            note: A line for people.
+            data: JSON for programs.
+            ok: False for something that went wrong without ending anything.
+        """
         self.link.check()
-        payload = {} if note is None else {"note": note}
-        await self.link.fire("progress", payload if data is None else {**payload, "data": jsonable(data)})
+        payload: dict[str, Any] = {} if note is None else {"note": clipped(note)}
+        if data is not None:
+            payload["data"] = jsonable(data)
+        await self.link.fire("progress", payload if ok else {**payload, "ok": False})
 
     async def alive(self) -> None:
         """Say that something came, if there is an idle limit and it has been silent for a quarter of it."""

@@ -148,9 +148,9 @@ class SyncRun:
         """Ask a person, and block until the answer is here; see `Run.ask`."""
         return self.wait(self.run.ask(question, expires_s=expires_s, data=data))
 
-    def progress(self, note: str | None = None, *, data: Any = None) -> None:
+    def progress(self, note: str | None = None, *, data: Any = None, ok: bool = True) -> None:
         """Say that it is alive; see `Run.progress`."""
-        self.wait(self.run.progress(note, data=data))
+        self.wait(self.run.progress(note, data=data, ok=ok))
 
     def log(self, text: str) -> None:
         """Write a line into the journal."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fsm.audit.cli import audit_command
+from fsm.cli.answer import answer_command
 from fsm.cli.breakers import breaker_command, breakers_command
 from fsm.cli.demo import demo_command
 from fsm.cli.diagram import diagram
@@ -50,6 +51,7 @@ app.command("sweep")(sweep_command)
 app.command("prune")(prune_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
+app.command("answer")(answer_command)
 app.command("watch")(watch_command)
 app.command("diagram")(diagram)
 app.command("verify")(verify_command)

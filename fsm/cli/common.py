@@ -82,6 +82,11 @@ def teaching(command: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
+def store_url(store: str | None) -> str:
+    """Return the URL of the store that the user means."""
+    return store or os.environ.get("FSM_STORE") or DEFAULT_STORE
+
+
 def open_tracker(store: str | None, *, must_exist: bool = False, clock: Clock | None = None) -> Tracker:
     """Set the process's tracker up on the store that the user named.
 
@@ -90,7 +95,7 @@ def open_tracker(store: str | None, *, must_exist: bool = False, clock: Clock | 
         must_exist: Refuse to create a file: whoever only looks wants to hear that there is nothing.
         clock: Where time comes from.
     """
-    url = store or os.environ.get("FSM_STORE") or DEFAULT_STORE
+    url = store_url(store)
     if must_exist and url.startswith("sqlite:"):
         from fsm.stores.sqlite.connect import parse_url  # noqa: PLC0415 - only for this store
 

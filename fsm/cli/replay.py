@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -29,12 +30,16 @@ from fsm.cli.common import (
     out,
     print_json,
     state_text,
+    store_url,
     teaching,
 )
 from fsm.lifecycles.execution import EXECUTION
+from fsm.process import configure
 from fsm.replay import MAX_JOBS, ReplayClock, Replayed, Summary, replay
 from fsm.trajectory import MalformedLine, Trajectory, read_line
 
+MAX_AGENTS = 10_000
+"""So many recordings at most are played by agents at once; the same as `fsm.reenact.MAX_AT_ONCE`."""
 SHOWN = 10
 """So many malformed lines, refusals and open executions are listed on a terminal; the JSON has more."""
 
@@ -81,28 +86,48 @@ def replay_command(
         list[Path],
         typer.Argument(help="Trajectories, one JSON object a line; - for standard input.", allow_dash=True),
     ],
-    jobs: Annotated[int, typer.Option(min=1, max=MAX_JOBS, help="How many to drive side by side.")] = 8,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_AGENTS, help="How many side by side. [default: 8, as agents 100]"),
+    ] = None,
+    as_agents: Annotated[
+        bool,
+        typer.Option("--as-agents", help="Play them by agents on the engine, instead of firing the events."),
+    ] = False,
+    speed: Annotated[
+        float,
+        typer.Option(min=0.001, max=1e9, help="As agents: so many recorded seconds pass in one second."),
+    ] = 60.0,
+    virtual: Annotated[
+        bool, typer.Option("--virtual", help="As agents: let no time pass at all between two events.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="As agents: decides the latencies that a recording lacks.")] = 7,
     user: Annotated[str, typer.Option(help="Whose executions they become.")] = "replay",
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Drive recorded trajectories through the execution machine.
 
-    Prints what became of them. With --json one object: executions, transitions, refused, malformed (numbers),
-    by_state (state -> number), open (ids without an end), refusals, malformed_lines, seconds,
+    Prints what became of them. --as-agents lets agents do what the recordings tell of, on the engine, and counts as
+    found what ended otherwise than recorded (strays).
+
+    With --json one object: executions, transitions, refused, malformed (numbers), by_state (state -> number), open (ids without an end), refusals, malformed_lines, seconds,
     transitions_per_second, store. Exit code 1 if a line was malformed or an event refused.
     """
     for path in files:
         if str(path) != "-" and not path.is_file():
             fail(f"{path}: no such file. A trajectory file has one JSON object a line.")
+    reader = _Reader(files)
+    if as_agents:
+        _as_agents(reader, jobs or 100, (speed, seed), user, store, virtual=virtual, json=json)
+        return
+    jobs = jobs or 8
+    if jobs > MAX_JOBS:
+        fail(f"--jobs {jobs}: {MAX_JOBS} threads at most; with --as-agents up to {MAX_AGENTS}")
     clock = ReplayClock()
     tracker = open_tracker(store, clock=clock)
-    reader = _Reader(files)
     started = time.perf_counter()
-    with Progress(
-        SpinnerColumn(), TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=err, transient=True, disable=not err.is_terminal,
-    ) as progress:  # fmt: skip
+    with _progress("replaying") as progress:
         task = progress.add_task("replay", total=reader.count() if err.is_terminal else None)
 
         def on_done(_: Replayed) -> None:
@@ -133,6 +158,91 @@ def replay_command(
         raise typer.Exit(FOUND)
 
 
+def _progress(what: str) -> Progress:
+    return Progress(
+        SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=err, transient=True, disable=not err.is_terminal,
+    )  # fmt: skip
+
+
+def _as_agents(
+    reader: _Reader,
+    jobs: int,
+    pace: tuple[float, int],
+    user: str,
+    store: str | None,
+    *,
+    virtual: bool,
+    json: bool,
+) -> None:
+    from fsm.cli.reenact import Stage  # noqa: PLC0415 - it brings the engine along
+
+    stage = Stage(virtual=virtual)
+    tracker = configure(stage.store(store_url(store)), clock=stage.clock)
+    begin, started = tracker.position(), time.perf_counter()
+    try:
+        with _progress("playing") as progress:
+            task = progress.add_task("play", total=reader.count() if err.is_terminal else None)
+            played = stage.play(
+                tracker,
+                reader,
+                at_once=jobs,
+                pace=Pace(*pace),
+                user_id=user,
+                on_done=lambda _: progress.advance(task),
+            )
+    except KeyboardInterrupt:
+        err.print("Stopped; what was open was called off.")
+        raise typer.Exit(130) from None
+    seconds, transitions = time.perf_counter() - started, tracker.position() - begin
+    if json:
+        print_json(
+            {
+                "executions": played.executions,
+                "children": played.children,
+                "transitions": transitions,
+                "by_state": dict(sorted(played.by_state.items())),
+                "strays": [dict(zip(("id", "recorded", "found"), one, strict=True)) for one in played.strays],
+                "most_at_once": played.most_at_once,
+                "malformed": len(reader.malformed),
+                "malformed_lines": reader.malformed,
+                "seconds": round(seconds, 3),
+                "store": tracker.store_url,
+            }
+        )
+    else:
+        out.print(
+            f"[bold]{played.executions}[/] executions and [bold]{played.children}[/] of sub-agents, at most "
+            f"[bold]{played.most_at_once}[/] at once, [bold]{transitions}[/] transitions, "
+            f"[bold]{len(played.strays)}[/] ended otherwise than recorded, "
+            f"[bold]{len(reader.malformed)}[/] malformed lines in {seconds:.1f} s into {tracker.store_url}"
+        )
+        out.print(_states(played.by_state))
+        for execution_id, recorded, found in played.strays[:SHOWN]:
+            err.print(f"{execution_id}: recorded as {recorded}, ended {found}", markup=False)
+        _print_malformed(reader)
+    tracker.close()
+    if played.strays or reader.malformed:
+        raise typer.Exit(FOUND)
+
+
+def _states(by_state: Counter[str]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(justify="right")
+    table.add_column()
+    for state, count in by_state.most_common():
+        table.add_row(str(count), state_text(state, EXECUTION.by_name[state].category))
+    return table
+
+
+def _print_malformed(reader: _Reader) -> None:
+    for line in reader.malformed[:SHOWN]:
+        err.print(f"{line['file']}:{line['line']}: {line['reason']}", markup=False)
+    hidden = max(0, len(reader.malformed) - SHOWN)
+    if hidden:
+        err.print(f"… and {hidden} more malformed lines: --json lists all")
+
+
 def _print(summary: Summary, reader: _Reader, seconds: float, store_url: str) -> None:
     rate = summary.transitions / seconds if seconds else 0.0
     out.print(
@@ -140,12 +250,7 @@ def _print(summary: Summary, reader: _Reader, seconds: float, store_url: str) ->
         f"[bold]{summary.refused}[/] refused, [bold]{len(reader.malformed)}[/] malformed lines "
         f"in {seconds:.1f} s ({rate:,.0f} transitions/s) into {store_url}"
     )
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(justify="right")
-    table.add_column()
-    for state, count in summary.by_state.most_common():
-        table.add_row(str(count), state_text(state, EXECUTION.by_name[state].category))
-    out.print(table)
+    out.print(_states(summary.by_state))
     if summary.still_open:
         out.print(f"[yellow]{len(summary.still_open)} left open: nobody ever said how they ended[/]")
         for execution_id in summary.still_open[:SHOWN]:
@@ -157,8 +262,4 @@ def _print(summary: Summary, reader: _Reader, seconds: float, store_url: str) ->
             f"refused: {refusal.execution_id}: {refusal.event} in {refusal.state}: {refusal.detail}",
             markup=False,
         )
-    for line in reader.malformed[:SHOWN]:
-        err.print(f"{line['file']}:{line['line']}: {line['reason']}", markup=False)
-    hidden = max(0, len(reader.malformed) - SHOWN)
-    if hidden:
-        err.print(f"… and {hidden} more malformed lines: --json lists all")
+    _print_malformed(reader)

@@ -1,0 +1,116 @@
+"""``fsm answer``: a person's answer to a question that an execution waits for; and what waits for one."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from fsm.cli.common import (
+    JsonOption,
+    StoreOption,
+    ago_text,
+    fail,
+    open_tracker,
+    out,
+    print_json,
+    state_text,
+    teaching,
+)
+from fsm.errors import Refused
+from fsm.tracker import Tracker
+
+SHOWN = 100
+"""So many open questions are listed."""
+
+
+@teaching
+def answer_command(
+    execution_id: Annotated[
+        str | None,
+        typer.Argument(metavar="ID", help="The execution; without it, the open questions are listed."),
+    ] = None,
+    approve: Annotated[bool, typer.Option("--approve", help="Yes.")] = False,
+    refuse: Annotated[bool, typer.Option("--refuse", help="No.")] = False,
+    text: Annotated[str | None, typer.Option(help="What to say; alone, or with a yes or no.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who answers. [default: your login name]")] = None,
+    user: Annotated[str | None, typer.Option(help="Only this user's executions exist.")] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Answer the question that an execution waits for, from any process: its agent goes on with it.
+
+    With --json the receipt, or the open questions: id, agent, user_id, thread_id, question, since, due_at.
+    """
+    tracker = open_tracker(store, must_exist=True)
+    narrowed: Tracker = tracker if user is None else tracker.for_user(user)
+    if execution_id is None:
+        _questions(narrowed, json=json)
+        return
+    if approve and refuse:
+        fail("--approve and --refuse: say one of them")
+    if not approve and not refuse and text is None:
+        fail("say --approve, --refuse or --text TEXT")
+    verdict = "approved" if approve else "refused" if refuse else "text"
+    payload: dict[str, Any] = {"verdict": verdict, "by": by or getpass.getuser()}
+    if text is not None:
+        payload["text"] = text
+    question = _question_of(narrowed, execution_id)
+    try:
+        receipt = narrowed.fire(execution_id, "receive_input", **payload)
+    except Refused as refused:
+        fail(
+            f"nobody is asked by {execution_id}: it is {refused.state}. 'fsm answer' lists the open questions."
+        )
+    if json:
+        print_json(receipt.as_dict())
+        return
+    machine = narrowed.machine_of(execution_id)
+    out.print(
+        f"{question or 'Its question'} {verdict} by {payload['by']}; the execution is", end=" ", markup=False
+    )
+    out.print(state_text(receipt.target, machine.by_name[receipt.target].category))
+
+
+def _question_of(tracker: Tracker, execution_id: str) -> str | None:
+    """Return the last question of an execution."""
+    asked = [row for row in tracker.history(execution_id) if row.event == "await_input"]
+    return asked[-1].payload.get("question") if asked else None
+
+
+def _questions(tracker: Tracker, *, json: bool) -> None:
+    asking = {
+        state.name for machine in tracker.machines() for state in machine.states if state.deadline == "input"
+    }
+    found = tracker.find(state=asking, limit=SHOWN)
+    questions = [(one, _question_of(tracker, one.id)) for one in found]
+    if json:
+        print_json(
+            [
+                {
+                    "id": one.id,
+                    "agent": one.agent,
+                    "user_id": one.user_id,
+                    "thread_id": one.thread_id,
+                    "question": question,
+                    "since": one.entered_at,
+                    "due_at": one.due_at,
+                }
+                for one, question in questions
+            ]
+        )
+        return
+    if not questions:
+        out.print("Nobody is asked anything.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("id", "agent", "user", "question", "asked"):
+        table.add_column(column, overflow="fold", no_wrap=column == "id")
+    for one, question in questions:
+        table.add_row(one.id, one.agent, one.user_id, question or "", ago_text(one.entered_at))
+    out.print(table)
+    out.print(
+        f"\nAnswer with: fsm answer {questions[0][0].id} --approve (or --refuse, --text …)", style="dim"
+    )

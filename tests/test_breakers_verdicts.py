@@ -140,6 +140,17 @@ ERRORS = [
      throttled(9.0)),
     ("pydantic-ai quota in its cause", pydantic_ai(
         openai("RateLimitError", status_code=429, code="insufficient_quota"), status_code=429), IGNORED),
+    ("pydantic-ai 429, the time in its body", pydantic_ai(status_code=429, retry_after=12.0), throttled(12.0)),
+    ("pydantic-ai 500 with a time", pydantic_ai(status_code=500, retry_after=12.0), FAILURE),
+    ("pydantic-ai 400 with a time", pydantic_ai(status_code=400, retry_after=12.0), IGNORED),
+    ("pydantic-ai, no status but a time", pydantic_ai(retry_after=12.0), throttled(12.0)),
+    ("pydantic-ai, a time that is none", pydantic_ai(status_code=429, retry_after=float("nan")), FAILURE),
+    ("pydantic-ai quota without a status", client_error("pydantic_ai.exceptions", "ModelQuotaExceededError",
+                                                        retry_after=5.0), IGNORED),
+    ("pydantic-ai quota by its code", pydantic_ai(status_code=429, provider_error_code="insufficient_quota"),
+     IGNORED),
+    ("pydantic-ai refused without a status", client_error("pydantic_ai.exceptions", "ModelRequestRejectedError"),
+     IGNORED),
     ("pydantic-ai usage limit", client_error("pydantic_ai.exceptions", "UsageLimitExceeded"), IGNORED),
     ("pydantic-ai wrong use", client_error("pydantic_ai.exceptions", "UserError"), IGNORED),
     # others

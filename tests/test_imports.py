@@ -18,6 +18,7 @@ HEAVY = (
     "wsgiref",
     "ssl",
     "sqlite3",
+    "pydantic_ai",
 )
 
 

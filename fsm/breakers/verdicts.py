@@ -9,6 +9,7 @@ what came                                                 verdict      retried
 ========================================================  ===========  =========
 a value, a status below 400                               SUCCESS      no
 429, 503, 529 with Retry-After                            THROTTLED    then
+an exception with no status that names a time to wait     THROTTLED    then
 429, 529 without it; 408; 5xx; timeouts; lost connections FAILURE      yes
 any other exception (it may be the provider's)            FAILURE      yes
 400, 401, 403, 404, 413, 422 and every other 4xx          IGNORED      never
@@ -18,7 +19,8 @@ a wrong URL, a wrong use of a client, this library's own  IGNORED      never
 CancelledError, KeyboardInterrupt, SystemExit, aclose()   CANCELLED    never
 ========================================================  ===========  =========
 
-Retry-After is read on 429, 503 and 529 only, as seconds or as an HTTP date (RFC 9110, 10.2.3).
+Retry-After is read on 429, 503 and 529 only, as seconds or as an HTTP date (RFC 9110, 10.2.3). Where no header says
+it, an exception's own `retry_after` in seconds counts: pydantic-ai reads it from bodies and gRPC as well.
 """
 
 from __future__ import annotations
@@ -54,8 +56,9 @@ _HOPELESS_CLASSES = frozenset(
     "InvalidURL UnsupportedProtocol LocalProtocolError CookieConflict StreamError StreamConsumed StreamClosed "
     # openai and anthropic
     "LengthFinishReasonError ContentFilterFinishReasonError "
-    # pydantic-ai
-    "UserError UsageLimitExceeded ModelRetry UnexpectedModelBehavior IncompleteToolCall ContentFilterError".split()
+    # pydantic-ai, whose categories also stand for errors that came without a status
+    "UserError UsageLimitExceeded ModelRetry UnexpectedModelBehavior IncompleteToolCall ContentFilterError "
+    "ModelQuotaExceededError ModelRequestRejectedError ConcurrencyLimitExceeded SuspendedResponseExpired".split()
 )
 _CLIENTS = frozenset("httpx httpcore openai anthropic pydantic_ai".split())
 _CONTEXT_LENGTH = re.compile(
@@ -252,13 +255,15 @@ def of_error(error: BaseException, now: float) -> Verdict:
     if isinstance(error, FsmError) or _is_hopeless(error):
         return IGNORED
     status = _status(error)
+    asked_s = next((found for one in _chain(error) if (found := _asked_s(one)) is not None), None)
     if status is None or status in _OK:
         # Errors inside a stream come with the status 200 of its beginning, or with none: the stream had failed.
-        return FAILURE
-    if status in _STATUSES:
-        headers = next((found for one in _chain(error) if (found := _headers(one)) is not None), None)
-        return of_status(status, headers, now)
-    return FAILURE
+        return FAILURE if asked_s is None else throttled(asked_s)
+    headers = next((found for one in _chain(error) if (found := _headers(one)) is not None), None)
+    verdict = of_status(status, headers, now)
+    if asked_s is not None and status in THROTTLING and verdict is FAILURE:
+        return throttled(asked_s)
+    return verdict
 
 
 def _is_hopeless(error: BaseException) -> bool:
@@ -291,6 +296,19 @@ def _status(thing: Any) -> int | None:
     return None
 
 
+def _asked_s(error: BaseException) -> float | None:
+    """The seconds that an exception itself asks to wait."""
+    seconds = getattr(error, "retry_after", None)
+    if (
+        isinstance(seconds, (int, float))
+        and not isinstance(seconds, bool)
+        and isfinite(seconds)
+        and seconds >= 0
+    ):
+        return float(seconds)
+    return None
+
+
 def _headers(error: BaseException) -> Any:
     for holder in (getattr(error, "response", None), error):
         headers = getattr(holder, "headers", None)
@@ -301,7 +319,8 @@ def _headers(error: BaseException) -> Any:
 
 def _codes(thing: Any) -> set[str]:
     """Every error code and type that an exception carries, from its attributes and its body."""
-    found = [getattr(thing, "code", None), getattr(thing, "type", None)]
+    names = ("code", "type", "provider_error_code", "provider_error_type")
+    found = [getattr(thing, name, None) for name in names]
     body = getattr(thing, "body", None)
     if isinstance(body, Mapping):
         inner = body.get("error")

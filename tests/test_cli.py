@@ -213,12 +213,38 @@ def test_the_demo_needs_nothing(fsm):
     assert code == 0, err
     assert "What to type next" in out
     data = json.loads(fsm("list", "--json", "--limit", "100")[1])
-    assert len(data["executions"]) == 30
+    assert len([one for one in data["executions"] if one["parent_id"] is None]) == 30
     assert {one["category"] for one in data["executions"]} == {"terminal"}
+    by_agent = {one["agent"]: one for one in data["executions"]}
+    assert by_agent["flight_finder"]["outcome"] == "fallback"
+    assert by_agent["planner"]["state"] == "timed_out"
+    assert by_agent["deep_research"]["state"] == "cancelled"
+    assert by_agent["researcher (pydantic-ai)"]["result"] == "Oslo lies in Norway and has 717710 people."
     command = next(line.strip() for line in out.splitlines() if line.strip().startswith("fsm show"))
     assert fsm(*command.split()[1:])[0] == 0
     drawing = next(line.strip() for line in out.splitlines() if line.strip().startswith("fsm diagram"))
     assert fsm(*drawing.split()[1:])[0] == 0
+
+
+def test_a_person_answers_from_another_process(fsm, tmp_path):
+    """fsm answer lists what people are asked, answers it, with who, and refuses what makes no sense."""
+    with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as tracker:
+        run = tracker.create("refunds", user_id="ada", thread_id="t")
+        tracker.fire(run.id, "start")
+        tracker.fire(run.id, "think")
+        tracker.fire(run.id, "await_input", question="Refund 120 EUR?")
+    (question,) = json.loads(fsm("answer", "--json")[1])
+    assert (question["id"], question["question"], question["user_id"]) == (run.id, "Refund 120 EUR?", "ada")
+    assert "Refund 120 EUR?" in fsm("answer")[1]
+    for args in ((), ("--approve", "--refuse"), ("--approve", "--user", "grace")):
+        assert fsm("answer", run.id, *args)[0] == 2
+    code, out, _ = fsm("answer", run.id, "--refuse", "--text", "too much", "--by", "margaret", "--json")
+    assert code == 0
+    receipt = json.loads(out)
+    assert receipt["payload"] == {"verdict": "refused", "by": "margaret", "text": "too much"}
+    code, _, err = fsm("answer", run.id, "--approve")
+    assert (code, "nobody is asked" in err) == (2, True)
+    assert json.loads(fsm("answer", "--json")[1]) == []
 
 
 def test_sweep_and_prune(fsm, tmp_path):

@@ -111,8 +111,10 @@ def replay_command(
     Prints what became of them. --as-agents lets agents do what the recordings tell of, on the engine, and counts as
     found what ended otherwise than recorded (strays).
 
-    With --json one object: executions, transitions, refused, malformed (numbers), by_state (state -> number), open (ids without an end), refusals, malformed_lines, seconds,
-    transitions_per_second, store. Exit code 1 if a line was malformed or an event refused.
+    With --json one object: executions, transitions, refused, malformed (numbers), by_state (state -> number), open
+    (ids without an end), refusals, malformed_lines, seconds, transitions_per_second, store; as agents: children,
+    strays, most_at_once instead of refused and open. Exit code 1 if a line was malformed, an event refused, or an
+    end astray.
     """
     for path in files:
         if str(path) != "-" and not path.is_file():
@@ -176,6 +178,7 @@ def _as_agents(
     json: bool,
 ) -> None:
     from fsm.cli.reenact import Stage  # noqa: PLC0415 - it brings the engine along
+    from fsm.reenact import Pace  # noqa: PLC0415 - as above
 
     stage = Stage(virtual=virtual)
     tracker = configure(stage.store(store_url(store)), clock=stage.clock)

@@ -211,14 +211,20 @@ class NotCompleted(FsmError):
 
 
 class ExecutionTimedOut(NotCompleted, TimeoutError):
-    """A deadline of the execution passed; `kind` says which, and `late_s` by how many seconds it was seen late."""
+    """A deadline of the execution passed; `kind` says which, and `late_s` by how many seconds it was seen late.
+
+    The kind ``limit`` is no deadline: the agent used up what it was given, turns or tokens say.
+    """
 
     def __init__(self, execution_id: str, state: str, kind: str, late_s: float | None) -> None:
         self.kind = kind
         self.late_s = late_s
-        super().__init__(
-            execution_id, state, f"its {kind} limit was reached; raise it with timeouts=Timeouts(…)"
-        )
+        hint = "" if kind == "limit" else "; raise it with timeouts=Timeouts(…)"
+        super().__init__(execution_id, state, f"its {kind} limit was reached{hint}")
+
+    def __reduce__(self) -> tuple[type[ExecutionTimedOut], tuple[str, str, str, float | None]]:
+        # An OSError, which a TimeoutError is, keeps its text elsewhere than other exceptions.
+        return type(self), (self.execution_id, self.state, self.kind, self.late_s)
 
 
 class ExecutionCancelled(NotCompleted):

@@ -22,6 +22,7 @@ from fsm.engine.engine import Engine
 from fsm.engine.home import Late
 from fsm.engine.link import RunOver
 from fsm.engine.outcome import Handle, Outcome
+from fsm.engine.phases import ModelPhase, ToolPhase
 from fsm.engine.recorder import Recorder
 from fsm.engine.registered import Registered
 from fsm.engine.run import Answer, Run, current_run
@@ -33,6 +34,7 @@ __all__ = [
     "Engine",
     "Handle",
     "Late",
+    "ModelPhase",
     "Outcome",
     "Recorder",
     "Registered",
@@ -40,5 +42,6 @@ __all__ = [
     "RunOver",
     "Slots",
     "SyncRun",
+    "ToolPhase",
     "current_run",
 ]

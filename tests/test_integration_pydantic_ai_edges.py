@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 import subprocess
 import sys
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 from pydantic_ai import Agent
-from pydantic_ai.capabilities import Hooks, ModelFallback
+from pydantic_ai.capabilities import Hooks
 from pydantic_ai.exceptions import (
-    FallbackExceptionGroup,
-    ModelHTTPError,
-    ModelQuotaExceededError,
-    ModelRateLimitError,
-    ModelRequestRejectedError,
     ModelRetry,
-    ModelUnavailableError,
-    UnexpectedModelBehavior,
     UsageLimitExceeded,
 )
 from pydantic_ai.usage import UsageLimits
 
-from fsm import BreakerOpen, get_tracker
-from fsm.breakers import FAILURE, IGNORED, Classifier, throttled
-from fsm.engine import Engine, current_run
+from fsm import get_tracker
+from fsm.engine import Engine, RunOver, current_run
 from fsm.errors import ExecutionCancelled, ExecutionTimedOut
-from fsm.integrations.pydantic_ai import Approvals, ModelBreakerOpen, Tracked, streamed, tracked
+from fsm.integrations.pydantic_ai import Approvals, Tracked, streamed, tracked
+from fsm.integrations.pydantic_ai_models import at_home, unless_over
 from fsm.testing.loop import SteppedLoop
 from tests.pydantic_ai_tools import (
     ADA,
@@ -41,10 +35,7 @@ from tests.pydantic_ai_tools import (
     scripted,
     states,
     the_only,
-    tokens,
 )
-
-NOW = 1_700_000_000.0
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +118,41 @@ def test_an_agent_that_is_started_when_the_run_is_over_leaves_no_trace():
     assert {one.event for one in journal()} <= {"create", "start", "cancel", "stopped"}
 
 
+@pytest.mark.parametrize("at", ["enter", "leave"])
+def test_a_run_that_ends_in_between_is_no_error(at):
+    """A run that ends just as a phase of it begins or ends leaves the framework's own work alone."""
+
+    @asynccontextmanager
+    async def phase():
+        if at == "enter":
+            raise RunOver
+        yield "phase"
+        raise RunOver
+
+    async def main():
+        home = SimpleNamespace(loop=asyncio.get_running_loop())
+        run = SimpleNamespace(id="exec_x", over=False, link=SimpleNamespace(home=home))
+        async with unless_over(run, phase) as entered:
+            return entered
+
+    assert asyncio.run(main()) == (None if at == "enter" else "phase")
+
+
+def test_a_step_is_taken_on_the_loop_that_the_run_belongs_to():
+    """What another thread's event loop hands in runs on the run's own, and its answer comes back."""
+
+    async def where():
+        return asyncio.get_running_loop()
+
+    async def main():
+        home = asyncio.get_running_loop()
+        run = SimpleNamespace(link=SimpleNamespace(home=SimpleNamespace(loop=home)))
+        elsewhere = await asyncio.to_thread(asyncio.run, at_home(run, where()))
+        return {await at_home(run, where()), elsewhere} == {home}
+
+    assert asyncio.run(main())
+
+
 def test_outside_of_the_engine_nothing_happens():
     """The same agent runs untracked as if it carried no capability."""
     agent = an_agent(call("one"), said(), capabilities=[Tracked(), Approvals()])
@@ -160,8 +186,10 @@ def test_what_another_capability_hides_is_hidden_in_the_journal():
 
 def test_the_execution_bears_the_agents_name():
     """An agent without a name is called agent, whatever variable holds it."""
-    perform(tracked(an_agent(said())))
+    anonymous = an_agent(said())
+    perform(tracked(anonymous))
     perform(tracked(an_agent(said(), name="clerk")))
+    assert anonymous.name is None
     assert sorted(one.agent for one in get_tracker().find()) == ["agent", "clerk"]
 
 
@@ -203,7 +231,7 @@ def test_an_agent_inside_a_tool_is_part_of_the_run():
     assert the_only().state == "completed"
 
 
-def test_an_agent_that_runs_in_a_thread_is_tracked_too():
+def test_an_agent_that_runs_in_a_thread_is_tracked_too(either):
     """An agent in a plain function has an event loop of its own; its steps are taken on the engine's."""
     agent = an_agent(call("fast"), call("bad", "fast"), said())
 
@@ -219,8 +247,8 @@ def test_an_agent_that_runs_in_a_thread_is_tracked_too():
         return asyncio.run(agent.run(prompt, capabilities=[Tracked(), Approvals()])).output
 
     assert perform(plain, for_real=True) == "done"
-    assert len(tokens()) == 3
-    assert sorted(one["ok"] for one in payloads("close_tool")) == [False, True, True]
+    assert len(payloads("call_model", either)) == 3
+    assert sorted(one["ok"] for one in payloads("close_tool", either)) == [False, True, True]
 
 
 def test_a_thread_is_stopped_by_its_next_step():
@@ -298,74 +326,6 @@ def test_a_reader_that_goes_away_ends_the_run():
     with asyncio.Runner(loop_factory=lambda: SteppedLoop(0)) as runner:
         assert runner.run(main()) == "a"
     assert the_only().state in {"cancelled", "completed"}
-
-
-def http(status, category=None, **options):
-    made = {"status_code": status, "model_name": "m", **options}
-    return ModelHTTPError.for_category(category, **made) if category else ModelHTTPError(**made)
-
-
-@pytest.mark.parametrize(
-    ("error", "verdict"),
-    [
-        (http(429, headers={"Retry-After": "20"}), throttled(20.0)),
-        (http(429, ModelRateLimitError, headers={"retry-after-ms": "250"}), throttled(0.25)),
-        (http(429, ModelRateLimitError, retry_after=12.0), throttled(12.0)),
-        (http(529, in_stream=True), FAILURE),
-        (http(500), FAILURE),
-        (http(400), IGNORED),
-        (http(429, ModelQuotaExceededError, retry_after=12.0), IGNORED),
-        (ModelRateLimitError("m", "slow down", retry_after=3.0), throttled(3.0)),
-        (ModelUnavailableError("m", "away"), FAILURE),
-        (ModelQuotaExceededError("m", "no money"), IGNORED),
-        (ModelRequestRejectedError("m", "no"), IGNORED),
-        (UnexpectedModelBehavior("what?"), IGNORED),
-        (UsageLimitExceeded("too much"), IGNORED),
-        (FallbackExceptionGroup("all", [http(400), http(429, retry_after=2.0)]), throttled(2.0)),
-        (ModelBreakerOpen(BreakerOpen("k", 1.0, 2.0, "open")), IGNORED),
-    ],
-    ids=repr,
-)
-def test_the_breaker_understands_its_exceptions(error, verdict):
-    """Statuses, categories and times to wait of pydantic-ai's own exceptions reach the breaker."""
-    assert Classifier().error(error, NOW) == verdict
-
-
-def test_a_throttled_model_opens_its_breaker():
-    """Retry-After of a 429 opens the breaker of that model for just so long, and the next run does not call it."""
-    error = http(429, headers={"Retry-After": "20"})
-    agent = an_agent(error)
-    assert perform(tracked(agent)) is error
-    refused = perform(tracked(agent))
-    assert isinstance(refused, BreakerOpen)
-    assert isinstance(refused, ModelUnavailableError)
-    assert refused.key == "function:scripted"
-    assert 0 < refused.retry_after_s <= 20.0
-    assert refused.retry_after == refused.retry_after_s
-
-
-def test_an_open_breaker_makes_a_fallback_go_on():
-    """A model whose breaker is open counts as unavailable: the next one is asked at once."""
-    broken = scripted(http(429, headers={"Retry-After": "20"}), name="broken")
-    perform(tracked(Agent(broken)))
-    assert perform(tracked(Agent(broken, capabilities=[ModelFallback(broken, scripted(said()))]))) == "done"
-    assert sorted(one.state for one in get_tracker().find()) == ["completed", "failed"]
-
-
-def test_without_breaker_a_model_is_always_called():
-    """`breaker=False` keeps the breaker out, and a key of one's own takes the name's place."""
-    agent = an_agent(http(429, headers={"Retry-After": "20"}))
-    for _ in range(2):
-        assert isinstance(perform(tracked(agent, breaker=False)), ModelHTTPError)
-    assert isinstance(perform(tracked(agent, breaker="shared")), ModelHTTPError)
-    assert perform(tracked(agent, breaker="shared")).key == "shared"
-
-
-def test_an_open_breaker_can_be_sent_to_another_process():
-    """The error that stands for an open breaker survives pickling with all that it says."""
-    error = ModelBreakerOpen(BreakerOpen("k", 1.0, 2.0, "open"))
-    again = pickle.loads(pickle.dumps(error))
-    assert (str(again), again.key, again.retry_after, again.retry_at) == (str(error), "k", 1.0, 2.0)
 
 
 def test_a_usage_limit_ends_the_execution():

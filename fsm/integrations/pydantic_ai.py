@@ -61,8 +61,9 @@ def tracked(
     """Make an agent function for the engine out of a pydantic-ai agent.
 
     Its result is the run's `output`: what the agent was asked for. Whoever needs the messages or the usage as well
-    calls `agent.run(…, capabilities=[Tracked(), Approvals()])` in an agent function of their own. To stream, hand
-    an `event_stream_handler` in, or call `agent.run_stream` or `agent.iter` there.
+    calls `agent.run(…, capabilities=[Tracked(), Approvals()])` in an agent function of their own. To stream,
+    see `streamed`, or hand an `event_stream_handler` in. The journal keeps the result whatever `content` says;
+    `Engine(record_results=False)` keeps it out.
 
     Args:
         agent: The agent; its name is the execution's agent name ("agent" if it has none).

@@ -19,6 +19,7 @@ from hypothesis import Phase, given, settings
 from fsm import get_tracker
 from fsm.errors import Refused, StoreUnavailable
 from fsm.machine import Machine, row, state
+from fsm.retention import Retention
 from fsm.testing.faults import CALM, STORM, Chaos, Fault
 from fsm.testing.loop import Deadlock, StepLimit
 from fsm.testing.observed import Broken
@@ -58,19 +59,27 @@ def events_of(sim, execution_id):
 def test_the_guarantees_hold_in_a_storm(first):
     """Whatever fails, stops, hangs or jumps, no guarantee is broken and every execution ends."""
     seen = set()
+    children = pruned = 0
     for seed in range(first, min(first + CHUNK, SEEDS)):
-        sim = Simulation(seed=seed, clock_skew_s=300.0, chaos=STORM)
-        report = sim.run(fleet(15))
-        assert report.commits >= 15 * 2
+        retention = Retention(max_age_s=20.0, max_count=8) if seed % 2 else None
+        sim = Simulation(seed=seed, clock_skew_s=300.0, chaos=STORM, retention=retention)
+        report = sim.run(fleet(12, children=0.2))
+        assert report.commits >= 12 * 2
         assert report.receipts > 0
         assert report.checks > 3
         seen |= set(report.faults)
-        assert all(one.ended for one in _all(sim))
+        left = _all(sim)
+        assert all(one.ended for one in left)
+        children += sum(one.parent_id is not None for one in left)
+        pruned += len(sim.checker.known()) - len(left)
+    assert children > 5
+    assert pruned > 20
     assert {"crash", "pause", "fail_before", "fail_after", "unknown", "hang", "slow", "read_fails"} <= seen
 
 
 def _all(sim):
-    return [sim.tracker._registry.show(sim.store.load(one)) for one in sim.checker.known()]
+    kept = [snapshot for one in sim.checker.known() if (snapshot := sim.store.load(one)) is not None]
+    return [sim.tracker._registry.show(snapshot) for snapshot in kept]
 
 
 @settings(max_examples=40)

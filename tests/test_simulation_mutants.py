@@ -13,6 +13,7 @@ from fsm import sweeper as sweeper_module
 from fsm.errors import Refusal
 from fsm.records import Step, receipt_of
 from fsm.registry import Registry
+from fsm.retention import Retention
 from fsm.stores.base import Conflict
 from fsm.stores.memory import MemoryStore
 from fsm.testing.faults import STORM
@@ -36,9 +37,12 @@ def quiet():
 def caught(store=MemoryStore):
     """Return the first guarantee that the simulation finds broken, and after how many seeds."""
     for seed in range(SEEDS):
-        simulation = Simulation(seed=seed, chaos=ROUGH, clock_skew_s=100.0, store=store, max_steps=200_000)
+        retention = Retention(max_age_s=30.0) if seed % 2 else None
+        simulation = Simulation(
+            seed=seed, chaos=ROUGH, clock_skew_s=100.0, store=store, max_steps=200_000, retention=retention
+        )
         try:
-            simulation.run(fleet(12))
+            simulation.run(fleet(12, children=0.2))
         except SimulationFailed as failure:
             if isinstance(failure.__cause__, Broken):
                 return failure.__cause__.guarantee, seed + 1
@@ -159,6 +163,52 @@ class HalfAView(MemoryStore):
         return super().history(execution_id)[:-1]
 
 
+class KeepsNoOrders(MemoryStore):
+    """It does not keep what a dead process has left to be done."""
+
+    def orders(self, after, limit):
+        return []
+
+
+class BearsOrphans(MemoryStore):
+    """It takes children of parents that have ended."""
+
+    def _goes_on(self, execution_id):
+        return True
+
+
+class PrunesWhatIsOpen(MemoryStore):
+    """It finds open executions among the ended ones, and deletes them."""
+
+    def ended(self, before_at, limit):
+        return [*super().ended(before_at, limit), *(self._ids[-1:])]
+
+    def forget(self, execution_ids):
+        terminal, self._terminal = self._terminal, {one: frozenset(self._by_state) for one in self._terminal}
+        try:
+            return super().forget(execution_ids)
+        finally:
+            self._terminal = terminal
+
+
+class PrunesTooMuch(MemoryStore):
+    """With an execution that it prunes it deletes another ended one."""
+
+    def forget(self, execution_ids):
+        others = [one for _, one in self._ended if one not in execution_ids][:1]
+        return super().forget([*execution_ids, *others])
+
+
+class PrunesHalf(MemoryStore):
+    """It deletes the journal of what it prunes and leaves the record."""
+
+    def forget(self, execution_ids):
+        kept = {one: self._rows[one][:2] for one in execution_ids if one in self._rows}
+        gone = super().forget(execution_ids)
+        self._rows.update(kept)
+        return gone
+
+
 AGREE = "journal and state agree"
 LOST = "no acknowledged transition is lost"
 ONE = "exactly one claimer"
@@ -167,6 +217,7 @@ FINAL = "a terminal state is final"
 HEALTHY = "a healthy execution is never declared dead"
 FOUND = "a lost execution is found within lease and sweep"
 MET = "a deadline that passed is met by the next sweep"
+CHILDREN = "children end with their parent"
 STALE = "a stale timer is harmless"
 
 
@@ -184,6 +235,11 @@ STALE = "a stale timer is harmless"
         (NeverDue, {MET}),
         (DueEarly, {STALE}),
         (WrongKind, {STALE}),
+        (KeepsNoOrders, {CHILDREN}),
+        (BearsOrphans, {"nothing starts under a parent that has ended"}),
+        (PrunesWhatIsOpen, {"what is open is never pruned"}),
+        (PrunesTooMuch, {AGREE, "a journal never changes"}),
+        (PrunesHalf, {"what was pruned is gone"}),
         (HalfAView, {"both views of a journal agree"}),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -278,6 +334,24 @@ def lapse_takes_half(monkeypatch):
     )
 
 
+def sweeps_carry_out_no_orders(monkeypatch):
+    monkeypatch.setattr(sweeper_module.Sweeper, "_orphans", lambda self: 0)
+
+
+def orders_are_done_before_they_are_carried_out(monkeypatch):
+    original = Registry.call_off
+
+    def call_off(self, order):
+        self.store.carried(order)
+        return original(self, order)
+
+    monkeypatch.setattr(Registry, "call_off", call_off)
+
+
+def nobody_is_called_off(monkeypatch):
+    monkeypatch.setattr(Registry, "_cancel", lambda self, child, order: None)
+
+
 def a_receipt_for_what_failed(monkeypatch):
     original = committer_module.Committer._doubt
 
@@ -316,6 +390,9 @@ def deadlines_live_on_the_wall_clock(monkeypatch):
         (sweep_without_compare_and_set, {STALE, HEALTHY}),
         (lapse_forgets, {FOUND}),
         (lapse_takes_half, {FOUND, MET}),
+        (sweeps_carry_out_no_orders, {CHILDREN}),
+        (orders_are_done_before_they_are_carried_out, {CHILDREN}),
+        (nobody_is_called_off, {CHILDREN}),
         (a_receipt_for_what_failed, {LOST}),
         (
             deadlines_live_on_the_wall_clock,

@@ -8,7 +8,7 @@ attempt, fence, as the journal tells them) and shares no code with what it check
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from fsm.command import Command
 from fsm.machine import CREATE, Machine
 from fsm.records import Receipt, Snapshot, Step, legal_rows
 from fsm.stores.base import Store
+from fsm.testing.families import Families
 from fsm.testing.handles import Process
 from fsm.testing.loop import SteppedLoop
 from fsm.testing.observed import EPOCH_S, Broken, Commit, Lease, Model, Sweep
@@ -51,6 +52,7 @@ class Checker:
         ] = []  # the same as a heap, with entries that were overtaken
         self._laws: dict[str, _Law] = {}
         self._models: dict[str, Model] = {}
+        self._families = Families(self._models)
         self._seen: list[Receipt] = []
         self._checked_commits = 0
         self._checked_receipts = 0
@@ -119,6 +121,22 @@ class Checker:
             later.append(one)
         for one in later:
             heapq.heappush(nearest, one)
+        self._families.swept(begun)
+
+    def pruned(self, execution_ids: Sequence[str]) -> None:
+        """Take note of executions that are about to be deleted; what the journal says of them is read before.
+
+        Raises:
+            Broken: One is still open.
+        """
+        self.check()
+        for execution_id in execution_ids:
+            model = self._models.get(execution_id)
+            if model is None or model.gone:
+                continue  # another worker was faster
+            if model.state not in model.terminal:
+                raise Broken("what is open is never pruned", f"{model.rows[-1]}")
+            model.gone = True
 
     # --- what it finds ----------------------------------------------------------------------------------------
 
@@ -154,26 +172,26 @@ class Checker:
         """
         self.check()
         again: list[Receipt] = []
-        while page := self._store.journal(len(again), _PAGE):
+        while page := self._store.journal(again[-1].position if again else 0, _PAGE):
             again += page
             if len(page) < _PAGE:
                 break
-        if again != self._seen:
-            at = next(i for i, pair in enumerate(zip(again, self._seen, strict=False)) if pair[0] != pair[1])
-            raise Broken("a journal never changes", f"{self._seen[at]} became {again[at]}")
+        kept = [row for row in self._seen if not self._models[row.execution_id].gone]
+        if again != kept:
+            at = next(i for i, pair in enumerate(zip(again, kept, strict=False)) if pair[0] != pair[1])
+            raise Broken("a journal never changes", f"{kept[at]} became {again[at]}")
         for _, _, receipt in self.receipts:
             self._is_there(receipt)
         for execution_id, model in self._models.items():
             self._agree(execution_id)
-            if self._store.history(execution_id) != model.rows:
+            if self._store.history(execution_id) != ([] if model.gone else model.rows):
                 raise Broken(
                     "both views of a journal agree", f"{execution_id}: its history is not its journal"
                 )
         found = sum(self._store.counts().values())
-        if found != len(self._models):
-            raise Broken(
-                "no execution is lost", f"the store counts {found}, the journal knows {len(self._models)}"
-            )
+        known = sum(not model.gone for model in self._models.values())
+        if found != known:
+            raise Broken("no execution is lost", f"the store counts {found}, the journal knows {known}")
 
     def _row(self, row: Receipt) -> None:
         """Take a row of the journal into the model."""
@@ -259,7 +277,11 @@ class Checker:
             before = model.last
             if before is not None:
                 self._believed(commit, before)
+            elif after.identity.parent_id is not None:
+                self._families.born(after.identity.parent_id, receipt)
             model.last = step
+            if step.effects:
+                self._families.ordered(step, index)
             self._book(model, step, index)
         self._checked_commits = len(commits)
 
@@ -331,6 +353,10 @@ class Checker:
         """Hold an execution's record to its journal, and its clocks to running."""
         snapshot = self._store.load(execution_id)
         model = self._models[execution_id]
+        if model.gone:
+            if snapshot is not None:
+                raise Broken("what was pruned is gone", f"{execution_id}")
+            return
         if snapshot is None:
             raise Broken("journal and state agree", f"{execution_id} has a journal and no record")
         told = (model.state, len(model.rows) - 1, model.attempt, model.fence, model.owner, model.rows[-1].at)

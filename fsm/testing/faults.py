@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from fsm.command import Command
 from fsm.errors import StoreUnavailable
 from fsm.records import Receipt, Snapshot, Step
-from fsm.stores.base import Barred, Conflict, Due, Store
+from fsm.stores.base import Barred, Conflict, Due, Order, Store
 from fsm.testing.handles import Process
 from fsm.testing.loop import SteppedLoop
 
@@ -117,6 +117,10 @@ class Observer(Protocol):
 
     def renewed(self, worker_id: str) -> None:
         """Take note of a lease that was renewed at this moment."""
+        ...
+
+    def pruned(self, execution_ids: Sequence[str]) -> None:
+        """Take note of executions that will be deleted at this moment."""
         ...
 
     def note(self, who: str, what: str, detail: object = "") -> None:
@@ -308,6 +312,17 @@ class FaultyStore:
         """Return what a worker owns, or owned when the sweeper looked."""
         seen: list[tuple[str, int]] | None = self.seen.pop(("owned", worker_id), None)
         return self._read().owned(worker_id, limit) if seen is None else seen
+
+    def orders(self, after: str, limit: int) -> list[Order]:
+        """Return what is left to be carried out, or was when the sweeper looked."""
+        seen: list[Order] | None = self.seen.pop(("orders", after), None)
+        return self._read().orders(after, limit) if seen is None else seen
+
+    def forget(self, execution_ids: Sequence[str]) -> int:
+        """Delete ended executions, and tell the observer before."""
+        store = self._read()
+        self._observer.pruned(execution_ids)
+        return store.forget(execution_ids)
 
     def worker_renew(self, worker_id: str, now: float) -> bool:
         """Renew a lease, and tell the observer if it was."""

@@ -62,8 +62,8 @@ class Model:
     """An execution as its journal tells it."""
 
     __slots__ = (
-        "attempt", "called_off", "fence", "holder", "keys", "last", "legal", "machine", "owner", "rows", "state",
-        "terminal",
+        "attempt", "called_off", "fence", "gone", "holder", "keys", "last", "legal", "machine", "owner", "rows",
+        "state", "terminal",
     )  # fmt: skip
 
     def __init__(self, machine: Machine, legal: frozenset[tuple[str | None, str, str]]) -> None:
@@ -77,5 +77,6 @@ class Model:
         self.fence = 0
         self.owner: str | None = None
         self.called_off = False
+        self.gone = False  # it was pruned
         self.last: Step | None = None
         self.holder: str | None = None  # the owner as the commits tell, while it is open

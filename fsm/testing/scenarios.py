@@ -9,8 +9,9 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from fsm.aio import AsyncTracker
 from fsm.errors import LeaseLost, Refused, StoreUnavailable, UnknownExecution
-from fsm.records import Receipt
+from fsm.records import Execution, Receipt
 from fsm.testing.simulation import Simulation
 from fsm.testing.workers import SimulatedWorker
 
@@ -47,15 +48,19 @@ async def fire_for_sure(
     raise AssertionError("not reached")
 
 
-async def drive(worker: SimulatedWorker, execution_id: str, rng: Random, *, pace_s: float = 1.0) -> None:
+async def drive(
+    worker: SimulatedWorker, execution: Execution, rng: Random, *, pace_s: float = 1.0, children: float = 0.0
+) -> None:
     """Claim an execution and work on it to an end, as an agent would.
 
     Args:
         worker: Who works.
-        execution_id: The execution.
+        execution: The execution.
         rng: Decides what the agent does.
         pace_s: The mean time between two events, in virtual seconds.
+        children: The chance, at every turn, that a child is started. Nobody waits for it.
     """
+    execution_id = execution.id
     tag = f"{worker.process.name}:{rng.getrandbits(64):x}"
     number = 0
 
@@ -68,6 +73,13 @@ async def drive(worker: SimulatedWorker, execution_id: str, rng: Random, *, pace
     fence = (await fire("start")).fence
     await fire("think", fence=fence)
     for _ in range(rng.randrange(4)):
+        if children and rng.random() < children:
+            with suppress(
+                StoreUnavailable
+            ):  # then there is one child less, or one that its parent knows nothing of
+                await _create(
+                    worker.tracker.aio, execution.user_id, execution.thread_id, pace_s, parent_id=execution_id
+                )
         await _turn(fire, fence, rng)
     dice = rng.random()
     if dice < 0.2:
@@ -96,20 +108,23 @@ async def _tool(fire: Fire, fence: int, call_id: str) -> None:
     await fire("close_tool", fence=fence, call_id=call_id)
 
 
-async def work(worker: SimulatedWorker, *, pace_s: float = 1.0, slots: int = 8) -> None:
+async def work(
+    worker: SimulatedWorker, *, pace_s: float = 1.0, slots: int = 8, children: float = 0.0
+) -> None:
     """Take what waits, as long as the process lives; several at a time. What others were faster at is theirs.
 
     Args:
         worker: Who works.
         pace_s: As for `drive`.
         slots: How many executions at the same time.
+        children: As for `drive`.
     """
     rng = Random(f"work {worker.process.name} {worker.simulation.seed}")
     busy = asyncio.Semaphore(slots)
 
-    async def one(execution_id: str) -> None:
+    async def one(execution: Execution) -> None:
         try:
-            await drive(worker, execution_id, Random(rng.getrandbits(64)), pace_s=pace_s)
+            await drive(worker, execution, Random(rng.getrandbits(64)), pace_s=pace_s, children=children)
         except (Refused, LeaseLost, UnknownExecution, StoreUnavailable):
             pass  # taken away, called off, or timed out: whoever took it goes on with it
         finally:
@@ -123,11 +138,28 @@ async def work(worker: SimulatedWorker, *, pace_s: float = 1.0, slots: int = 8) 
             continue
         for execution in rng.sample(waiting, min(len(waiting), slots)):
             await busy.acquire()
-            worker.spawn(one(execution.id))
+            worker.spawn(one(execution))
+
+
+async def _create(
+    tracker: AsyncTracker, user_id: str, thread_id: str, pace_s: float, phase_s: float = 60.0, **more: Any
+) -> Execution:
+    return await tracker.create(
+        "simulated",
+        user_id=user_id,
+        thread_id=thread_id,
+        timeouts={"total_s": 600.0 * pace_s, "phase_s": phase_s * pace_s, "queue_s": 300.0 * pace_s},
+        **more,
+    )
 
 
 def fleet(
-    executions: int = 20, *, pace_s: float = 1.0, cancels: float = 0.1, attempts_max: int = 3
+    executions: int = 20,
+    *,
+    pace_s: float = 1.0,
+    cancels: float = 0.1,
+    attempts_max: int = 3,
+    children: float = 0.1,
 ) -> Callable[[Simulation], Coroutine[Any, Any, None]]:
     """Return a scenario: executions come in, all workers work on them, some are called off, and all must end.
 
@@ -138,24 +170,22 @@ def fleet(
         pace_s: As for `drive`.
         cancels: The share that somebody calls off.
         attempts_max: Attempts of each execution.
+        children: As for `drive`: some have children, and these have children too.
     """
 
     async def scenario(sim: Simulation) -> None:
         for worker in sim.workers:
-            worker.start(lambda worker: work(worker, pace_s=pace_s))
+            worker.start(lambda worker: work(worker, pace_s=pace_s, children=children))
         tracker = sim.tracker.aio
         for number in range(executions):
             await asyncio.sleep(sim.rng.expovariate(4.0 / pace_s))
-            execution = await tracker.create(
-                "simulated",
-                user_id=f"user-{number % 3}",
-                thread_id=f"thread-{number}",
+            execution = await _create(
+                tracker,
+                f"user-{number % 3}",
+                f"thread-{number}",
+                pace_s,
+                3.0 if number % 4 == 0 else 60.0,
                 retry={"attempts_max": attempts_max},
-                timeouts={
-                    "total_s": 600.0 * pace_s,
-                    "phase_s": (3.0 if number % 4 == 0 else 60.0) * pace_s,
-                    "queue_s": 300.0 * pace_s,
-                },
             )
             if sim.rng.random() < cancels:
                 sim.later(sim.rng.expovariate(0.1 / pace_s), partial(_call_off, sim, execution.id))
@@ -165,5 +195,5 @@ def fleet(
 
 
 def _call_off(sim: Simulation, execution_id: str) -> None:
-    with suppress(Refused):  # it has ended by itself
+    with suppress(Refused, UnknownExecution):  # it has ended by itself, and perhaps was pruned
         sim.tracker.fire(execution_id, "cancel", reason="simulated")

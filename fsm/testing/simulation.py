@@ -28,6 +28,7 @@ from fsm import process as process_module
 from fsm.command import Command
 from fsm.machine import Machine
 from fsm.records import Receipt, Step
+from fsm.retention import Retention
 from fsm.stores.base import Store
 from fsm.stores.memory import MemoryStore
 from fsm.testing.checker import Checker
@@ -52,6 +53,7 @@ class Simulation:
         chaos: How often things go wrong by themselves.
         lease_s: How long a worker's lease is.
         sweep_every_s: The pause between two sweeps of each worker.
+        retention: What the sweeps prune.
         machines: Further machines.
         rng: A generator for the scenario's own choices.
         loop: The loop; there is a new one for each `run`.
@@ -79,6 +81,7 @@ class Simulation:
         faults: Sequence[Fault] = (),
         lease_s: float | None = 15.0,
         sweep_every_s: float | None = 1.0,
+        retention: Retention | None = None,
         store: Callable[[], Store] = MemoryStore,
         machines: Iterable[Machine] = (),
         check_every: int = 2_000,
@@ -95,6 +98,7 @@ class Simulation:
             faults: What goes wrong at set steps besides.
             lease_s: The workers' leases in seconds; ``None`` if they are not to be registered.
             sweep_every_s: How often each worker sweeps, in seconds; ``None`` if nobody does.
+            retention: What the sweeps prune; ``None`` for nothing.
             store: Makes the store that all share; it must not wait for anything.
             machines: Machines beside the execution machine.
             check_every: The guarantees are checked after every so many steps, and at the end.
@@ -105,6 +109,7 @@ class Simulation:
         self.chaos = chaos
         self.lease_s = lease_s
         self.sweep_every_s = sweep_every_s
+        self.retention = retention
         self.machines = tuple(machines)
         self._count = workers
         self._clock_skew_s = clock_skew_s
@@ -123,6 +128,7 @@ class Simulation:
             "faults": (self._faults, ()),
             "lease_s": (self.lease_s, 15.0),
             "sweep_every_s": (self.sweep_every_s, 1.0),
+            "retention": (self.retention, None),
             "check_every": (self._check_every, 2_000),
             "max_steps": (self._max_steps, 1_000_000),
             "max_time_s": (self._max_time_s, 1_000_000.0),
@@ -315,6 +321,14 @@ class Simulation:
     def renewed(self, worker_id: str) -> None:
         """Take note of a renewed lease; the store's ways call this."""
         self.checker.renewed(worker_id)
+
+    def pruned(self, execution_ids: Sequence[str]) -> None:
+        """Take note of executions that are about to be deleted; the store's ways call this."""
+        try:
+            self.checker.pruned(execution_ids)
+        except Broken as error:
+            self._fail(error)  # whoever sweeps would take it for a store that failed
+            raise
 
     def later(self, after_s: float, action: Callable[[], None]) -> None:
         """Do something from outside after so many virtual seconds; no process has to live for it."""

@@ -288,7 +288,7 @@ class SimulatedWorker:
 
     async def _sweep(self, registry: Registry, every_s: float) -> None:
         """Do as the sweeper's thread does: look, and act on what was seen when it was looked."""
-        sweeper = Sweeper(registry, every_s)
+        sweeper = Sweeper(registry, every_s, self.simulation.retention)
         rng = Random(f"sweep {self.simulation.seed} {self.process.name}")
         chaos = self.simulation.chaos
         await asyncio.sleep(rng.random() * every_s)
@@ -314,4 +314,4 @@ class SimulatedWorker:
         due, lost = store.due(registry.now(), BATCH), store.lose(registry.now())
         for worker_id in lost:
             seen["owned", worker_id] = store.owned(worker_id, BATCH)
-        seen["due",], seen["lose",] = due, lost
+        seen["due",], seen["lose",], seen["orders", ""] = due, lost, store.orders("", BATCH)

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from fsm.engine import Run, current_run
+from fsm.engine.sync import SyncRun
 from fsm.integrations.common import ToolAnsweredError
 
 try:
@@ -43,7 +44,7 @@ class FsmCallbackHandler(GraphCallbackHandler, AsyncCallbackHandler):
     events are kept in order and committed as soon as the loop is free.
 
     Args:
-        run: The run. Once it is over, events are ignored.
+        run: The run, also that of an agent in a thread. Once it is over, events are ignored.
         content: Whether arguments and results are journaled, or only names and errors.
         nodes: Whether nodes of a graph are journaled, each as one progress with its name.
 
@@ -57,14 +58,14 @@ class FsmCallbackHandler(GraphCallbackHandler, AsyncCallbackHandler):
 
     wait_s = 1.0
 
-    def __init__(self, run: Run, *, content: bool = True, nodes: bool = True) -> None:
+    def __init__(self, run: Run | SyncRun, *, content: bool = True, nodes: bool = True) -> None:
         super().__init__()
         self.breakpoint = False
-        self._run = run
-        self._recorder = run.recorder
+        self._run = run.run if isinstance(run, SyncRun) else run
+        self._recorder = self._run.recorder
         self._content = content
         self._nodes = nodes
-        self._loop = run.link.home.loop
+        self._loop = self._run.link.home.loop
         self._models: set[UUID] = set()
         self._tools: set[UUID] = set()
         # From other threads, in their order; it holds no more than these threads are waiting for or have gone past.
@@ -203,7 +204,7 @@ class FsmCallbackHandler(GraphCallbackHandler, AsyncCallbackHandler):
     async def _report(self, event: _Event) -> None:
         """Carry an event out on the run's own loop, whichever thread it comes from."""
         run = current_run()
-        if self._closed or self._run.over or (run is not None and run is not self._run):
+        if self._closed or self._run.over or (run is not None and run.id != self._run.id):
             # Callbacks are inherited: a child run within a node would report to its parent's handler as well.
             return
         if asyncio.get_running_loop() is self._loop:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
-from collections.abc import Hashable
+from collections.abc import Coroutine, Hashable
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
 from fsm.engine import Run
+from fsm.engine.sync import SyncRun
 from fsm.integrations.common import ToolAnsweredError
 
 try:
@@ -45,7 +47,8 @@ class FsmRunHooks(RunHooks[Any]):
     it when the call has ended, since hooks see no errors: `tracked` does all that.
 
     Args:
-        run: The run. Once it is over, nothing is reported; hooks of your own are called all the same.
+        run: The run, also that of an agent in a thread. Once it is over, nothing is reported; hooks of your own are
+            called all the same.
         also: Hooks of your own, called after these.
         run_config: The config to start from.
         content: Whether arguments and results are journaled, or only names and errors.
@@ -57,13 +60,15 @@ class FsmRunHooks(RunHooks[Any]):
 
     def __init__(
         self,
-        run: Run,
+        run: Run | SyncRun,
         also: RunHooks[Any] | None = None,
         *,
         run_config: RunConfig | None = None,
         content: bool = True,
     ) -> None:
+        run = run.run if isinstance(run, SyncRun) else run
         self._recorder = run.recorder
+        self._loop = run.link.home.loop
         self._also = also if also is not None else RunHooks[Any]()
         self._content = content
         config = run_config or RunConfig()
@@ -84,7 +89,7 @@ class FsmRunHooks(RunHooks[Any]):
         """Report that a model is called."""
         key = object()
         self._models.append((agent.name, key))
-        await self._recorder.model_started(key, _model_name(agent, self.run_config))
+        await self._tell(self._recorder.model_started(key, _model_name(agent, self.run_config)))
         await self._also.on_llm_start(context, agent, system_prompt, input_items)
 
     async def on_llm_end(
@@ -93,7 +98,7 @@ class FsmRunHooks(RunHooks[Any]):
         """Report that a model answered, and what that used."""
         for at in reversed(range(len(self._models))):
             if self._models[at][0] == agent.name:
-                await self._recorder.model_ended(self._models.pop(at)[1], usage=_usage(response))
+                await self._tell(self._recorder.model_ended(self._models.pop(at)[1], usage=_usage(response)))
                 break
         await self._also.on_llm_end(context, agent, response)
 
@@ -105,7 +110,7 @@ class FsmRunHooks(RunHooks[Any]):
             key, name = context.tool_call_id, context.qualified_tool_name
             arguments = _parsed(context.tool_arguments) if self._content else None
         self._tools[key] = tool.name
-        await self._recorder.tool_started(key, name, arguments=arguments)
+        await self._tell(self._recorder.tool_started(key, name, arguments=arguments))
         await self._also.on_tool_start(context, agent, tool)
 
     async def on_tool_end(
@@ -120,12 +125,14 @@ class FsmRunHooks(RunHooks[Any]):
             key = next((one for one, name in self._tools.items() if name == tool.name), None)
             error = None
         self._tools.pop(key, None)
-        await self._recorder.tool_ended(key, error=error, result=result if self._content else None)
+        await self._tell(
+            self._recorder.tool_ended(key, error=error, result=result if self._content else None)
+        )
         await self._also.on_tool_end(context, agent, tool, result)
 
     async def on_agent_start(self, context: Any, agent: Any) -> None:
         """Report that an agent's turn begins."""
-        await self._recorder.note(f"agent {agent.name}", agent=agent.name)
+        await self._tell(self._recorder.note(f"agent {agent.name}", agent=agent.name))
         await self._also.on_agent_start(context, agent)
 
     async def on_agent_end(self, context: Any, agent: Any, output: Any) -> None:
@@ -135,7 +142,7 @@ class FsmRunHooks(RunHooks[Any]):
     async def on_handoff(self, context: RunContextWrapper[Any], from_agent: Any, to_agent: Any) -> None:
         """Report that one agent hands over to another."""
         text = f"handoff from {from_agent.name} to {to_agent.name}"
-        await self._recorder.note(text, from_agent=from_agent.name, to_agent=to_agent.name)
+        await self._tell(self._recorder.note(text, from_agent=from_agent.name, to_agent=to_agent.name))
         await self._also.on_handoff(context, from_agent, to_agent)
 
     def saw(self, call_id: str, error: BaseException) -> None:
@@ -156,12 +163,19 @@ class FsmRunHooks(RunHooks[Any]):
             data: JSON that comes with the note.
         """
         for _, key in self._models:
-            await self._recorder.model_ended(key, error=error)
+            await self._tell(self._recorder.model_ended(key, error=error))
         for key, name in self._tools.items():
-            await self._recorder.tool_ended(key, error=_own_error(name, error))
+            await self._tell(self._recorder.tool_ended(key, error=_own_error(name, error)))
         self._models, self._tools, self._errors = [], {}, {}
         if note is not None:
-            await self._recorder.note(note, **data)
+            await self._tell(self._recorder.note(note, **data))
+
+    async def _tell(self, step: Coroutine[Any, Any, None]) -> None:
+        """Let the run's own event loop do it: `Runner.run_sync` in a thread has another one."""
+        if asyncio.get_running_loop() is self._loop:
+            await step
+        else:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(step, self._loop))
 
     async def _tool_error(self, args: ToolErrorFormatterArgs[Any]) -> str | None:
         if args.error is not None:

@@ -167,13 +167,13 @@ class _Call:
 
     async def _streamed(self, given: Any, options: dict[str, Any]) -> RunResult | RunResultStreaming:
         result = Runner.run_streamed(self.agent, given, **options)
-        try:
-            async with aclosing(cast("Any", result.stream_events())) as events:
+        async with aclosing(cast("Any", result.stream_events())) as events:
+            try:
                 async for event in events:
                     if self.on_event is not None:
                         await self.on_event(event)
-        except BaseException:
-            # The runner works in a task of its own, which would go on.
-            result.cancel()
-            raise
+            except BaseException:
+                # The runner works in a task of its own, which the end of the stream would wait for.
+                result.cancel()
+                raise
         return result

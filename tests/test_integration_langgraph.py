@@ -537,6 +537,38 @@ def test_the_next_attempt_passes_no_breakpoint_unasked():
     assert len(payloads("await_input")) == 1
 
 
+def test_an_answer_finds_its_question_in_another_process():
+    """Two questions of one text: the answer to the second, given while nobody was there, is not the first one's."""
+
+    async def first(state):
+        return {"first": interrupt("Sure?")}
+
+    async def second(state):
+        return {"second": interrupt("Sure?")}
+
+    graph = StateGraph(Words)
+    graph.add_sequence([first, second])
+    graph.add_edge(START, "first")
+    agent = tracked(graph.compile(checkpointer=InMemorySaver()))
+
+    async def main():
+        async with Engine() as gone:
+            careful = gone.agent(agent, name="careful", resumable=True)
+            handle = await careful.submit({}, **ADA)
+            await until(lambda: handle.state == "awaiting_input")
+            get_tracker().fire(handle.id, "receive_input", **APPROVED)
+            await until(lambda: len(payloads("await_input")) == 2)
+        get_tracker().fire(handle.id, "receive_input", verdict="refused")
+        async with Engine() as engine:
+            engine.agent(agent, name="careful", resumable=True)
+            (adopted,) = await engine.adopt()
+            return await adopted.result()
+
+    assert on_loop(main) == {"first": True, "second": False}
+    assert len(payloads("await_input")) == 2
+    assert notes().count("node first") == 2
+
+
 def test_another_executions_checkpoint_is_not_taken_over():
     """A second attempt that finds the thread at somebody else's checkpoint begins with its input."""
     graph = questions(first="Sure?")

@@ -126,7 +126,8 @@ def tracked(  # noqa: PLR0913 - options, each by its name
             # The state holds the context and the turns that are used up.
             given, more = result.to_state(), {"context": None}
             for item in result.interruptions:
-                data = {"tool": item.qualified_name, "call_id": item.call_id}
+                # Without the call's id: a later attempt calls the model again, and the same question has another.
+                data = {"tool": item.qualified_name, "arguments": item.arguments}
                 answer = await run.ask(cut(question(item)), expires_s=expires_s, data=data)
                 if answer.approved:
                     given.approve(item)

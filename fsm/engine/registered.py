@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from fsm.engine.run import asked
 from fsm.errors import BadPayload
 from fsm.machine import Category
 from fsm.registry import Registry
@@ -135,12 +136,12 @@ def _call_of(snapshot: Snapshot) -> tuple[tuple[Any, ...], dict[str, Any]] | Non
 
 
 def _answers(registry: Registry, snapshot: Snapshot) -> list[tuple[str, str | None]]:
-    """Return the questions that were answered, in order, with the payload of each answer."""
+    """Return the questions that were answered, as `asked` knows them, in order, with the payload of each answer."""
     question: str | None = None
     answers: list[tuple[str, str | None]] = []
     for row in registry.store.history(snapshot.identity.id):
         if row.event == "await_input":
-            question = row.payload.get("question") or ""
+            question = asked(row.payload.get("question") or "", row.payload.get("data"))
         elif row.event == "receive_input" and question is not None:
             answers.append((question, row.payload_json))
             question = None

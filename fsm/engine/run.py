@@ -57,6 +57,16 @@ def answer_of(payload_json: str | None) -> Answer:
     return Answer(payload.get("verdict") or "text", payload.get("text"), payload.get("by"))
 
 
+def asked(question: str, data: Any) -> str:
+    """Return by what a question is known again when it is asked another time.
+
+    Args:
+        question: Its text.
+        data: What came with it, as JSON-ready data.
+    """
+    return question if data is None else f"{question}\n{json.dumps(data, sort_keys=True)}"
+
+
 ChildRunner = Callable[..., Awaitable[Any]]
 
 
@@ -218,25 +228,27 @@ class Run:
         """Ask a person, and wait for the answer without a slot: awaiting_input.
 
         The question outlives this process. If the agent is run again, a question that was answered before is not
-        asked again: its answer is returned at once.
+        asked again: its answer is returned at once, and those to questions before it count as used. A question is
+        known again by its text and its data.
 
         Args:
             question: What is asked.
             expires_s: The execution ends timed_out after so many seconds; its timeouts' ``input_s`` if not said.
-            data: More for whoever shows the question, as JSON.
+            data: More for whoever shows the question, as JSON; an id in it tells apart questions of one text.
 
         Returns:
             The answer: approved, refused or a text, and by whom.
         """
         self.link.check()
-        if self._answers and self._answers[0][0] == question:
-            return self._answers.popleft()[1]
+        data = jsonable(data)
+        if (known := self._remembered(asked(question, data))) is not None:
+            return known
         async with self._asking:
             payload: dict[str, Any] = {"question": question}
             if expires_s is not None:
                 payload["expires_s"] = expires_s
             if data is not None:
-                payload["data"] = jsonable(data)
+                payload["data"] = data
             await self.ready()
             self._heard.clear()
             try:
@@ -247,6 +259,15 @@ class Run:
                 self._heard.set()
             await self.ready()
             return answer
+
+    def _remembered(self, key: str) -> Answer | None:
+        for at, (known, answer) in enumerate(self._answers):
+            if known == key:
+                # An agent that went on from a checkpoint of its own does not ask again what came before.
+                for _ in range(at + 1):
+                    self._answers.popleft()
+                return answer
+        return None
 
     async def progress(self, note: str | None = None, *, data: Any = None, ok: bool = True) -> None:
         """Say that it is alive, with a note or data for the journal; the idle limit begins anew.

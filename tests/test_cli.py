@@ -83,6 +83,22 @@ def test_a_malformed_line_is_named_and_skipped(fsm, tmp_path):
     assert (data["malformed_lines"][0]["file"], data["malformed_lines"][0]["line"]) == ("x.jsonl", 2)
 
 
+@pytest.mark.parametrize("time", [("--virtual",), ("--speed", "5000")], ids=["virtual", "real"])
+def test_recordings_are_played_by_agents(fsm, time):
+    """As agents the recordings come to the ends that they tell, in virtual time and in real time, and are kept."""
+    code, out, err = fsm("replay", str(SAMPLE), "--as-agents", *time, "--json", "--user", "ada")
+    assert code == 0, err
+    played = json.loads(out)
+    assert (played["executions"], played["strays"], played["malformed"]) == (12, [], 0)
+    listed = json.loads(fsm("list", "--json", "--user", "ada", "--limit", "100")[1])["executions"]
+    assert len(listed) == 12 + played["children"]
+    assert {one["category"] for one in listed} == {"terminal"}
+    code, out, _ = fsm("replay", str(SAMPLE), "--as-agents", "--virtual", "--store", "memory://")
+    assert code == 0
+    assert "0 ended otherwise than recorded" in " ".join(out.split())
+    assert fsm("replay", str(SAMPLE), "--jobs", "1000")[0] == 2, "so many threads are too many"
+
+
 def test_replay_reads_standard_input(fsm):
     """A dash stands for standard input."""
     code, out, _ = fsm("replay", "-", "--json", stdin='{"id":"a","events":[{"kind":"start"}]}\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Coroutine
 from random import Random
@@ -245,6 +246,7 @@ class Show:
 
 def _real_agent(pace_s: float) -> Callable[..., Coroutine[Any, Any, Any]] | None:
     """Return a pydantic-ai agent that needs no network, if pydantic-ai is installed."""
+    os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")  # on a terminal it would be drawn over the fleet
     try:
         from fsm.integrations.demo_agent import researcher  # noqa: PLC0415 - an extra
         from fsm.integrations.pydantic_ai import tracked  # noqa: PLC0415

@@ -14,6 +14,7 @@ from fsm.testing.steps import birth, committed, move, walk
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "fsm" / "samples" / "trajectories.jsonl"
 
+pytest.register_assert_rewrite("engine_tools")
 settings.register_profile("default", deadline=None)
 # Enough to catch a planted bug, the same in every run, and no time spent on making its example small.
 settings.register_profile(

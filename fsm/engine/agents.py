@@ -31,6 +31,7 @@ class Agent:
         options: What `Engine.run` takes if the caller says nothing else.
         resumable: Whether its calls are noted with their executions, so that another process can go on with them.
         streams: Whether it yields items instead of returning a result.
+        inline: Whether it runs on the event loop; otherwise in a thread, which cannot be cancelled.
         takes_run: Whether its first argument is its run.
     """
 
@@ -62,7 +63,7 @@ class Agent:
         self.resumable = resumable
         target = _target(function)
         self.streams = inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target)
-        self._inline = inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
+        self.inline = inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
         self.takes_run = _takes_run(function)
 
     async def call(
@@ -83,7 +84,7 @@ class Agent:
             await take(item)
             await run.alive()
 
-        if self._inline:
+        if self.inline:
             made = self.function(*((run, *args) if self.takes_run else args), **kwargs)
             if not self.streams:
                 return await made

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsm.engine.agents import Agent
-from fsm.errors import PrerequisiteFailed
+from fsm.engine.results import why
+from fsm.errors import LimitReached, PrerequisiteFailed
 
 Hook = Callable[..., Any]
 
@@ -43,9 +44,14 @@ class Value:
 
 async def ask(hook: Hook, *args: Any) -> None:
     """Ask a hook; a text refuses, and so does an exception."""
-    said = hook(*args)
-    if inspect.isawaitable(said):
-        said = await said
+    try:
+        said = hook(*args)
+        if inspect.isawaitable(said):
+            said = await said
+    except (PrerequisiteFailed, LimitReached):
+        raise
+    except Exception as error:
+        raise PrerequisiteFailed(why(error)) from error
     if isinstance(said, str):
         raise PrerequisiteFailed(said)
     if said is False:

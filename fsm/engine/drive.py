@@ -23,9 +23,10 @@ from fsm.engine.conduct import Conduct, Value, ask
 from fsm.engine.home import Home, Late, Seat
 from fsm.engine.link import Link, RunOver
 from fsm.engine.outcome import Outcome, outcome_of
-from fsm.engine.results import described, jsonable, why
+from fsm.engine.results import clipped, described, jsonable, why
 from fsm.engine.run import Run, _current
 from fsm.errors import (
+    BadPayload,
     BreakerOpen,
     FsmError,
     LeaseLost,
@@ -70,6 +71,8 @@ class Drive:
         self.result: Any = None
         self.error: BaseException | None = None
         self.fell_back = False
+        self._claiming = False
+        self._said = False
         self._args = args
         self._kwargs = kwargs
         self._conduct = conduct
@@ -84,14 +87,27 @@ class Drive:
             await self._live()
         except asyncio.CancelledError:
             await self._leave("the engine was closed")
+        except Exception as error:
+            logger.exception("%s: it could not be driven any more", self.link.id)
+            await self._broken(error)
         finally:
             self.finish()
+        if isinstance(self.error, (SystemExit, KeyboardInterrupt)):
+            raise self.error  # it is recorded; now it does what it would do without an engine
         return outcome_of(self)
 
     def finish(self) -> None:
         """Leave nothing behind: no slot, no listener."""
-        self.seat.give()
+        self.run.end()
+        self.seat.close()
         self.link.close()
+
+    async def _broken(self, error: Exception) -> None:
+        """End what cannot be driven: a defect of ours, or a machine that is not made for an engine."""
+        self.error = error
+        await self._quiet()
+        with contextlib.suppress(Exception):
+            await self._say("fail", described(error))
 
     async def _live(self) -> None:
         link = self.link
@@ -107,6 +123,7 @@ class Drive:
             if not task.done() or not await self.close(*_what(task)):
                 return
             self._task = None
+            self.run = self.run.anew()
             await self._pause()
 
     # --- the beginning ------------------------------------------------------------------------------------------
@@ -114,6 +131,8 @@ class Drive:
     async def begin(self) -> bool:
         """Wait for a slot and claim the execution; return whether there is anything to be done."""
         link = self.link
+        if link.gone.done():
+            return False
         try:
             if not self.seat.take_now():
                 if "enqueue" in link.machine.by_source[link.state]:
@@ -134,13 +153,44 @@ class Drive:
 
     async def _claim(self, event: str) -> None:
         link = self.link
-        try:
-            receipt = await link.fire(event)
-        except LeaseLost:
-            self.home.register_anew()
-            receipt = await link.fire(event)
-        link.fence = receipt.fence
+        before = link.snapshot.fence
+        self._claiming = True
+        wait_s = END_WAIT_S
+        for tried in range(1, END_TRIES + 1):
+            try:
+                link.fence = (await link.fire(event)).fence
+                break
+            except LeaseLost:
+                if tried == END_TRIES:
+                    raise
+                self.home.register_anew()
+            except StoreUnavailable as error:
+                if tried == END_TRIES:
+                    raise
+                logger.warning("%s: %r was not taken (%d of %d): %s", link.id, event, tried, END_TRIES, error)
+                await asyncio.wait({link.gone}, timeout=wait_s)
+                wait_s *= 2.0
+                if await self._claimed(before):
+                    break
+            if link.gone.done():
+                break
+        self._claiming = False
         link.look()  # somebody may have taken it away between the commit and now
+
+    async def _claimed(self, before: int) -> bool:
+        """Whether a claim of which nobody can tell was committed after all."""
+        link = self.link
+        with contextlib.suppress(StoreUnavailable):
+            await link.refresh()
+        snapshot = link.snapshot
+        if (
+            snapshot.owner is None
+            or snapshot.owner != self.home.registry.worker_id
+            or snapshot.fence == before
+        ):
+            return False
+        link.fence = snapshot.fence
+        return True
 
     async def _unless_gone(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Wait for something, but not beyond the execution's end."""
@@ -165,11 +215,17 @@ class Drive:
     # --- the agent ----------------------------------------------------------------------------------------------
 
     async def _call(self) -> Any:
+        """Run the agent, and keep what would end the event loop until its execution has ended."""
+        try:
+            return await self._work()
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _Leaves from error
+
+    async def _work(self) -> Any:
         """Run the agent with its hooks, and what takes its place if it fails for good."""
-        run = self.run
         await self.check_before()
         try:
-            result = await self.agent.call(run, self._args, self._kwargs, self._emit)
+            result = await self.agent.call(self.run, self._args, self._kwargs, self._emit)
             await self._check(result)
         except Exception as error:
             if not self._falls_back(error):
@@ -194,11 +250,12 @@ class Drive:
         return self._conduct.fallback is not None and not self.link.stop.done() and not again
 
     async def _fall_back(self, error: Exception) -> Any:
-        fallback, run = self._conduct.fallback, self.run
+        fallback = self._conduct.fallback
         assert fallback is not None  # noqa: S101 - the caller has looked
         name = fallback.name if isinstance(fallback, Agent) else "result"
+        run = self.run = self.run.anew()
+        _current.set(run)
         await self.link.fire("fall_back", {**described(error), "to": name})
-        run.models = run.tools = 0
         self.fell_back, self.error = True, error
         if isinstance(fallback, Value):
             return fallback.value
@@ -208,7 +265,7 @@ class Drive:
         return result
 
     def _retryable(self, error: BaseException) -> bool:
-        if isinstance(error, (PrerequisiteFailed, LimitReached)):
+        if self.fell_back or isinstance(error, (PrerequisiteFailed, LimitReached)):
             return False
         return isinstance(error, self._conduct.retry_on)
 
@@ -223,7 +280,7 @@ class Drive:
         if not task.done():
             self._abandon(task)
 
-    def _abandon(self, task: asyncio.Task[Any]) -> None:
+    def _abandon(self, task: asyncio.Task[Any], *, leaving: bool = False) -> None:
         home, link, name = self.home, self.link, self.agent.name
         ended_at = home.registry.now()
         self.run.abandoned = True
@@ -238,7 +295,8 @@ class Drive:
             self._late(*_what(done), late_s=home.registry.now() - ended_at)
 
         task.add_done_callback(late)
-        task.cancel()
+        if leaving or self.agent.inline:
+            task.cancel()  # a thread cannot be cancelled; its task stays, to hear how it ends, while there is a loop
 
     def _late(self, result: Any, error: BaseException | None, late_s: float = 0.0) -> None:
         """Remember what an agent came to after the end; its record is closed."""
@@ -260,9 +318,12 @@ class Drive:
             Whether it is to be tried again.
         """
         link = self.link
+        self.run.end()
+        await link.settled()
         link.look()
         if link.gone.done():
-            self._late(result, error)
+            if not self._said:
+                self._late(result, error)
             return False
         link.letting_go = True  # from here on it is us who let go of it
         if link.stop.done():
@@ -283,6 +344,7 @@ class Drive:
             await self._say("fail", described(error))
 
     async def _completed(self, result: Any) -> bool:
+        await self.run.take_back()
         for name, call_id in self.link.snapshot.tools[:MAX_LEFT_OPEN]:
             logger.warning("%s: the agent left the tool %r open; it is closed now", self.link.id, name)
             note = {"ok": False, "note": "still open when the agent returned"}
@@ -317,7 +379,7 @@ class Drive:
                     error.add_note(f"execution {link.id}")
             return False
         again = link.snapshot.owner is None
-        link.fence, link.letting_go = None, False
+        link.fence, link.letting_go, self._said = None, False, False
         return again
 
     def _kept(self, result: Any) -> Any:
@@ -337,9 +399,12 @@ class Drive:
         link = self.link
         once = f"{event}:{link.snapshot.fence}" if key else None
         wait_s = END_WAIT_S
+        failure: StoreUnavailable | None = None
         for tried in range(1, END_TRIES + 1):
             try:
-                return await link.fire(event, payload, key=once)
+                if failure is not None:
+                    await link.refresh()  # perhaps it was committed, in part or all of it
+                receipt = await link.fire(event, payload, key=once)
             except RunOver:
                 return None
             except Refused as refused:
@@ -348,13 +413,19 @@ class Drive:
                     raise
                 logger.debug("%s: %s", link.id, refused)
                 return None
+            except BadPayload as error:
+                logger.warning("%s: what comes with %r is left out: %s", link.id, event, error)
+                payload = {"note": clipped(str(error))}
             except StoreUnavailable as error:
+                failure = error
                 logger.warning("%s: %r was not taken (%d of %d): %s", link.id, event, tried, END_TRIES, error)
-                if self.error is None:
-                    self.error = error
-            await asyncio.wait({link.gone}, timeout=wait_s)
-            wait_s *= 2.0
+                await asyncio.sleep(wait_s)
+                wait_s *= 2.0
+            else:
+                self._said = True
+                return receipt
         logger.error("%s: %r could not be recorded; its deadline will end it", link.id, event)
+        self.error = self.error or failure
         return None
 
     # --- from outside -------------------------------------------------------------------------------------------
@@ -371,24 +442,30 @@ class Drive:
 
     async def _leave(self, reason: str) -> None:
         """Stop because the process or the engine stops: hand the execution back if another may go on, else end it."""
-        link = self.link
+        link, task = self.link, self._task
+        self.run.end()
+        if task is not None and task.done() and not task.cancelled():
+            await self.close(*_what(task))  # it had come to its end by itself
+        await link.settled()
+        if self._claiming:
+            await self._claimed(link.fence or -1)  # it was claimed, and nobody has been told
         snapshot = link.snapshot
-        if not link.gone.done():
-            back = link.fence is not None and (
-                link.waits(snapshot.state) or snapshot.attempt < snapshot.identity.attempts_max
-            )
-            if link.fence is None and self.agent.resumable:
-                link.letting_go = True  # it waits in the queue, where any other engine finds it
-            elif back:
-                link.letting_go = True
-                await self._quiet()
-                await self.home.hand_back(link)
-            else:
-                await self.call_off(reason, "engine")
-                await self._quiet()
-                await self._say("stopped", {})
-        else:
+        back = link.fence is not None and (
+            link.waits(snapshot.state) or snapshot.attempt < snapshot.identity.attempts_max
+        )
+        if link.gone.done() or link.ended:
             await self._quiet()
+        elif link.fence is None and self.agent.resumable:
+            if "enqueue" in link.machine.by_source[link.state]:
+                await self._say("enqueue", {}, key=False)  # in the queue any other engine finds it
+        elif back:
+            link.letting_go = True
+            await self._quiet()
+            await self.home.hand_back(link)
+        else:
+            await self.call_off(reason, "engine")
+            await self._quiet()
+            await self._say("stopped", {})
 
     async def _quiet(self) -> None:
         """Let the agent stop, within the patience."""
@@ -398,7 +475,11 @@ class Drive:
         task.cancel()
         await asyncio.wait({task}, timeout=self._conduct.patience_s)
         if not task.done():
-            self._abandon(task)
+            self._abandon(task, leaving=True)
+
+
+class _Leaves(Exception):
+    """Carries SystemExit and KeyboardInterrupt out of an agent's task: asyncio would end the loop at once."""
 
 
 def _what(task: asyncio.Task[Any]) -> tuple[Any, BaseException | None]:
@@ -406,4 +487,6 @@ def _what(task: asyncio.Task[Any]) -> tuple[Any, BaseException | None]:
     if task.cancelled():
         return None, asyncio.CancelledError("the agent was cancelled from inside")
     error = task.exception()
+    if isinstance(error, _Leaves):
+        error = error.__cause__
     return (None, error) if error is not None else (task.result(), None)

@@ -31,8 +31,15 @@ if TYPE_CHECKING:
 
 STREAM_AHEAD = 64
 """An agent that is streamed from may be so many items ahead of its reader; then it waits."""
+_WAKE: Any = object()
 LEASE_S = 15.0
 """How long, in seconds, the lease of an engine's process is, on a store that other processes share."""
+
+
+def _wake(queue: asyncio.Queue[Any]) -> None:
+    """Let a reader look whether that was all; one that has items to read does not wait."""
+    if queue.empty():
+        queue.put_nowait(_WAKE)
 
 
 class Engine(Launcher):
@@ -127,8 +134,7 @@ class Engine(Launcher):
             return await handle.result()
         except asyncio.CancelledError:
             if not handle.done:
-                await handle.cancel("its caller was cancelled")
-                await handle.outcome()
+                await handle.give_up("its caller was cancelled")
             raise
 
     async def submit(  # noqa: PLR0913 - an execution with all its options
@@ -239,27 +245,18 @@ class Engine(Launcher):
         """
         queue: asyncio.Queue[Any] = asyncio.Queue(STREAM_AHEAD)
         handle = await self.submit(agent, *args, emit=queue.put, **options)
-        ended = asyncio.ensure_future(handle.outcome())
+        handle.add_done_callback(lambda: _wake(queue))
         try:
             while True:
-                item = asyncio.ensure_future(queue.get())
-                await asyncio.wait({item, ended}, return_when=asyncio.FIRST_COMPLETED)
-                if item.done():
-                    yield item.result()
-                    continue
-                item.cancel()
-                while not queue.empty():
-                    yield queue.get_nowait()
-                break
-            (await ended).value()
+                if queue.empty() and handle.done:
+                    break
+                item = await queue.get()
+                if item is not _WAKE:
+                    yield item
+            (await handle.outcome()).value()
         finally:
             if not handle.done:
-                await handle.cancel("its reader went away")
-                while not handle.done:
-                    while not queue.empty():
-                        queue.get_nowait()  # so that an agent that waits for a place can go on to its end
-                    await asyncio.wait({ended}, timeout=0.01)
-            await ended
+                await handle.give_up("its reader went away")
 
     # --- plain code ---------------------------------------------------------------------------------------------
 

@@ -8,11 +8,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from fsm.engine.link import Link
+from fsm.engine.link import Link, RunOver
 from fsm.engine.slots import Admission, Slots, Ticket
 from fsm.errors import EngineFull, FsmError
 from fsm.machine import Machine
-from fsm.records import Step
 from fsm.tracker import Tracker
 from fsm.ways import Ways
 
@@ -203,7 +202,7 @@ class Home:
                     continue
                 snapshot = store.load(row.execution_id)
                 if snapshot is not None:
-                    link.committed(Step(snapshot, row.source, row.event, row.key, row.payload_json, ()))
+                    link.news(snapshot)
             if rows:
                 after = rows[-1].position
             if len(rows) < PAGE:
@@ -226,6 +225,9 @@ class Seat:
         self._user = user
         self._agent = agent
         self._free = free
+        self._closed = False
+        self._ticket: Ticket | None = None
+        self._waiting: list[asyncio.Future[None]] = []
         self.held = free
 
     def give(self) -> None:
@@ -234,43 +236,74 @@ class Seat:
             self.held = False
             self._home.admission.give_back(self._user, self._agent)
 
-    def take_now(self) -> bool:
-        """Take a slot if there is one, without waiting."""
-        if not self.held:
-            self.held = self._home.admission.take(self._user, self._agent)
-        return self.held
-
-    async def take(self, *, resumes: bool = False) -> None:
-        """Wait for a slot; a cancelled wait leaves nothing behind.
-
-        Args:
-            resumes: It ran before, and goes before those that have not begun.
-        """
-        if self.take_now():
-            return
-        admission = self._home.admission
-        future: asyncio.Future[None] = self._home.loop.create_future()
-        granted = False
-
-        def grant() -> None:
-            nonlocal granted
-            granted = True
+    def close(self) -> None:
+        """Give the slot back for good: whoever still waits for one learns that it is over."""
+        self._closed = True
+        self.give()
+        self._leave()
+        for future in self._waiting:
             if not future.done():
                 future.set_result(None)
 
-        ticket: Ticket = admission.wait(self._user, self._agent, grant, resumes=resumes)
+    def take_now(self) -> bool:
+        """Take a slot if there is one, without waiting."""
+        if not self.held and not self._closed and self._ticket is None:
+            self.held = self._home.admission.take(self._user, self._agent)
+        return self.held
+
+    def queue_up(self, *, resumes: bool = False, bounded: bool = False) -> None:
+        """Take a slot if there is one, else a place in the queue.
+
+        Args:
+            resumes: It ran before, and goes before those that have not begun.
+            bounded: The queue may be too long for it.
+
+        Raises:
+            EngineFull: Too many wait already.
+        """
+        if self.take_now() or self._ticket is not None:
+            return
+        admission = self._home.admission
+        if bounded and admission.waiting >= admission.slots.queued_max:
+            raise EngineFull(admission.waiting)
+        self._ticket = admission.wait(self._user, self._agent, self._granted, resumes=resumes)
+        if self.held:
+            self._ticket = None
+
+    async def take(self, *, resumes: bool = False) -> None:
+        """Wait for a slot; a wait that the last waiter gives up leaves nothing behind.
+
+        However many branches of an agent wait, it is one slot that they wait for.
+
+        Args:
+            resumes: As for `queue_up`.
+
+        Raises:
+            RunOver: It was closed meanwhile.
+        """
+        if self._closed:
+            raise RunOver("the execution is over: it gets no slot any more")
+        self.queue_up(resumes=resumes)
+        if self.held:
+            return
+        future: asyncio.Future[None] = self._home.loop.create_future()
+        self._waiting.append(future)
         try:
             await future
-        except BaseException:
-            if granted:
-                admission.give_back(self._user, self._agent)
-            else:
-                admission.leave(ticket)
-            raise
-        self.held = True
+        finally:
+            self._waiting.remove(future)
+            if not self._waiting:
+                self._leave()
+        if self._closed:
+            raise RunOver("the execution is over: it gets no slot any more")
 
-    def check_queue(self) -> None:
-        """Raise `EngineFull` if nobody else may queue up."""
-        admission = self._home.admission
-        if not self._free and admission.waiting >= admission.slots.queued_max:
-            raise EngineFull(admission.waiting)
+    def _granted(self) -> None:
+        self._ticket, self.held = None, True
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def _leave(self) -> None:
+        if self._ticket is not None:
+            self._home.admission.leave(self._ticket)
+            self._ticket = None

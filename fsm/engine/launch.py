@@ -86,22 +86,27 @@ class Launcher:
         conduct = self._conduct_of(agent, fallback, before, after)
         home = self.open()
         seat = Seat(home, text("user_id", user_id), agent.name, free=parent_id is not None)
-        seat.check_queue()
         if agent.resumable:
             options["metadata"] = called_with(options["metadata"], args, kwargs)
         registry = home.registry
-        birth = await home.read(
-            registry.birth, agent.name, user_id=user_id, thread_id=thread_id, parent_id=parent_id,
-            retry_of=retry_of, **options,
-        )  # fmt: skip
-        assert birth.born is not None  # noqa: S101 - a birth has a step
-        snapshot = birth.born.after
-        link = Link(home, snapshot, registry.law_of(snapshot.identity.machine).machine)
+        link: Link | None = None
+        seat.queue_up(
+            bounded=True
+        )  # before anything is awaited: whoever comes meanwhile has to find the queue that long
         try:
+            birth = await home.read(
+                registry.birth, agent.name, user_id=user_id, thread_id=thread_id, parent_id=parent_id,
+                retry_of=retry_of, **options,
+            )  # fmt: skip
+            assert birth.born is not None  # noqa: S101 - a birth has a step
+            snapshot = birth.born.after
+            link = Link(home, snapshot, registry.law_of(snapshot.identity.machine).machine)
             await registry.committer.commit_async(birth)
             await home.read(registry.created, birth)
         except BaseException:
-            link.close()
+            seat.close()
+            if link is not None:
+                link.close()
             raise
         run = Run(link, seat, self._child_of(link), answers)
         return Drive(home, link, seat, run, agent, args, kwargs or {}, conduct, emit)

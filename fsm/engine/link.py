@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,16 +68,19 @@ class Link:
         self.stop: asyncio.Future[None] = home.loop.create_future()
         self.gone: asyncio.Future[None] = home.loop.create_future()
         self._asked: str | None = None
-        self._answer: asyncio.Future[str | None] | None = None
+        self._answer: asyncio.Future[None] | None = None
         self._pending = 0
+        self._idle: asyncio.Future[None] | None = None
+        self._telling = threading.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._armed_at = float("inf")
         home.listen(self)
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening. Whoever still uses the run is told that it is over, however that came about."""
         self.home.forget(self)
         self._disarm()
+        self._over()
 
     # --- what was committed -------------------------------------------------------------------------------------
 
@@ -106,32 +110,51 @@ class Link:
 
     def committed(self, step: Step) -> None:
         """Hear of a commit, on any thread, in the order of the versions."""
-        after = step.after
-        if after.version <= self.snapshot.version and step.source is not None:
-            return  # heard of before: its own commits come directly, others by way of the journal
-        self.snapshot = after
+        self.news(step.after, born=step.source is None)
+
+    def news(self, after: Snapshot, *, born: bool = False) -> None:
+        """Take note of a committed record, on any thread.
+
+        Args:
+            after: The record.
+            born: It is the first.
+        """
+        with self._telling:  # the committer's thread and the one that reads the journal
+            if after.version <= self.snapshot.version and not born:
+                return  # heard of before: its own commits come directly, others by way of the journal
+            self.snapshot = after
         left = self._asked is not None and after.state != self._asked
         if left or self.taken or self.machine.by_name[after.state].category in _LOUD:
-            self.home.call(self._look, step.payload_json if left else None)
+            self.home.call(self._look)
         elif after.due_at is not None and after.due_at < self._armed_at:
             self.home.call(self._arm)
 
-    def _look(self, payload_json: str | None) -> None:
+    async def refresh(self) -> None:
+        """Read the record: a commit of which nobody can tell whether it happened is told by nobody."""
+        snapshot = await self.home.read(self.home.registry.store.load, self.id)
+        if snapshot is not None:
+            self.news(snapshot)
+            self.look()
+
+    def _look(self) -> None:
         if self._answer is not None and not self._answer.done() and self.snapshot.state != self._asked:
-            self._answer.set_result(payload_json)
+            self._answer.set_result(None)
         self.look()
 
     def look(self) -> None:
         """See whether it is over."""
         if self.ended or self.taken:
             self._disarm()
-            for future in (self.gone, self.stop):
-                if not future.done():
-                    future.set_result(None)
+            self._over()
             return
         if self.category == "stopping" and not self.stop.done():
             self.stop.set_result(None)
         self._arm()
+
+    def _over(self) -> None:
+        for future in (self.gone, self.stop):
+            if not future.done():
+                future.set_result(None)
 
     # --- what is handed in --------------------------------------------------------------------------------------
 
@@ -185,8 +208,10 @@ class Link:
     ) -> Receipt:
         """Hand in several events in one go, so that they share a commit; return the last one's receipt.
 
+        What becomes of the last one counts. A refused step of the way there means that somebody else has taken it.
+
         Args:
-            orders: Events with their payloads; each leans on the one before it.
+            orders: Events with their payloads, one at least; each leans on the one before it.
             key: An idempotency key for the last one.
         """
         last = len(orders) - 1
@@ -196,16 +221,42 @@ class Link:
                 sent.append(self._submit(event, payload, key if index == last else None))
             for one in sent:
                 if one.future is not None:
-                    await one.future
-        finally:
-            self._pending -= len(sent)
-        receipt: Receipt | None = None
+                    await asyncio.shield(one.future)
+        except BaseException:
+            for one in sent:
+                self._leave_behind(one)
+            raise
+        self._landed(len(sent))
         for one in sent:
-            receipt = self._receipt(one.command)
             if one.command.effects:
                 await self.home.read(self.home.registry.carry_out, one.command)
-        assert receipt is not None  # noqa: S101 - there is at least one order
-        return receipt
+        return self._receipt(sent[-1].command)
+
+    def _landed(self, count: int) -> None:
+        """Take note that so many events are decided; when none is under way, the record says where it is."""
+        self._pending -= count
+        if not self._pending and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _leave_behind(self, one: _Sent) -> None:
+        """Let an event come to its end whose caller was cancelled: until then it counts for where this leads to."""
+
+        def landed(_: object = None) -> None:
+            command = one.command
+            self._landed(1)
+            if command.unheard is not None and isinstance(command.outcome, Receipt):
+                command.unheard(command)
+
+        if one.future is None or one.future.done():
+            landed()
+        else:
+            one.future.add_done_callback(landed)
+
+    async def settled(self) -> None:
+        """Wait until no event is under way, but not for ever."""
+        if self._pending:
+            self._idle = self.home.loop.create_future()
+            await asyncio.wait({self._idle}, timeout=SETTLE_S)
 
     def _receipt(self, command: Command) -> Receipt:
         try:
@@ -219,11 +270,11 @@ class Link:
 
     # --- a person's answer --------------------------------------------------------------------------------------
 
-    async def answered(self, asked: str) -> str | None:
+    async def answered(self, asked: Receipt) -> str | None:
         """Wait until the execution leaves the state in which it waits for a person.
 
         Args:
-            asked: That state.
+            asked: The receipt of the event that led there.
 
         Returns:
             The payload of the event that led out of it, as JSON text.
@@ -231,18 +282,22 @@ class Link:
         Raises:
             RunOver: It ended, or was called off, instead.
         """
-        self._answer = self.home.loop.create_future()
-        self._asked = asked
+        state = asked.target
+        self._answer = answer = self.home.loop.create_future()
+        self._asked = state
         try:
-            if self.snapshot.state != asked:  # somebody was faster than we could begin to listen
-                last = (await self.home.read(self.home.registry.store.history, self.id))[-1]
-                return last.payload_json
-            either: set[asyncio.Future[Any]] = {self._answer, self.stop}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if self.snapshot.state == state:  # otherwise somebody was faster than we could begin to listen
+                either: set[asyncio.Future[Any]] = {answer, self.stop}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             self.check()
-            return self._answer.result()
         finally:
-            self._asked = self._answer = None
+            if self._answer is answer:
+                self._asked = self._answer = None
+        # The journal knows which row it was; whoever told us may have told us of a later one.
+        rows = await self.home.read(self.home.registry.store.history, self.id)
+        left = (row for row in rows if row.version > asked.version and row.source == state != row.target)
+        row = next(left, None)
+        return row.payload_json if row is not None else None
 
     # --- deadlines ----------------------------------------------------------------------------------------------
 
@@ -283,16 +338,36 @@ class Link:
         try:
             registry.receipt(order)
         except Refused:
-            self._arm()  # it has moved on: its new deadline counts
+            # It has moved on, perhaps in another process, of which we have not heard yet: its new deadline counts.
+            await self._look_again()
             return
         except FsmError as error:
             logger.warning("%s: its deadline could not be recorded, will try again: %s", self.id, error)
-            self.home.loop.call_later(RETRY_S, self._arm)
+            self._later()
             return
         if order.effects:
             await self.home.read(registry.carry_out, order)
 
+    async def _look_again(self) -> None:
+        before = self.snapshot.version
+        try:
+            await self.refresh()
+        except FsmError as error:
+            logger.warning("%s: its record could not be read, will try again: %s", self.id, error)
+        if self.snapshot.version == before:
+            self._later()
+        else:
+            self._arm()
 
+    def _later(self) -> None:
+        """Try again in a while; a deadline that has passed must not be handed in again and again without a pause."""
+        if not self.gone.done():
+            self._disarm()
+            self._timer = self.home.loop.call_later(RETRY_S, self._due)
+
+
+SETTLE_S = 10.0
+"""So long, in seconds, an end waits for events that were handed in before it."""
 RETRY_S = 1.0
 """After so many seconds a deadline that the store did not take is tried again."""
 _LOUD = frozenset({"stopping", "terminal"})

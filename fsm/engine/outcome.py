@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Generator
+import logging
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fsm.errors import ExecutionCancelled, ExecutionFailed, ExecutionLost, ExecutionTimedOut
+from fsm.errors import ExecutionCancelled, ExecutionFailed, ExecutionLost, ExecutionTimedOut, FsmError
 
 if TYPE_CHECKING:
     from fsm.engine.drive import Drive
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Outcome:
             ExecutionTimedOut: A deadline passed.
             ExecutionCancelled: It was called off.
             ExecutionLost: It is not this process's any more.
-            ExecutionFailed: It was ended as failed by somebody else.
+            ExecutionFailed: It was ended as failed by somebody else, or the agent cancelled itself.
         """
         error = self.failure()
         if error is not None:
@@ -84,9 +87,12 @@ def outcome_of(drive: Drive) -> Outcome:
 
 
 def _failed(outcome: Outcome, end: dict[str, Any]) -> BaseException:
-    if outcome.error is not None:
+    if outcome.error is not None and not isinstance(outcome.error, asyncio.CancelledError):
         return outcome.error
-    return ExecutionFailed(outcome.execution_id, outcome.state, end.get("error") or "no reason was given")
+    # A cancellation of the agent's own making is none of whoever waits: raised there, it would look like one.
+    error = ExecutionFailed(outcome.execution_id, outcome.state, end.get("error") or "no reason was given")
+    error.__cause__ = outcome.error
+    return error
 
 
 def _timed_out(outcome: Outcome, end: dict[str, Any]) -> BaseException:
@@ -148,3 +154,26 @@ class Handle:
             by: Who.
         """
         await self._drive.call_off(reason, by)
+
+    async def give_up(self, reason: str) -> None:
+        """Call it off and wait until it is over, whether or not the store takes the cancel.
+
+        Args:
+            reason: Why.
+        """
+        try:
+            await self.cancel(reason)
+        except FsmError as error:
+            logger.warning(
+                "%s: the cancel was not taken, the agent is stopped all the same: %s", self.id, error
+            )
+            self._task.cancel()
+        await asyncio.wait({self._task})
+
+    def add_done_callback(self, function: Callable[[], object]) -> None:
+        """Call a function when it is over.
+
+        Args:
+            function: What to call; on the event loop.
+        """
+        self._task.add_done_callback(lambda _: function())

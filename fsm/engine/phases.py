@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -42,6 +43,7 @@ class AsyncFires:
         """Hand an event to the run's execution, with its own fence."""
         del fence
         run = self._run
+        run.check()
         receipt = await run.link.fire(event, payload)
         if event == "call_model":
             run.calling = receipt.target
@@ -67,24 +69,35 @@ class ModelPhase:
         await run.ready()
         first = run.models == 0
         run.models += 1
+        permitted: ModelCall | Permit | None = None
         try:
             if self._breaker is not None:
                 breakers = run.link.home.tracker.breakers
-                self._call = (
+                call = (
                     breakers.model_call(Fires(run), run.id, self._breaker, name=self._name)
                     if first
                     else breakers.permit(self._breaker)
                 )
-                await self._call.__aenter__()
+                await call.__aenter__()
+                permitted = call
             elif first:
                 await AsyncFires(run).fire(run.id, "call_model", name=self._name)
             if not first:
-                await run.link.fire("progress", {"data": {"model": clipped(self._name)}})
+                await self._tell({"data": {"model": clipped(self._name)}})
         except BaseException as error:
             run.models -= 1
             run.waits(error)
+            if permitted is not None:  # a call that was not made says nothing about the model
+                cancelled = asyncio.CancelledError()
+                await permitted.__aexit__(type(cancelled), cancelled, None)
             raise
+        self._call = permitted
         return self
+
+    async def _tell(self, payload: dict[str, Any]) -> None:
+        """Note a call beside another one; it makes no phase of its own."""
+        self._run.check()
+        await self._run.link.fire("progress", payload)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -100,10 +113,7 @@ class ModelPhase:
             payload["note"] = f"the call of {clipped(self._name)} ended with {why(error)}"
         if self._usage:
             payload["data"] = jsonable(self._usage)
-        if run.models and payload:
-            await run.link.fire("progress", {**payload, "ok": error is None})
-        else:
-            await run.leave_model(**payload)
+        await run.leave_model(**payload)
 
 
 class ToolPhase:
@@ -165,5 +175,5 @@ class ToolPhase:
         try:
             await link.fire_all(orders)
         except Refused as refused:
-            # A fallback has taken the place of whoever opened it.
-            logger.debug("%s: the end of the tool %s came too late: %s", run.id, self._name, refused)
+            # A fallback has taken the place of whoever opened it, or the phase is another one by now.
+            logger.debug("%s: at the end of the tool %s: %s", run.id, self._name, refused)

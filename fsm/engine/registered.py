@@ -143,6 +143,7 @@ def _answers(registry: Registry, snapshot: Snapshot) -> list[tuple[str, str | No
         if row.event == "await_input":
             question = asked(row.payload.get("question") or "", row.payload.get("data"))
         elif row.event == "receive_input" and question is not None:
-            answers.append((question, row.payload_json))
+            if "verdict" in row.payload or "text" in row.payload:  # otherwise the question was taken back
+                answers.append((question, row.payload_json))
             question = None
     return answers

@@ -28,6 +28,9 @@ def jsonable(value: Any) -> Any:
     try:
         data = to_jsonable_python(value, fallback=repr, inf_nan_mode="strings", serialize_unknown=True)
         text = json.dumps(data, ensure_ascii=False)
+        if "NaN" in text or "Infinity" in text:  # perhaps a number that JSON cannot say; in a text they stay
+            data = json.loads(text, parse_constant=str)
+            text = json.dumps(data, ensure_ascii=False)
         # A lone surrogate is a text that no store and no reader takes.
         text.encode()
     except (PydanticSerializationError, TypeError, ValueError, RecursionError):

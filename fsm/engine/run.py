@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from fsm.engine.link import RunOver
 from fsm.engine.phases import Fires, ModelPhase, ToolPhase
 from fsm.engine.results import clipped, jsonable
-from fsm.errors import BreakerOpen
+from fsm.errors import BreakerOpen, Refused
 
 if TYPE_CHECKING:
     from fsm.breakers import Backoff
     from fsm.engine.home import Seat
     from fsm.engine.link import Link
     from fsm.engine.recorder import Recorder
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _current: ContextVar[Run | None] = ContextVar("fsm_run", default=None)
@@ -92,6 +96,8 @@ class Run:
         self._seat = seat
         self._start_child = start_child
         self._answers = answers
+        self._given: list[tuple[str, Answer]] = []
+        self._ended = False
         self._asking = asyncio.Lock()
         self._heard = asyncio.Event()
         self._heard.set()
@@ -143,7 +149,22 @@ class Run:
     @property
     def over(self) -> bool:
         """Whether this run is over: the execution ended, was called off, or belongs to another worker."""
-        return self.link.stop.done()
+        return self._ended or self.link.stop.done()
+
+    def check(self) -> None:
+        """Raise `RunOver` if the run is over."""
+        self.link.check()
+        if self._ended:
+            raise RunOver(f"the agent of {self.id} has come to its end: this run of it is over")
+
+    def end(self) -> None:
+        """Let it be over: the agent has come to its end, and what it left running has no say any more."""
+        self._ended = True
+
+    def anew(self) -> Run:
+        """Return the run of the next attempt, or of what takes the agent's place; this one is over."""
+        self.end()
+        return Run(self.link, self._seat, self._start_child, deque([*self._given, *self._answers]))
 
     @property
     def recorder(self) -> Recorder:
@@ -239,7 +260,7 @@ class Run:
         Returns:
             The answer: approved, refused or a text, and by whom.
         """
-        self.link.check()
+        self.check()
         data = jsonable(data)
         if (known := self._remembered(asked(question, data))) is not None:
             return known
@@ -254,9 +275,10 @@ class Run:
             try:
                 receipt = await self.link.fire("await_input", payload)
                 self._seat.give()
-                answer = answer_of(await self.link.answered(receipt.target))
+                answer = answer_of(await self.link.answered(receipt))
             finally:
                 self._heard.set()
+            self._given.append((asked(question, data), answer))
             await self.ready()
             return answer
 
@@ -265,7 +287,7 @@ class Run:
             if known == key:
                 # An agent that went on from a checkpoint of its own does not ask again what came before.
                 for _ in range(at + 1):
-                    self._answers.popleft()
+                    self._given.append(self._answers.popleft())
                 return answer
         return None
 
@@ -277,7 +299,7 @@ class Run:
             data: JSON for programs.
             ok: False for something that went wrong without ending anything.
         """
-        self.link.check()
+        self.check()
         payload: dict[str, Any] = {} if note is None else {"note": clipped(note)}
         if data is not None:
             payload["data"] = jsonable(data)
@@ -347,20 +369,41 @@ class Run:
         Raises:
             RunOver: It is over.
         """
-        self.link.check()
+        self.check()
         while not self._heard.is_set():
             await self._heard.wait()
-            self.link.check()
+            self.check()
         if not self._seat.held:
             await self._seat.take(resumes=True)
-            self.link.check()
+            self.check()
+        await self.take_back()
+
+    async def take_back(self) -> None:
+        """Take back a question for whose answer nobody waits any more: its asker was cancelled, or forgotten."""
+        if "receive_input" not in self.link.machine.by_source[self.link.state]:
+            return
+        try:
+            await self.link.fire("receive_input", {"note": "taken back: nobody waits for the answer"})
+        except Refused as refused:
+            logger.debug("%s: the question was answered after all: %s", self.id, refused)
 
     async def leave_model(self, **payload: Any) -> None:
-        """Go on from a model call, if it was the last one in flight: to its tools, or to thinking."""
+        """Go on from a model call, if it was the last one in flight: to its tools, or to thinking.
+
+        Args:
+            **payload: What there is to say of the call; it is not lost if the execution is elsewhere.
+        """
         link = self.link
-        if self.models or link.stop.done() or link.state != self.calling or link.waits(link.state):
+        if self.over:
             return
-        await link.fire("run_tools" if self.tools else "think", payload)
+        if self.models or link.state != self.calling or link.waits(link.state):
+            if payload:
+                await link.fire("progress", {**payload, "ok": "note" not in payload})
+        elif self.tools:
+            self.using = link.ways.end_of(link.state, ("run_tools",))
+            await link.fire("run_tools", payload)
+        else:
+            await link.fire("think", payload)
 
     def waits(self, error: BaseException | None) -> None:
         """Give the slot back if the call ended behind an open breaker: the execution waits."""

@@ -37,7 +37,7 @@ class Phase(Generic[P]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._run.wait(self._phase.__aexit__(kind, error, trace))
+        self._run.wait(self._phase.__aexit__(kind, error, trace), leaving=True)
 
 
 class SyncRun:
@@ -48,13 +48,21 @@ class SyncRun:
         self.run = run
         self._loop = run.link.home.loop
         self._stopped = False
+        self._steps: set[concurrent.futures.Future[Any]] = set()
 
     def stop(self) -> None:
-        """Let the next step of the agent raise `RunOver`."""
+        """Let the step in which the agent waits raise `RunOver`, and every further one."""
         self._stopped = True
+        for step in tuple(self._steps):
+            step.cancel()
 
-    def wait(self, awaitable: Awaitable[T]) -> T:
+    def wait(self, awaitable: Awaitable[T], *, leaving: bool = False) -> T:
         """Wait for something that happens on the run's event loop.
+
+        Args:
+            awaitable: What happens.
+            leaving: It is the end of something that was begun: it happens even if the run is over, so that a
+                breaker's permit is given back.
 
         Raises:
             RunOver: The run is over.
@@ -65,18 +73,29 @@ class SyncRun:
 
         step: Coroutine[Any, Any, T] = do()
         try:
-            if self._stopped:
-                self.run.link.check()
+            if self._stopped and not leaving:
+                raise self._over()
             future = asyncio.run_coroutine_threadsafe(step, self._loop)
-        except BaseException:
+        except BaseException as error:
             step.close()
             if asyncio.iscoroutine(awaitable):
                 awaitable.close()
+            if isinstance(error, RuntimeError):  # the loop was closed
+                raise self._over() from None
             raise
+        if not leaving:
+            self._steps.add(future)
         try:
+            if self._stopped and not leaving:
+                future.cancel()  # stopped just before it could be found among the steps
             return future.result()
         except concurrent.futures.CancelledError:
-            raise RunOver(f"{self.run.id} is {self.run.state}: this run of the agent is over") from None
+            raise self._over() from None
+        finally:
+            self._steps.discard(future)
+
+    def _over(self) -> RunOver:
+        return RunOver(f"{self.run.id} is {self.run.state}: this run of the agent is over")
 
     @property
     def id(self) -> str:

@@ -246,9 +246,8 @@ class Codec:
             )
         # A machine that says nothing means by `time_out`, `cancel`, `complete` … what everybody means by it.
         base = PAYLOADS[name] if name is not None else PAYLOADS.get(event, Payload)
-        guards = {
-            fact for arrow in machine.arrows if arrow.event == event for fact, _ in arrow.literals
-        } - derived
+        rows = (row for row in machine.transitions if row.event == event)
+        guards = {fact for row in rows for fact, _ in row.literals} - derived
         asked = guards - base.model_fields.keys()
         for fact in sorted(guards - asked):
             if base.model_fields[fact].annotation not in {bool, bool | None}:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from fsm.checks import names, text
 from fsm.errors import BadPayload
-from fsm.machine import Category
+from fsm.machine import Category, Machine
 from fsm.records import Execution
 from fsm.registry import Registry
 from fsm.stores.base import Query
@@ -50,7 +51,7 @@ def _states(
     if state is None and category is None:
         return None
     machines = registry.machines()
-    known = frozenset(name for machine in machines for name in machine.by_name)
+    known = _named(machines, None)
     wanted = known if state is None else names(state)
     if strange := wanted - known:
         raise BadPayload(
@@ -60,7 +61,17 @@ def _states(
         return wanted
     if category not in list(Category):
         raise BadPayload(f"no such category: {category!r}. Known: {', '.join(Category)}")
-    return wanted & {name for machine in machines for name in machine.of(category)}
+    return wanted & _named(machines, category)
+
+
+@lru_cache(maxsize=64)
+def _named(machines: tuple[Machine, ...], category: str | None) -> frozenset[str]:
+    """Return the names of the states of a category, or of all; asked for by every page, and always the same."""
+    return frozenset(
+        name
+        for machine in machines
+        for name in (machine.by_name if category is None else machine.of(category))
+    )
 
 
 def find(registry: Registry, question: Query, category: str | None) -> list[Execution]:

@@ -166,6 +166,20 @@ def test_orders_are_carried_out_page_by_page(either, monkeypatch):
     assert set(states(either, children)) == {"cancelled"}
 
 
+def test_each_order_is_tried_once_in_a_sweep(either, monkeypatch):
+    """Orders that cannot be carried out now are left to the next sweep: none is tried twice, none is passed over."""
+    monkeypatch.setattr(sweeper, "BATCH", 3)
+    parents = []
+    for _ in range(7):
+        parents.append(begun(either))
+        child_of(either, parents[-1])
+        die_after_commit(either, parents[-1], "fail", monkeypatch)
+    tried = []
+    monkeypatch.setattr(either._registry, "call_off", lambda order: tried.append(order.execution_id) or 0)
+    assert either.sweep().orphans == 0
+    assert tried == parents
+
+
 def test_sweepers_at_the_same_time_cancel_each_child_once(url, monkeypatch):
     """Any number of sweepers may find the same order: each child is cancelled once, by one of them."""
     with fresh_tracker(url) as tracker:

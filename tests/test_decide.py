@@ -861,3 +861,36 @@ def test_every_payload_field_that_decide_reads_is_one_of_a_model() -> None:
     """The fields that changes of the record are made from exist in the payload models."""
     fields = {field for model in PAYLOADS.values() for field in model.model_fields}
     assert {"owner", "retry_in_s", "breaker", "name", "call_id", "expires_s", "retryable", "permit"} <= fields
+
+
+# --- what mutants showed that no test said ------------------------------------------------------------------------
+
+
+def test_an_attempt_beyond_the_last_leaves_none():
+    """Attempts are left while there were fewer than there may be; more than that are not "different", but none."""
+    for name, limit in (("attempts_left", "attempts_max"), ("model_attempts_left", "model_attempts_max")):
+        count = name.removesuffix("s_left")
+        answers = [
+            DERIVED[name](create(EXECUTION, identity(**{limit: 2})).after._replace(**{count: tried}), {})
+            for tried in (0, 1, 2, 3)
+        ]
+        assert answers == [True, True, False, False], name
+
+
+def test_a_release_raises_the_fence_by_one():
+    """A release makes the old worker a stranger, and leaves no number out, however large it is by now."""
+    life = Life(attempts_max=9)
+    for fence in (1, 3, 5):
+        assert life.fire("start").fence == fence
+        assert life.fire("fail", error="x", retryable=True).fence == fence + 1
+
+
+def test_what_is_stale_is_told_by_value():
+    """A version and a holder are compared by what they are, in either direction."""
+    snapshot = create(EXECUTION, identity()).after._replace(version=1_000, owner="m", state="thinking")
+    for facts, decided in (
+        ({"version": int("1000")}, Step), ({"version": 999}, Refusal), ({"version": 1_001}, Refusal),
+        ({"holder": "".join("m")}, Step), ({"holder": "a"}, Refusal), ({"holder": "z"}, Refusal),
+    ):  # fmt: skip
+        answer = decide(EXECUTION, snapshot, "progress", Facts(BORN_AT + 1.0, {}, **facts))
+        assert isinstance(answer, decided), facts

@@ -514,3 +514,37 @@ def test_an_invalid_machine_is_one_of_the_librarys_errors() -> None:
     """One except clause for the library's errors catches an invalid machine."""
     with pytest.raises(FsmError):
         other(initial="nowhere")
+
+
+# --- limits -------------------------------------------------------------------------------------------------------
+
+
+def test_names_and_guards_have_a_longest():
+    """A name of 64 letters, a category's name of 65 with its sign and a guard of 300 are the longest there are."""
+    assert State(name="x" * 64, category="running").name == "x" * 64
+    long = "x" * 64
+    guard = " and ".join([*["yes"] * 36, "x" * 12])
+    assert len(guard) == 300
+    assert Transition(source="@" + long, event=long, target=long, guard=guard).guard == guard
+    for wrong in ({"source": "@" + long + "x"}, {"guard": guard + "x"}, {"event": long + "x"}):
+        with pytest.raises(ValidationError):
+            Transition(**({"source": "a", "event": "go"} | wrong))
+
+
+def test_resolved_limits_are_kept_but_not_without_end(monkeypatch):
+    """The same text gives the same object, and however many texts there are, only so many are kept."""
+    monkeypatch.setattr("fsm.machine.MAX_LIMITS", 4)
+    machine = other(name="limited")
+    texts = [json.dumps({"total_s": float(number)}) for number in range(1, 5)]
+    kept = [machine.limits_for(text) for text in texts]
+    assert all(machine.limits_for(text) is one for text, one in zip(texts, kept, strict=True))
+    for number in range(100, 150):
+        machine.limits_for(json.dumps({"total_s": float(number)}))
+        assert len(machine._limits) <= 4
+
+
+def test_a_document_holds_what_was_declared():
+    """A field that was not given is not written: one that is added to the grammar changes no machine's hash."""
+    document = json.loads(SMALL.to_json())
+    assert "perpetual" not in document
+    assert "otherwise" not in document["transitions"][1]

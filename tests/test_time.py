@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from fsm import sweeper as sweeping
 from fsm.clock import ManualClock
 from fsm.errors import BadPayload, InvalidMachine, Refused, StoreUnavailable
 from fsm.machine import Fact, Machine, row, state
@@ -395,3 +396,76 @@ def test_an_ordered_wait_does_not_count_against_a_limit(tracker, clock):
     assert tracker.sweep().timed_out == 0
     clock.advance(6.0)
     assert tracker.sweep().timed_out == 1
+
+
+# --- the sweeper itself -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every_s", [0, -1.0, float("inf"), float("nan"), "5", None, True])
+def test_a_sweeper_needs_a_pause(tracker, every_s):
+    """A pause of no, negative or endless length, or of no number at all, is refused."""
+    with pytest.raises(BadPayload, match="positive number of seconds"):
+        Sweeper(tracker._registry, every_s)
+
+
+@pytest.mark.parametrize(("due", "looks"), [(0, 1), (1, 1), (2, 2), (5, 3)])
+def test_a_sweep_asks_again_only_after_a_full_page(tracker, clock, monkeypatch, due, looks):
+    """Everything due is handled in one sweep, page by page; a page that is not full is the last."""
+    monkeypatch.setattr(sweeping, "BATCH", 2)
+    for _ in range(due):
+        begin(tracker, timeouts={"queue_s": 5.0})
+    clock.advance(6.0)
+    store = tracker._registry.store
+    find, asked = store.due, []
+
+    def counted(now, limit):
+        asked.append(limit)
+        return find(now, limit)
+
+    monkeypatch.setattr(store, "due", counted)
+    assert tracker.sweep().timed_out == due
+    assert asked == [2] * looks
+
+
+def test_a_sweep_that_gets_nothing_done_ends(tracker, clock, monkeypatch):
+    """A full page of which nothing can be carried out is not asked for again and again in one sweep."""
+    monkeypatch.setattr(sweeping, "BATCH", 2)
+    for _ in range(4):
+        begin(tracker, timeouts={"queue_s": 5.0})
+    clock.advance(6.0)
+    registry = tracker._registry
+    tried = []
+    monkeypatch.setattr(registry, "carry_all", lambda commands: tried.append(len(commands)) or 0)
+    assert tracker.sweep().timed_out == 0
+    assert tried == [2]
+
+
+@pytest.mark.parametrize(
+    ("queue_s", "pause_s", "wakes_in_s"), [(None, 10.0, 10.0), (3.0, 3.0, 3.0), (50.0, 10.0, 10.0)]
+)
+def test_a_sweeper_sleeps_to_the_nearest_deadline(tracker, clock, queue_s, pause_s, wakes_in_s):
+    """Between two sweeps it sleeps its pause, or to the nearest deadline, and the committer knows till when."""
+    sweeper = Sweeper(tracker._registry, every_s=10.0)
+    if queue_s is not None:
+        begin(tracker, timeouts={"queue_s": queue_s})
+    now = tracker._registry.now()
+    assert sweeper._pause_s() == pytest.approx(pause_s)
+    assert tracker._registry.committer.wake_at - now == pytest.approx(wakes_in_s)
+    clock.advance(100.0)
+    assert sweeper._pause_s() == (10.0 if queue_s is None else 0.0)
+
+
+def test_a_sweeper_that_is_stopped_has_ended(tracker):
+    """The thread does not keep a process alive; stopping waits for it, except when it stops itself."""
+    sweeper = Sweeper(tracker._registry, every_s=1000.0)
+    sweeper.stop()  # it was never begun
+    sweeper = Sweeper(tracker._registry, every_s=1000.0)
+    sweeper.start()
+    thread = sweeper._thread
+    sweeper.stop()
+    assert (thread.daemon, thread.is_alive()) == (True, False)
+    itself = Sweeper(tracker._registry, every_s=1000.0)
+    itself.sweep = itself.stop
+    itself.start()
+    itself._thread.join(60)
+    assert not itself._thread.is_alive()

@@ -52,6 +52,7 @@ class Checker:
         ] = []  # the same as a heap, with entries that were overtaken
         self._laws: dict[str, _Law] = {}
         self._models: dict[str, Model] = {}
+        self._open: dict[str, None] = {}
         self._families = Families(self._models)
         self._seen: list[Receipt] = []
         self._checked_commits = 0
@@ -215,6 +216,10 @@ class Checker:
             raise Broken("a cancel ends cancelled", f"it was called off before: {row}")
         model.rows.append(row)
         model.state, model.attempt, model.fence, model.owner = row.target, row.attempt, row.fence, row.owner
+        if row.target in model.terminal:
+            self._open.pop(row.execution_id, None)
+        elif row.source is None:
+            self._open[row.execution_id] = None
 
     def _follows(self, model: Model, row: Receipt) -> None:
         """Hold a row to beginning where the last one ended, and to the table."""
@@ -395,7 +400,7 @@ class Checker:
 
     def open_ids(self) -> list[str]:
         """Return the executions that have not ended, in the order of their first row."""
-        return [one for one, model in self._models.items() if model.state not in model.terminal]
+        return list(self._open)
 
 
 @lru_cache(maxsize=64)

@@ -26,6 +26,7 @@ from typing import Any, cast
 
 from fsm import process as process_module
 from fsm.command import Command
+from fsm.laws import Law
 from fsm.machine import Machine
 from fsm.records import Receipt, Step
 from fsm.retention import Retention
@@ -188,6 +189,7 @@ class Simulation:
         self.rng = Random(f"scenario {self.seed}")
         self.store = self._make_store()
         self.checker = Checker(self.store, loop)
+        self.laws: dict[str, Law] = {}
         self.delays: dict[Process, Callable[[], float]] = {}
         self._events: list[Event] = []
         self._failure = None

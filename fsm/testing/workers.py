@@ -113,6 +113,7 @@ class SimulatedRegistry(Registry):
     ) -> None:
         super().__init__(cast("Store", way), clock, ())
         self._loop = simulation.loop
+        self._laws = simulation.laws  # every worker runs the same program: made ready once, not at every boot
         self._acknowledged = partial(simulation.checker.acknowledged, process)
         self.committer = _SimulatedCommitter(way, self.law_of, simulation.loop)
         rng = Random(f"ids {simulation.seed} {process.name}")

@@ -243,7 +243,7 @@ def test_the_demo_needs_nothing(fsm):
 
 
 def test_a_person_answers_from_another_process(fsm, tmp_path):
-    """fsm answer lists what people are asked, answers it, with who, and refuses what makes no sense."""
+    """A person sees with fsm answer what is asked, and answers it, with who; what makes no sense is refused."""
     with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as tracker:
         run = tracker.create("refunds", user_id="ada", thread_id="t")
         tracker.fire(run.id, "start")

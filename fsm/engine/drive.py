@@ -71,6 +71,7 @@ class Drive:
         self.result: Any = None
         self.error: BaseException | None = None
         self.fell_back = False
+        self.followed = False
         self._claiming = False
         self._said = False
         self._args = args
@@ -144,12 +145,23 @@ class Drive:
         except (RunOver, Refused) as refused:
             # It was called off, or somebody else has claimed it: the link has heard of it, or will in a moment.
             logger.debug("%s: not begun: %s", link.id, refused)
+            await self._follow()
             return False
         except FsmError as error:
             self.error = error
             logger.exception("%s: could not be begun", link.id)
             return False
         return not link.gone.done()
+
+    async def _follow(self) -> None:
+        """Wait for the end of an execution that another engine has claimed: whoever waits here wants to know it."""
+        link = self.link
+        with contextlib.suppress(StoreUnavailable):
+            await link.refresh()
+        if link.snapshot.owner is not None and not link.gone.done():
+            self.followed = True
+            self.seat.give()
+            await asyncio.wait({link.gone})
 
     async def _claim(self, event: str) -> None:
         link = self.link
@@ -444,6 +456,8 @@ class Drive:
         """Stop because the process or the engine stops: hand the execution back if another may go on, else end it."""
         link, task = self.link, self._task
         self.run.end()
+        if self.followed:
+            return  # another engine drives it
         if task is not None and task.done() and not task.cancelled():
             await self.close(*_what(task))  # it had come to its end by itself
         await link.settled()

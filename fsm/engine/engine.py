@@ -328,7 +328,9 @@ class Engine(Launcher):
             Their handles.
         """
         home = self.open()
-        found = await home.read(waiting_for, home.registry, self.resumable(), set(home.links), limit)
+        found = await home.read(
+            waiting_for, home.registry, self.resumable(), set(home.registry.committer.watchers), limit
+        )
         return [self.take_over(home, one) for one in found]
 
     async def serve(self, *, every_s: float = 1.0) -> None:

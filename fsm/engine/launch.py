@@ -19,6 +19,7 @@ from fsm.engine.registered import Registered, Registration, called_with
 from fsm.engine.run import Answer, Run, answer_of
 from fsm.engine.slots import Slots
 from fsm.errors import BadPayload, ConfigurationError
+from fsm.machine import Machine
 from fsm.process import get_tracker
 from fsm.tracker import Tracker
 
@@ -89,6 +90,7 @@ class Launcher:
         if agent.resumable:
             options["metadata"] = called_with(options["metadata"], args, kwargs)
         registry = home.registry
+        _check_machine(registry.machine_for(options["machine"]))
         link: Link | None = None
         seat.queue_up(
             bounded=True
@@ -232,3 +234,17 @@ class Launcher:
                 await asyncio.wait(tasks)
         finally:
             self._closing = False
+
+
+SPOKEN = frozenset("start complete fail cancel stopped time_out lapse progress".split())
+"""The events without which an engine cannot drive an execution to its end."""
+
+
+def _check_machine(machine: Machine) -> None:
+    """Raise `ConfigurationError` if a machine lacks what an engine says."""
+    lacks = sorted(SPOKEN - set(machine.events))
+    if lacks:
+        raise ConfigurationError(
+            f"the engine cannot drive machine {machine.name!r}, which has no {', '.join(lacks)}: derive yours with "
+            "EXECUTION.extend(…), or drive its executions with tracker.fire"
+        )

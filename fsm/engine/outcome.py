@@ -75,14 +75,17 @@ def outcome_of(drive: Drive) -> Outcome:
     """Return how an execution ended that was driven here."""
     snapshot = drive.link.snapshot
     ended = drive.link.ended
+    end = json.loads(snapshot.end_json) if ended and snapshot.end_json else {}
+    # Of what another engine has brought to its end there is the record's result alone.
+    result = drive.result if drive.result is not None else end.get("result")
     return Outcome(
         drive.link.id,
         snapshot.state,
-        drive.result,
+        result,
         drive.error,
-        drive.fell_back,
+        drive.fell_back or end.get("outcome") == "fallback",
         snapshot.attempt,
-        json.loads(snapshot.end_json) if ended and snapshot.end_json else {},
+        end,
     )
 
 

@@ -13,7 +13,7 @@ from fsm.engine.link import RunOver
 from fsm.engine.outcome import outcome_of
 from fsm.engine.run import Run, _current
 from fsm.engine.sync import SyncRun
-from fsm.errors import BadPayload
+from fsm.errors import BadPayload, ExecutionLost
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -89,9 +89,7 @@ class Session:
             raise
         if not begun:
             drive.finish()
-            failure = outcome_of(drive).failure()
-            assert failure is not None  # noqa: S101 - nothing has completed it
-            raise failure
+            raise outcome_of(drive).failure() or ExecutionLost(drive.link.id, drive.link.state)
         try:
             await drive.check_before()
         except BaseException as error:

@@ -136,7 +136,9 @@ class TrackerDriver(Driver):
             broken("a journal keeps what came with an event", f"{subject}: {receipt.payload}, sent {payload}")
         if key is not None:
             subject.keyed[key] = receipt
-        expected = [receipt, *self._call_off_children(subject, arrow, moment)]
+        # In which order the children of several parents go is nobody's business; that they go next is.
+        called_off = sorted(self._call_off_children(subject, arrow, moment), key=lambda one: one.position)
+        expected = [receipt, *called_off]
         news = self._news()
         if news != expected:
             broken("journal and state agree", f"{subject}: the journal has {news}, expected {expected}")

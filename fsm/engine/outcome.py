@@ -28,7 +28,7 @@ class Outcome:
         error: What the agent raised, if it failed.
         fallback: Whether the result is the fallback's.
         attempts: How many attempts were made.
-        end: The payload of the event that ended it.
+        end: The payload of the event that ended it, with that of the event that told it to stop before.
     """
 
     execution_id: str
@@ -75,6 +75,9 @@ def outcome_of(drive: Drive) -> Outcome:
     """Return how an execution ended that was driven here."""
     snapshot = drive.link.snapshot
     ended = drive.link.ended
+    end = json.loads(snapshot.end_json) if ended and snapshot.end_json else {}
+    if ended and drive.link.called_off is not None:
+        end = {**json.loads(drive.link.called_off), **end}
     return Outcome(
         drive.link.id,
         snapshot.state,
@@ -82,7 +85,7 @@ def outcome_of(drive: Drive) -> Outcome:
         drive.error,
         drive.fell_back,
         snapshot.attempt,
-        json.loads(snapshot.end_json) if ended and snapshot.end_json else {},
+        end,
     )
 
 

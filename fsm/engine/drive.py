@@ -93,6 +93,9 @@ class Drive:
             await self._broken(error)
         finally:
             self.finish()
+        if self.link.snapshot.state == "cancelled":
+            with contextlib.suppress(FsmError):
+                await self.link.why_called_off()
         if isinstance(self.error, (SystemExit, KeyboardInterrupt)):
             raise self.error  # it is recorded; now it does what it would do without an engine
         return outcome_of(self)

@@ -198,6 +198,8 @@ class Home:
             rows = store.journal(after, PAGE)
             for row in rows:
                 link = self.links.get(row.execution_id)
+                if link is not None:
+                    link.heard(row.target, row.payload_json)
                 if link is None or row.version <= link.snapshot.version:
                     continue
                 snapshot = store.load(row.execution_id)

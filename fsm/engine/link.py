@@ -44,6 +44,7 @@ class Link:
 
     Attributes:
         snapshot: The last committed record.
+        called_off: The payload of the event that told it to stop, as JSON text: the end that follows says no reason.
         fence: The fence of the claim; ``None`` while nobody here owns the execution.
         stop: Done when the agent has to stop: cancelled, ended, or taken away.
         gone: Done when there is nothing left to say: ended, or taken away.
@@ -65,6 +66,7 @@ class Link:
         self._ahead = snapshot.state
         self.fence: int | None = None
         self.letting_go = False
+        self.called_off: str | None = None
         self.stop: asyncio.Future[None] = home.loop.create_future()
         self.gone: asyncio.Future[None] = home.loop.create_future()
         self._asked: str | None = None
@@ -110,7 +112,24 @@ class Link:
 
     def committed(self, step: Step) -> None:
         """Hear of a commit, on any thread, in the order of the versions."""
+        self.heard(step.after.state, step.payload_json)
         self.news(step.after, born=step.source is None)
+
+    def heard(self, target: str, payload_json: str | None) -> None:
+        """Keep what was said when it was told to stop.
+
+        Args:
+            target: Where a commit led to.
+            payload_json: What came with it.
+        """
+        if self.machine.by_name[target].category == "stopping":
+            self.called_off = payload_json
+
+    async def why_called_off(self) -> None:
+        """Look in the journal for what nobody has told us of."""
+        if self.called_off is None and self.ended:
+            for row in await self.home.read(self.home.registry.store.history, self.id):
+                self.heard(row.target, row.payload_json)
 
     def news(self, after: Snapshot, *, born: bool = False) -> None:
         """Take note of a committed record, on any thread.

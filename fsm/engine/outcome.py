@@ -28,7 +28,7 @@ class Outcome:
         error: What the agent raised, if it failed.
         fallback: Whether the result is the fallback's.
         attempts: How many attempts were made.
-        end: The payload of the event that ended it.
+        end: The payload of the event that ended it, with that of the event that told it to stop before.
     """
 
     execution_id: str
@@ -78,6 +78,8 @@ def outcome_of(drive: Drive) -> Outcome:
     end = json.loads(snapshot.end_json) if ended and snapshot.end_json else {}
     # Of what another engine has brought to its end there is the record's result alone.
     result = drive.result if drive.result is not None else end.get("result")
+    if ended and drive.link.called_off is not None:
+        end = {**json.loads(drive.link.called_off), **end}
     return Outcome(
         drive.link.id,
         snapshot.state,

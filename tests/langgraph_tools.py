@@ -48,6 +48,14 @@ async def refund(x: int) -> str:
     return f"refund: {interrupt(f'Refund {x} EUR?')}"
 
 
+@tool
+async def consult(x: int) -> str:
+    """Ask two models, one after the other."""
+    for _ in range(2):
+        await Slow(messages=iter([done()])).ainvoke("?")
+    return "consulted"
+
+
 def call(*names):
     """A model's answer that calls tools."""
     return AIMessage("", tool_calls=[{"name": name, "args": {"x": 1}, "id": name} for name in names])
@@ -82,6 +90,14 @@ class Named(GenericFakeChatModel):
             yield ChatGenerationChunk(message=chunk)
 
 
+class Slow(Named):
+    """One that takes its time."""
+
+    async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
+        await asyncio.sleep(0.05)
+        return await super()._agenerate(messages, stop, run_manager, **kwargs)
+
+
 def react(*messages, handle_errors=False, sync=False, **compile_options):
     """A graph of a model and its tools, as `create_agent` builds it."""
     model = Named(messages=iter(messages))
@@ -94,7 +110,7 @@ def react(*messages, handle_errors=False, sync=False, **compile_options):
 
     graph = StateGraph(MessagesState)
     graph.add_node("model", smodel if sync else amodel)
-    node = ToolNode([slow, quick, broken, refund], handle_tool_errors=handle_errors)
+    node = ToolNode([slow, quick, broken, refund, consult], handle_tool_errors=handle_errors)
     graph.add_node("tools", node)
     graph.add_edge(START, "model")
     graph.add_conditional_edges("model", tools_condition)

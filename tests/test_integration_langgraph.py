@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.language_models.fake import FakeListLLM
 from langchain_core.prompts import ChatPromptTemplate
@@ -165,7 +166,7 @@ def test_callbacks_and_config_of_the_user_keep_working():
     """The user's handler sees its events, and the user's thread is the graph's."""
     seen = []
 
-    class Mine(FsmCallbackHandler.__mro__[2]):
+    class Mine(BaseCallbackHandler):
         def on_llm_end(self, response, **kwargs):
             seen.append("llm_end")
 
@@ -175,6 +176,18 @@ def test_callbacks_and_config_of_the_user_keep_working():
     assert seen == ["llm_end"]
     assert graph.get_state({"configurable": {"thread_id": "mine"}}).values["messages"]
     assert config["callbacks"][1:] == []
+
+
+def test_the_journal_is_written_before_the_users_handlers_are_called():
+    """A handler that looks at the journal finds the call there, wherever it stands in the list."""
+    seen = []
+
+    class Looking(AsyncCallbackHandler):
+        async def on_chat_model_start(self, serialized, messages, **kwargs):
+            seen.append(current_run().state)
+
+    perform(tracked(react(done()), config={"callbacks": [Looking()]}), HI)
+    assert seen == ["calling_model"]
 
 
 def test_the_runs_thread_is_the_graphs():
@@ -269,13 +282,13 @@ def test_a_cancel_in_the_middle_leaves_nothing_open():
 
 
 def test_a_node_that_hears_that_the_run_is_over_is_no_failure():
-    """LangGraph makes an error of a cancellation that a node raises; here it stays one."""
+    """LangGraph makes an error of a cancellation that a node raises by itself; here it stays one."""
     raised = []
 
     async def node(state):
         run = current_run()
         get_tracker().fire(run.id, "cancel")
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
         await run.progress("too late")
 
     graph = StateGraph(Words)
@@ -283,10 +296,11 @@ def test_a_node_that_hears_that_the_run_is_over_is_no_failure():
     graph.add_edge(START, "node")
 
     async def agent(run):
+        inner = asyncio.ensure_future(tracked(graph.compile())(run, {}))
         try:
-            await tracked(graph.compile())(run, {})
-        except BaseException as error:
-            raised.append(error)
+            await asyncio.shield(inner)
+        except asyncio.CancelledError:
+            raised.extend(await asyncio.gather(inner, return_exceptions=True))
             raise
 
     assert perform(agent).state == "cancelled"

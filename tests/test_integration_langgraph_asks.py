@@ -88,14 +88,14 @@ def test_an_interrupt_in_a_tool_is_no_error_of_the_tool():
     )
 
 
-def test_late_siblings_of_an_interrupt_say_nothing():
-    """What a given-up tool still reports, while a person thinks or after that, is ignored."""
+def test_what_an_interrupt_left_behind_says_nothing_more():
+    """A tool that was given up goes on in the background and calls models; the journal has those of its next call."""
 
     async def main():
         async with Engine() as engine:
-            handle = await engine.submit(tracked(react(call("refund", "slow"), done())), HI, **ADA)
+            graph = react(call("refund", "consult"), done())
+            handle = await engine.submit(tracked(graph), HI, **ADA)
             await until(lambda: handle.state == "awaiting_input")
-            await asyncio.sleep(60)
             before = len(journal())
             await asyncio.sleep(60)
             assert len(journal()) == before
@@ -103,8 +103,13 @@ def test_late_siblings_of_an_interrupt_say_nothing():
             return await handle.result()
 
     assert on_loop(main)["messages"][-1].content == "done"
-    rows = [one for one in journal() if one.target == "awaiting_input"]
-    assert [one.event for one in rows] == ["await_input"]
+    asked = next(at for at, one in enumerate(journal()) if one.event == "await_input")
+    assert [one.event for one in journal() if one.target == "awaiting_input"] == ["await_input"]
+    calls = [one.payload["name"] for one in journal()[asked:] if one.event == "call_model"]
+    assert calls == ["slow:m-1", "slow:m-1", "named:m-1"]
+    # A call beside another one is no phase of its own, but a line with the model's name.
+    assert [one for one in journal()[asked:] if "model" in (one.payload.get("data") or {})] == []
+    assert states().endswith(f"running_tools processing_results {LAST_TURN}")
 
 
 def test_several_interrupts_at_once_are_asked_one_by_one():

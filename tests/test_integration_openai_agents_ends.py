@@ -20,9 +20,9 @@ from agents import (
     set_trace_processors,
     set_tracing_disabled,
 )
-from agents.testing import function_call
+from agents.testing import ScriptedModel, function_call
 
-from fsm.engine import Engine
+from fsm.engine import Engine, Recorder
 from fsm.errors import ConfigurationError
 from fsm.integrations.common import TooManyQuestions
 from fsm.integrations.openai_agents import FsmRunHooks, tracked
@@ -94,6 +94,26 @@ def test_several_approvals_are_asked_one_by_one():
     perform(tracked(agent, question=lambda item: f"Refund {item.call_id}?"), "hi", answers=answers)
     assert [one["question"] for one in payloads("await_input")] == ["Refund 1?", "Refund 2?"]
     assert tools() == [("refund", True, "refunded 2")]
+
+
+def test_an_agent_within_a_tool_may_ask():
+    """What waits for the person is no open tool; the inner tool's answer finds its way."""
+    inner = an_agent(call("refund"), done("inner done"), name="inner")
+    outer = an_agent(tools=[inner.as_tool("inner", "Ask.")])
+    outer.model = ScriptedModel([[function_call("inner", {"input": "?"}, call_id="1")], done()])
+    open_tools = []
+
+    async def main():
+        async with Engine() as engine:
+            handle = await engine.submit(tracked(outer), "hi", **ADA)
+            await until(lambda: handle.state == "awaiting_input")
+            open_tools.extend(get_tracker().get(handle.id).open_tools)
+            get_tracker().fire(handle.id, "receive_input", **APPROVED)
+            return await handle.result()
+
+    assert on_loop(main) == "done"
+    assert open_tools == []
+    assert outer.model.last_call.input[-1]["output"] == "inner done"
 
 
 def test_an_agent_may_ask_again_but_not_for_ever():
@@ -203,8 +223,16 @@ def test_an_error_in_the_users_own_stream_handler_ends_the_runner():
     assert len(agent.model.calls) <= 1
 
 
-def test_a_sync_agent_runs_the_sync_runner_in_its_thread():
+def test_a_sync_agent_runs_the_sync_runner_in_its_thread(either, monkeypatch):
     """The hooks speak to the event loop on which the run lives, whichever loop the SDK made for itself."""
+    loops = []
+    note = Recorder.note
+
+    async def spy(recorder, text, **data):
+        loops.append(asyncio.get_running_loop() is recorder._run.link.home.loop)
+        await note(recorder, text, **data)
+
+    monkeypatch.setattr(Recorder, "note", spy)
 
     def agent(run):
         hooks = FsmRunHooks(run)
@@ -216,6 +244,7 @@ def test_a_sync_agent_runs_the_sync_runner_in_its_thread():
         return result.final_output
 
     assert perform(agent, threads=True).value() == "done"
+    assert loops == [True]
     assert states() == f"starting {TOOLS_TURN} {LAST_TURN}"
 
 

@@ -124,7 +124,7 @@ def tracked(  # noqa: PLR0913 - options, each by its name
             if questions > max_questions:
                 raise TooManyQuestions(max_questions)
             # The state holds the context and the turns that are used up.
-            given, more = result.to_state(), {"context": None}
+            given, more = result.to_state(), {}
             for item in result.interruptions:
                 # Without the call's id: a later attempt calls the model again, and the same question has another.
                 data = {"tool": item.qualified_name, "arguments": item.arguments}

@@ -1,387 +1,366 @@
-"""The slots: who may run, who is next, and what waits without one."""
+"""Slots, seen from an engine in virtual time: who runs, who waits in which state, and for how long."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from functools import partial
-from random import Random
+import asyncio
+import random
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from engine_tools import in_memory, simulated
 
-from fsm import BadPayload, Engine
-from fsm.engine import slots as slots_module
-from fsm.engine.slots import Admission, Slots, Ticket
+from fsm import BadPayload, BreakerOpen, Engine, EngineFull, ExecutionTimedOut
+from fsm.breakers import Backoff
 
-# --- the bookkeeping ----------------------------------------------------------------------------------------------
-
-USERS = "ada bob cid dan".split()
-AGENTS = "w x y z".split()
-LIMIT = st.sampled_from([None, 1, 1, 2, 3])
+PLAYS = pytest.mark.parametrize("play", [in_memory, simulated])
 
 
-class Naive:
-    """The same, as plainly as it can be said: every waiting ticket is looked at every time."""
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
-    def __init__(self, slots: Slots) -> None:
-        self.slots = slots
-        self.running: Counter[tuple[str, str]] = Counter()
-        self.waiting: dict[int, tuple[str, str, int]] = {}  # user, agent, and 0 for who resumes
-        self.tags: dict[str, list[float]] = {}
-        self.now = [0.0, 0.0]
 
-    def of_user(self, user: str) -> int:
-        return sum(count for (one, _), count in self.running.items() if one == user)
+async def settle(steps: int = 50) -> None:
+    """Let everything have its turn that needs no time; a commit needs a little."""
+    await asyncio.sleep(0.5)
 
-    def of_agent(self, agent: str) -> int:
-        return sum(count for (_, one), count in self.running.items() if one == agent)
 
-    def free(self, user: str, agent: str) -> bool:
-        of_agent = self.slots.of_agent(agent)
-        return (
-            self.running.total() < self.slots.total
-            and (self.slots.per_user is None or self.of_user(user) < self.slots.per_user)
-            and (of_agent is None or self.of_agent(agent) < of_agent)
-        )
+def worker(seconds: float, began: list[str] | None = None):
+    async def work(run, name=""):
+        if began is not None:
+            began.append(name)
+        await asyncio.sleep(seconds)
+        return now()
 
-    def wait(self, number: int, user: str, agent: str, rank: int) -> None:
-        tags = self.tags.setdefault(user, [0.0, 0.0])
-        if not any(one == (user, rank) for one in ((who, which) for who, _, which in self.waiting.values())):
-            tags[rank] = max(tags[rank], self.now[rank])
-        self.waiting[number] = (user, agent, rank)
+    return work
 
-    def next(self) -> int | None:
-        able = [
-            (rank, self.tags[user][rank], number)
-            for number, (user, agent, rank) in self.waiting.items()
-            if self.free(user, agent)
+
+# --- the queue ----------------------------------------------------------------------------------------------------
+
+
+@PLAYS
+def test_who_waits_is_queued_and_holds_no_slot(play):
+    """An execution that gets no slot is `queued`, counted as such, and begins when one is given back."""
+
+    async def scenario(engine, tracker):
+        first = await engine.submit(worker(10.0), user_id="ada", thread_id="t")
+        second = await engine.submit(worker(10.0), user_id="ada", thread_id="t")
+        await settle()
+        assert (engine.running, engine.queued) == (1, 1)
+        assert (first.state, second.state) == ("starting", "queued")
+        assert tracker.get(second.id).owner is None
+        assert await second - await first == pytest.approx(10.0, abs=1.0)
+        assert (engine.running, engine.queued) == (0, 0)
+
+    play(scenario, slots={"total": 1})
+
+
+@PLAYS
+def test_a_queue_times_out_with_its_kind(play):
+    """Who waits longer than queue_s ends timed_out of the kind queue, leaves the queue, and delays nobody."""
+
+    async def scenario(engine, tracker):
+        first = await engine.submit(worker(100.0), user_id="ada", thread_id="t")
+        second = await engine.submit(worker(1.0), user_id="ada", thread_id="t", timeouts={"queue_s": 20.0})
+        third = await engine.submit(worker(1.0), user_id="ada", thread_id="t")
+        with pytest.raises(ExecutionTimedOut) as caught:
+            await second
+        assert now() == pytest.approx(20.0, abs=1.0)
+        assert caught.value.kind == "queue"
+        assert tracker.get(second.id).attempt == 0
+        assert engine.queued == 1
+        assert await third - await first == pytest.approx(1.0, abs=0.5)
+
+    play(scenario, slots={"total": 1})
+
+
+@PLAYS
+def test_one_that_is_called_off_in_the_queue_leaves_it(play):
+    """A queued execution that is cancelled ends at once, was never begun, and leaves its place."""
+
+    async def scenario(engine, tracker):
+        first = await engine.submit(worker(10.0), user_id="ada", thread_id="t")
+        second = await engine.submit(worker(10.0), user_id="ada", thread_id="t")
+        await settle()
+        await second.cancel("enough")
+        assert (await second.outcome()).state == "cancelled"
+        assert (engine.queued, tracker.get(second.id).attempt) == (0, 0)
+        await first
+
+    play(scenario, slots={"total": 1})
+
+
+@PLAYS
+@pytest.mark.parametrize("seed", range(3))
+def test_a_users_executions_begin_in_the_order_in_which_they_were_handed_in(play, seed):
+    """First come, first served: whatever order the event loop runs its tasks in."""
+
+    async def scenario(engine, tracker):
+        began: list[str] = []
+        handles = [
+            await engine.submit(worker(1.0, began), f"{number}", user_id="ada", thread_id="t")
+            for number in range(12)
         ]
-        return min(able)[2] if able else None
+        for handle in handles:
+            await handle
+        assert began == [f"{number}" for number in range(12)]
 
-    def admit(self) -> Iterator[int]:
-        while (number := self.next()) is not None:
-            user, agent, rank = self.waiting[number]
-            active = len({one for one, _, which in self.waiting.values() if which == rank})
-            tag = self.tags[user][rank]
-            self.now[rank] = max(self.now[rank], tag) + 1.0 / active
-            self.tags[user][rank] = max(self.now[rank], tag + 1.0)
-            del self.waiting[number]
-            self.running[user, agent] += 1
-            yield number
-        self.forget()
-
-    def forget(self) -> None:
-        if not self.waiting:
-            self.tags = {user: tags for user, tags in self.tags.items() if self.of_user(user)}
+    play(scenario, seed=seed, slots={"total": 1})
 
 
-class AdmissionMachine(RuleBasedStateMachine):
-    """Takes, waits, leaves and gives back in any order; the naive model says what must come of it."""
+@PLAYS
+def test_a_full_queue_creates_nothing(play):
+    """Beyond queued_max `EngineFull` is raised at once and nothing is created; who gets a slot is not asked."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.many = slots_module.MANY
+    async def scenario(engine, tracker):
+        async def hand_in(user="ada"):
+            return await engine.submit(worker(5.0), user_id=user, thread_id="t")
 
-    def teardown(self) -> None:
-        slots_module.MANY = self.many
+        taken = await asyncio.gather(*(hand_in() for _ in range(8)), return_exceptions=True)
+        full = [one for one in taken if isinstance(one, EngineFull)]
+        handles = [one for one in taken if not isinstance(one, EngineFull)]
+        assert (len(full), len(handles), full[0].queued) == (4, 4, 3)
+        assert len(tracker.find()) == 4
+        handles.append(await hand_in("bob"))  # a slot is free, though the queue is full
+        with pytest.raises(EngineFull):
+            await hand_in("bob")
+        for handle in handles:
+            await handle
 
-    @initialize(
-        total=st.integers(1, 6),
-        per_user=LIMIT,
-        per_agent=LIMIT | st.dictionaries(st.sampled_from(AGENTS), st.integers(1, 2)),
-        many=st.sampled_from([-100, 1, 5]),
-    )
-    def begin(self, total, per_user, per_agent, many):
-        self.tidied_at = slots_module.MANY = many  # what is tidied up rarely is to be tidied up here
-        self.slots = Slots(total=total, per_user=per_user, per_agent=per_agent)
-        self.model = Naive(self.slots)
-        self.admission = Admission(self.slots)
-        self.granted: list[int] = []
-        self.tickets: dict[int, Ticket] = {}
-        self.number = 0
-
-    @rule(user=st.sampled_from(USERS), agent=st.sampled_from(AGENTS))
-    def take(self, user, agent):
-        free = self.model.free(user, agent)
-        assert self.admission.take(user, agent) is free
-        if free:
-            self.model.running[user, agent] += 1
-
-    @rule(
-        user=st.sampled_from(USERS),
-        agent=st.sampled_from(AGENTS),
-        resumes=st.booleans(),
-        times=st.integers(1, 4),
-    )
-    def wait(self, user, agent, resumes, times):
-        for _ in range(times):
-            self.waits(user, agent, resumes=resumes)
-
-    def waits(self, user, agent, *, resumes=False):
-        self.number += 1
-        self.model.wait(self.number, user, agent, 0 if resumes else 1)
-        granted = partial(self.granted.append, self.number)
-        self.tickets[self.number] = self.admission.wait(user, agent, granted, resumes=resumes)
-        self.agree()
-        return self.number
-
-    @rule(rng=st.randoms(use_true_random=False))
-    def leave(self, rng):
-        if self.model.waiting:
-            self.give_up(rng.choice(sorted(self.model.waiting)))
-
-    def give_up(self, number):
-        del self.model.waiting[number]
-        self.admission.leave(self.tickets[number])
-        self.admission.leave(self.tickets[number])  # once is enough
-        self.model.forget()
-        self.agree()
-        known = len(self.admission._users) + len(self.admission._agents) + len(self.model.waiting)
-        assert len(self.admission._empty) <= max(0, self.tidied_at + known)
-
-    @rule(user=st.sampled_from(USERS), agents=st.sets(st.sampled_from(AGENTS), min_size=1))
-    def all_leave(self, user, agents):
-        for number, (one, agent, _) in tuple(self.model.waiting.items()):
-            if one == user and agent in agents:
-                del self.model.waiting[number]
-                self.admission.leave(self.tickets[number])
-        self.model.forget()
-        self.agree()
-
-    @rule(rng=st.randoms(use_true_random=False))
-    def give_back(self, rng):
-        if self.model.running.total():
-            self.give(*rng.choice(sorted(+self.model.running)))
-
-    def give(self, user, agent):
-        self.model.running[user, agent] -= 1
-        self.admission.give_back(user, agent)
-        self.agree()
-
-    @rule(seed=st.integers(0, 2**32), steps=st.integers(20, 60), most=st.integers(1, 3))
-    def storm(self, seed, steps, most):
-        """Do all that many times: queues come of it that single steps seldom reach."""
-        rng = Random(seed)
-        for _ in range(steps):
-            user, agent = rng.choice(USERS), rng.choice(AGENTS)
-            match rng.randrange(12):
-                case 0:
-                    self.take(user, agent)
-                case 1 | 2 | 3:
-                    self.wait(user, agent, rng.random() < 0.3, 1 + rng.randrange(most))
-                case 4 | 5 | 6:
-                    self.leave(rng)
-                case 7:
-                    self.all_leave(user, set(rng.sample(AGENTS, 1 + rng.randrange(3))))
-                case _:
-                    self.give_back(rng)
-            self.counts()
-            self.nothing_is_left_behind()
-
-    def agree(self):
-        """Exactly those are granted whom the model grants, in its order."""
-        expected = list(self.model.admit())
-        assert self.granted == expected
-        self.granted.clear()
-
-    @invariant()
-    def counts(self):
-        admission, model = self.admission, self.model
-        assert (admission.running, admission.waiting) == (model.running.total(), len(model.waiting))
-        assert admission.running <= self.slots.total
-        assert all(
-            self.slots.per_user is None or model.of_user(user) <= self.slots.per_user for user in USERS
-        )
-        for agent in AGENTS:
-            limit = self.slots.of_agent(agent)
-            assert limit is None or model.of_agent(agent) <= limit
-        assert not any(model.free(user, agent) for user, agent, _ in model.waiting.values())
-
-    @invariant()
-    def nothing_is_left_behind(self):
-        admission, model = self.admission, self.model
-        waiting = {user for user, _, _ in model.waiting.values()}
-        running = {user for (user, _), count in model.running.items() if count}
-        assert set(admission._users) == waiting | running
-        waited_for = {agent for _, agent, _ in model.waiting.values()}
-        in_use = {agent for (_, agent), count in model.running.items() if count}
-        assert set(admission._agents) == waited_for | in_use
-        live = len(set(model.waiting.values()))
-        parked = sum(len(party.parked) for party in (*admission._users.values(), *admission._agents.values()))
-        # Every line stands in one place.
-        assert live <= len(admission._ready) + parked == live + len(admission._empty)
-        if not model.waiting:
-            assert not (admission._ready)
-            assert not parked
-            assert not (admission._empty)
-            assert not (admission._ahead)
-            assert not (admission._parks)
+    play(scenario, slots={"total": 2, "per_user": 1, "queued_max": 3})
 
 
-TestAdmission = AdmissionMachine.TestCase
-TestAdmission.settings = settings(max_examples=200, stateful_step_count=12, deadline=None)
+@PLAYS
+def test_one_user_need_not_fill_the_queue_for_all(play):
+    """With queued_per_user a flood is refused although the queue has room, and another user still gets in."""
+
+    async def scenario(engine, tracker):
+        handles = [await engine.submit(worker(1.0), user_id="ada", thread_id="t") for _ in range(3)]
+        with pytest.raises(EngineFull):
+            await engine.submit(worker(1.0), user_id="ada", thread_id="t")
+        handles.append(await engine.submit(worker(1.0), user_id="bob", thread_id="t"))
+        for handle in handles:
+            await handle
+
+    play(scenario, slots={"total": 1, "queued_max": 10, "queued_per_user": 2})
 
 
-def flood(admission: Admission, user: str, count: int, order: list[str], agent: str = "x") -> list[Ticket]:
-    return [admission.wait(user, agent, partial(order.append, user)) for _ in range(count)]
+@PLAYS
+def test_a_birth_that_fails_gives_its_slot_back(play):
+    """An execution that cannot be created leaves neither a slot nor a place in the queue behind."""
+
+    async def scenario(engine, tracker):
+        for wrong in (
+            {"metadata": {"a": object()}},
+            {"thread_id": ""},
+            {"retry_of": "exec_x"},
+            {"timeouts": {"x": 1}},
+        ):
+            with pytest.raises(Exception):  # noqa: B017, PT011 - each its own
+                await engine.submit(worker(1.0), **{"user_id": "ada", "thread_id": "t", **wrong})
+            assert (engine.running, engine.queued, engine.links()) == (0, 0, [])
+
+    play(scenario)
 
 
-def test_a_flood_delays_the_first_of_another_user_by_one_release_at_most():
-    """A user with a thousand waiting is served once at most before another user's first, however often that comes."""
-    admission = Admission(Slots(total=1))
-    order: list[str] = []
-    flood(admission, "ada", 1000, order)
-    for _ in range(100):
-        flood(admission, "bob", 1, order)
-        before = len(order)
-        admission.give_back(order[-1], "x")
-        admission.give_back(order[-1], "x")
-        assert "bob" in order[before:]
-    assert order.count("bob") == 100
+@PLAYS
+def test_each_agent_has_its_own_limit(play):
+    """A limit per agent holds for that agent alone, by a number for all of them or by its name."""
 
+    async def scenario(engine, tracker):
+        began = []
 
-def test_each_of_many_users_goes_before_a_newcomer_once_at_most():
-    """Among a hundred users with a queue each a newcomer's first waits for one of each at most."""
-    admission = Admission(Slots(total=1))
-    order: list[str] = []
-    for number in range(100):
-        flood(admission, f"user {number}", 20, order)
-    for _ in range(250):
-        admission.give_back(order[-1], "x")
-    flood(admission, "bob", 1, order)
-    before = len(order)
-    while order[-1] != "bob":
-        admission.give_back(order[-1], "x")
-    assert max(Counter(order[before:]).values()) == 1
-
-
-def test_newcomers_without_end_do_not_keep_anybody_waiting_for_ever():
-    """A user's second one is served although a new user comes with every release."""
-    admission = Admission(Slots(total=1))
-    order: list[str] = []
-    flood(admission, "ada", 5, order)
-    for number in range(100):
-        flood(admission, f"user {number}", 1, order)
-        admission.give_back(order[-1], "x")
-    assert order.count("ada") == 5
-
-
-def test_who_gives_up_waiting_has_used_nothing():
-    """A user whose thousand waiting ones were called off is served as if they had never been."""
-    admission = Admission(Slots(total=1))
-    order: list[str] = []
-    flood(admission, "eve", 1, order)
-    flood(admission, "bob", 50, order)
-    for ticket in flood(admission, "ada", 1000, order):
-        admission.leave(ticket)
-    flood(admission, "ada", 2, order)
-    for _ in range(4):
-        admission.give_back(order[-1], "x")
-    assert order.count("ada") == 2
-
-
-def test_who_resumes_goes_first_and_among_those_it_is_fair():
-    """Resumed ones go before all that have not begun; a user with many of them does not hold up another's."""
-    admission = Admission(Slots(total=1))
-    order: list[str] = []
-    flood(admission, "eve", 5, order)
-    for user, count in (("ada", 10), ("bob", 2)):
-        for _ in range(count):
-            admission.wait(user, "x", partial(order.append, f"{user} resumed"), resumes=True)
-    for _ in range(16):
-        admission.give_back(order[-1].split()[0], "x")
-    begun, resumed = order[13:], order[1:13]
-    assert set(begun) == {"eve"}
-    assert [who.split()[0] for who in resumed[:4]].count("bob") == 2
-
-
-def test_a_user_at_the_limit_is_no_hindrance():
-    """While a slot is free a user at their own limit delays nobody, whoever waits before."""
-    admission = Admission(Slots(total=3, per_user=2))
-    order: list[str] = []
-    flood(admission, "ada", 1000, order)
-    assert order == ["ada", "ada"]
-    flood(admission, "bob", 1, order)
-    assert order[-1] == "bob"
-
-
-@pytest.mark.parametrize("per_user", [1, 2])
-@pytest.mark.parametrize("per_agent", [None, 1, {"x": 1}])
-@pytest.mark.parametrize("many", [-100, 1])
-@pytest.mark.parametrize("leaving", [(), (0,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
-def test_nobody_is_stuck_behind_those_who_left(per_user, per_agent, many, leaving):
-    """Who waited behind a ticket that was given up is served all the same, and a place that was left can be taken."""
-    script = AdmissionMachine()
-    script.begin(total=per_user + 1, per_user=per_user, per_agent=per_agent, many=many)
-    try:
-        for agent in ("x", "y")[:per_user]:
-            script.take("ada", agent)
-        waiting = [("ada", "x"), ("ada", "y"), ("cid", "x")]
-        numbers = [script.waits(*one) for one in waiting]  # parked: ada is full, and so is x
-        script.take("eve", "z")
-        script.waits("dan", "w")
-        for agent in ("x", "y")[:per_user]:
-            script.waits("bob" if agent == "x" else "eve", "w", resumes=True)
-            script.give("ada", agent)  # somebody else goes first: who was parked stands in the queue now
-        for index in leaving:
-            if numbers[index] in script.model.waiting:
-                script.give_up(numbers[index])
-        for one in waiting:
-            script.waits(*one)
-        while +script.model.running:
-            script.give(*next(iter(+script.model.running)))
-            script.nothing_is_left_behind()
-        assert not script.model.waiting
-    finally:
-        script.teardown()
-
-
-@pytest.mark.parametrize("slots", [{"total": 1}, {"total": 50, "per_user": 1}, {"total": 50, "per_agent": 1}])
-def test_nothing_grows_with_those_who_come_and_go(slots):
-    """Users who queue up and leave, or are served once, leave nothing behind while others wait on."""
-    admission = Admission(Slots(**slots))
-    order: list[str] = []
-    flood(admission, "eve", 3, order)
-    sizes = []
-    for number in range(20_000):
-        user = f"user {number}"
-        tickets = flood(admission, user, 2, order, agent=f"agent {number % 7}")
-        if number % 3 == 0 and order[-1] == user:
-            admission.give_back(user, f"agent {number % 7}")
-        for ticket in tickets:
-            admission.leave(ticket)
-        while order.count(user) > (number % 3 == 0):
-            admission.give_back(user, f"agent {number % 7}")
-            order.remove(user)
-        sizes.append(
-            sum(
-                map(
-                    len,
-                    (
-                        admission._ready,
-                        admission._users,
-                        admission._agents,
-                        admission._empty,
-                        admission._ahead,
-                    ),
+        async def peak(name):
+            handles = [
+                await engine.submit(
+                    worker(1.0, began), user_id=f"user {number}", thread_id="t", agent_name=name
                 )
-            )
-        )
-    assert max(sizes[10_000:]) <= max(sizes[:10_000]) * 1.1 + 10
-    assert max(sizes) < 10 * slots_module.MANY
+                for number in range(6)
+            ]
+            await settle()
+            most = engine.running
+            for handle in handles:
+                await handle
+            return most
+
+        return [await peak("slow"), await peak("other")]
+
+    assert play(scenario, slots={"total": 4, "per_agent": {"slow": 2}}) == [2, 4]
+    assert play(scenario, slots={"total": 4, "per_agent": 3}) == [3, 3]
 
 
-def test_the_limits_of_a_queue_are_said():
-    """Only what would have to wait counts against the queue's limits: its size, and the share of one user."""
-    admission = Admission(Slots(total=2, per_user=1, queued_max=3, queued_per_user=2))
-    order: list[str] = []
-    flood(admission, "ada", 3, order)
-    assert (admission.full("ada"), admission.full("bob"), admission.free("bob", "x")) == (True, False, True)
-    flood(admission, "bob", 2, order)
-    assert (admission.full("bob"), admission.full("cid")) == (True, True)
+# --- without a slot -----------------------------------------------------------------------------------------------
+
+
+async def other_runs_meanwhile(engine, tracker, agent, state):
+    """Start an agent that will wait in a state, and see that its slot is another's until it goes on."""
+    handle = await engine.submit(agent, user_id="ada", thread_id="t")
+    await settle()
+    assert (handle.state, engine.running) == (state, 0)
+    assert await engine.run(worker(1.0), user_id="bob", thread_id="t") == pytest.approx(now(), abs=0.5)
+    blocker = await engine.submit(worker(100.0), user_id="bob", thread_id="t")
+    waiting = await engine.submit(worker(1.0), user_id="bob", thread_id="t")
+    await settle()
+    return handle, blocker, waiting
+
+
+def in_turn(went_on, blocked, after):
+    """It went on when the slot was given back, and before the one that had not begun."""
+    assert blocked <= went_on <= blocked + 1.0
+    assert after >= went_on + 1.0
+
+
+@PLAYS
+def test_one_that_awaits_input_has_no_slot(play):
+    """While a person is asked the slot is free; with the answer the run waits for one, before those not begun."""
+
+    async def scenario(engine, tracker):
+        async def agent(run):
+            await run.ask("Go on?")
+            went_on = now()
+            await asyncio.sleep(1.0)
+            return went_on
+
+        handle, blocker, waiting = await other_runs_meanwhile(engine, tracker, agent, "awaiting_input")
+        await tracker.aio.fire(handle.id, "receive_input", verdict="approved", by="eve")
+        in_turn(await handle, await blocker, await waiting)
+
+    play(scenario, slots={"total": 1})
+
+
+@PLAYS
+def test_one_that_backs_off_has_no_slot(play, monkeypatch):
+    """Between two tries of a model call the slot is free, and the next try waits for one."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)  # each wait is as long as it may be
+
+    async def scenario(engine, tracker):
+        tries = []
+
+        async def model():
+            tries.append(now())
+            if len(tries) == 1:
+                raise ConnectionError
+            await asyncio.sleep(1.0)
+            return tries[-1]
+
+        async def agent(run):
+            return await run.call_model("m", model, backoff=Backoff(initial_s=30.0))
+
+        handle, blocker, waiting = await other_runs_meanwhile(engine, tracker, agent, "backing_off")
+        in_turn(await handle, await blocker, await waiting)
+        assert len(tries) == 2
+
+    play(scenario, slots={"total": 1})
+
+
+@PLAYS
+def test_one_behind_an_open_breaker_has_no_slot(play):
+    """An execution that meets an open breaker waits without a slot, and takes one before its next call."""
+
+    async def scenario(engine, tracker):
+        tracker.breakers.force_open("m", by="eve", why="maintenance")
+
+        async def agent(run):
+            with pytest.raises(BreakerOpen):
+                await run.model("m").__aenter__()
+            await asyncio.sleep(30.0)
+            async with run.model("other"):
+                went_on = now()
+                await asyncio.sleep(1.0)
+            return went_on
+
+        handle, blocker, waiting = await other_runs_meanwhile(engine, tracker, agent, "circuit_open")
+        in_turn(await handle, await blocker, await waiting)
+
+    play(scenario, slots={"total": 1})
+
+
+@PLAYS
+def test_one_that_waits_for_its_next_attempt_has_no_slot(play):
+    """Between two attempts the slot is free."""
+
+    async def scenario(engine, tracker):
+        async def agent(run):
+            if run.attempt == 1:
+                raise ConnectionError("try again")
+            return run.attempt
+
+        retry = {"attempts_max": 2, "backoff_s": 50.0, "backoff_cap_s": 50.0}
+        handle = await engine.submit(agent, user_id="ada", thread_id="t", retry=retry)
+        await settle()
+        assert (handle.state, engine.running) == ("queued", 0)
+        await engine.run(worker(0.1), user_id="bob", thread_id="t")
+        assert await handle == 2
+
+    play(scenario, slots={"total": 1})
+
+
+@PLAYS
+def test_children_run_in_their_parents_slot(play):
+    """Children of children need no slot of their own: with one slot nothing is stuck."""
+
+    async def scenario(engine, tracker):
+        async def nested(run, depth):
+            if not depth:
+                return engine.running
+            both = await asyncio.gather(*(run.child(nested, depth - 1) for _ in range(2)))
+            return max(both)
+
+        return await engine.run(nested, 4, user_id="ada", thread_id="t")
+
+    assert play(scenario, slots={"total": 1, "per_user": 1, "per_agent": 1}) == 1
+
+
+@PLAYS
+def test_several_branches_take_one_slot(play):
+    """However many branches of an agent pause and go on at once, the execution has one slot, and gives one back."""
+
+    async def scenario(engine, tracker):
+        async def agent(run):
+            await asyncio.gather(run.ask("one?"), run.ask("two?"), run.ask("three?"))
+            async with run.tool("a"), run.tool("b"):
+                return engine.running
+
+        handle = await engine.submit(agent, user_id="ada", thread_id="t")
+        for _ in range(3):
+            await settle()
+            await tracker.aio.fire(handle.id, "receive_input", verdict="approved")
+        assert await handle == 1
+
+    play(scenario, slots={"total": 3})
+
+
+# --- fairness, in virtual time ------------------------------------------------------------------------------------
+
+
+def latencies(flood: int, **slots: int) -> list[float]:
+    """Return how long each of bob's runs of one second took, while so many of ada's are handed in before each."""
+
+    async def scenario(engine, tracker):
+        found, handles = [], []
+        for _ in range(10):
+            handles += [await engine.submit(worker(1.0), user_id="ada", thread_id="t") for _ in range(flood)]
+            began = now()
+            await engine.run(worker(1.0), user_id="bob", thread_id="t")
+            found.append(now() - began)
+        for handle in handles:
+            await handle.cancel()
+            await handle.outcome()
+        return found
+
+    return in_memory(scenario, slots=slots)
+
+
+def test_a_user_at_the_limit_never_slows_another():
+    """With a limit per user bob's runs take as long beside a flood of ada's as they take alone."""
+    alone = latencies(0, total=4, per_user=2)
+    assert latencies(50, total=4, per_user=2) == pytest.approx(alone)
+    assert alone == pytest.approx([1.0] * 10)
+
+
+def test_without_a_limit_a_flood_delays_by_one_release_at_most():
+    """Without one, bob waits for no more than one release, and two beside a run that was granted at the same time."""
+    slow = latencies(50, total=1)
+    assert max(slow) <= 3.0 + 1e-6  # one that runs, one of ada's that was first, and its own second
+    assert max(latencies(50, total=10)) <= 3.0 + 1e-6
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ class Seat:
         if self.take_now() or self._ticket is not None:
             return
         admission = self._home.admission
-        if bounded and admission.waiting >= admission.slots.queued_max:
+        if bounded and admission.full(self._user):
             raise EngineFull(admission.waiting)
         self._ticket = admission.wait(self._user, self._agent, self._granted, resumes=resumes)
         if self.held:

@@ -3,19 +3,21 @@
 Pure bookkeeping on one thread: no clock, no I/O, no asyncio. Whoever gets no slot waits with a `Ticket`; when a slot
 is given back, the next ticket's `granted` is called. Between users it is fair: the queue is served by start tags, as
 in start-time fair queueing (Goyal, Vin, Cheng 1996), so that a user with a thousand waiting executions delays
-another user's first one by no more than one slot. Among one user's tickets the first come is the first served.
+another user's first one by no more than one slot. A tag is a user's and not a ticket's: who gives up waiting has used
+nothing. Among one user's tickets for one agent the first come is the first served.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MANY = 10_000
-"""From so many entries on, what is remembered of users and of those who left is tidied up."""
+MANY = 1_000
+"""From so many entries on, what is remembered of those who are gone is tidied up."""
 
 Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
 
@@ -28,6 +30,8 @@ class Slots(BaseModel):
         per_user: Of one user; ``None`` for no limit of its own.
         per_agent: Of one agent; a number for each of them, or a number by the agent's name.
         queued_max: So many may wait for a slot; the next one is refused with `EngineFull`.
+        queued_per_user: So many of one user may wait; ``None`` for no limit of its own, and then one user can fill
+            the queue for everybody.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +40,7 @@ class Slots(BaseModel):
     per_user: Count | None = None
     per_agent: Count | dict[str, Count] | None = None
     queued_max: Count = 100_000
+    queued_per_user: Count | None = None
 
     def of_agent(self, agent: str) -> int | None:
         """Return the limit of an agent, or ``None``."""
@@ -45,23 +50,68 @@ class Slots(BaseModel):
 class Ticket:
     """A place in the queue; `granted` is called once, when there is a slot."""
 
-    __slots__ = ("agent", "granted", "key", "user", "void")
+    __slots__ = ("granted", "line", "number")
 
-    def __init__(self, user: str, agent: str, granted: Callable[[], None]) -> None:
+    def __init__(self, line: _Line, number: int, granted: Callable[[], None]) -> None:
+        self.line = line
+        self.number = number
+        self.granted = granted
+
+
+Key = tuple[int, float, int]
+"""Who is first: those who resume, then by the user's tag, then by the number of the ticket."""
+
+
+class _Party:
+    """A user or an agent: how many slots it has, how many it may have, and who waits until it has fewer.
+
+    Each line waits in one place only, so that nobody is looked at again and again: among the ready, or parked with
+    the user or the agent that is full. What is parked is let out one line at a time (`Admission._heir`).
+    """
+
+    __slots__ = ("limit", "lines", "parked", "running", "tags", "waiting")
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self.running = 0
+        self.waiting = [0, 0]  # resuming, and not
+        self.tags = [0.0, 0.0]
+        self.lines: dict[tuple[str, int], _Line] = {}
+        self.parked: list[tuple[Key, _Line]] = []
+
+    @property
+    def full(self) -> bool:
+        return self.limit is not None and self.running >= self.limit
+
+    @property
+    def idle(self) -> bool:
+        return not self.running and not self.waiting[0] and not self.waiting[1]
+
+
+class _Line:
+    """The tickets of one user for one agent, the first come first: of those who resume, or of those who do not."""
+
+    __slots__ = ("agent", "rank", "tickets", "to", "user", "who")
+
+    def __init__(self, user: str, agent: str, rank: int, who: _Party, to: _Party) -> None:
         self.user = user
         self.agent = agent
-        self.granted = granted
-        self.key: tuple[int, float, int] = (0, 0.0, 0)
-        self.void = False
+        self.rank = rank
+        self.who = who
+        self.to = to
+        self.tickets: OrderedDict[int, Ticket] = OrderedDict()
 
-    def __lt__(self, other: Ticket) -> bool:
-        return self.key < other.key
+    def key(self) -> Key:
+        return (self.rank, self.who.tags[self.rank], next(iter(self.tickets)))
 
 
 class Admission:
     """Gives slots out.
 
-    Invariant (tests/test_engine_slots.py): while a slot is free, nobody waits who could have it.
+    Invariants (tests/test_engine_admission.py): no limit is passed; while a slot is free, nobody waits who could have it;
+    while nobody runs or waits, nothing is remembered.
+
+    A call costs O(k log n), amortised: n tickets wait, and k is the number of agents that one user waits for.
 
     Attributes:
         running: How many slots are taken.
@@ -73,34 +123,41 @@ class Admission:
         self.slots = slots
         self.running = 0
         self.waiting = 0
-        self._by_user: dict[str, int] = {}
-        self._by_agent: dict[str, int] = {}
-        self._heap: list[Ticket] = []
-        # Tickets whose user or agent is at the limit wait here, so that they are not looked at again and again.
-        self._of_user: dict[str, list[Ticket]] = {}
-        self._of_agent: dict[str, list[Ticket]] = {}
-        self._now = 0.0  # virtual time: the start tag of the ticket that was served last
-        self._last: dict[str, float] = {}  # the start tag of each user's last ticket, while the user has any
+        self._users: dict[str, _Party] = {}
+        self._agents: dict[str, _Party] = {}
+        # A key in a heap may be older than its line: then it is too small, and is corrected when it comes first.
+        self._ready: list[tuple[Key, _Line]] = []
+        self._parks: set[_Party] = set()
+        self._empty: set[_Line] = set()  # lines whose tickets have all left; they go when their turn comes
+        self._now = [0.0, 0.0]  # virtual time: of those who resume, and of those who begin
+        self._active = [0, 0]  # how many users wait
+        self._ahead: dict[
+            str, list[float]
+        ] = {}  # the tags of users who are gone and were served ahead of time
+        self._ahead_max = MANY
         self._number = 0
-        self._left = 0  # tickets that were given up and are still somewhere in the queues
-
-    # --- who is full --------------------------------------------------------------------------------------------
-
-    def _user_full(self, user: str) -> bool:
-        limit = self.slots.per_user
-        return limit is not None and self._by_user.get(user, 0) >= limit
-
-    def _agent_full(self, agent: str) -> bool:
-        limit = self.slots.of_agent(agent)
-        return limit is not None and self._by_agent.get(agent, 0) >= limit
 
     # --- in and out ---------------------------------------------------------------------------------------------
 
+    def free(self, user: str, agent: str) -> bool:
+        """Return whether there is a slot for this user and agent."""
+        if self.running >= self.slots.total:
+            return False
+        who, to = self._users.get(user), self._agents.get(agent)
+        return not ((who is not None and who.full) or (to is not None and to.full))
+
+    def full(self, user: str) -> bool:
+        """Return whether the queue takes no more tickets of this user."""
+        most, who = self.slots.queued_per_user, self._users.get(user)
+        return self.waiting >= self.slots.queued_max or (
+            most is not None and who is not None and sum(who.waiting) >= most
+        )
+
     def take(self, user: str, agent: str) -> bool:
         """Take a slot if there is one; nobody is passed by, since nobody waits who could have it."""
-        if self.running >= self.slots.total or self._user_full(user) or self._agent_full(agent):
+        if not self.free(user, agent):
             return False
-        self._count(user, agent, 1)
+        self._count(self._user(user), self._agent(agent), 1)
         return True
 
     def wait(self, user: str, agent: str, granted: Callable[[], None], *, resumes: bool = False) -> Ticket:
@@ -115,90 +172,189 @@ class Admission:
         Returns:
             The ticket; give it to `leave` if it is not wanted any more.
         """
-        ticket = Ticket(user, agent, granted)
+        who, rank = self._user(user), 0 if resumes else 1
+        line = who.lines.get((agent, rank))
+        new = line is None
+        if line is None:
+            line = who.lines[agent, rank] = _Line(user, agent, rank, who, self._agent(agent))
+        if not line.tickets:
+            self._empty.discard(line)
+            line.to = self._agent(agent)  # while nobody waited, the agent may have been forgotten
         self._number += 1
-        if resumes:
-            ticket.key = (0, 0.0, self._number)
-        else:
-            tag = max(self._now, self._last.get(user, self._now) + 1.0)
-            if len(self._last) >= MANY:  # a tag that has passed says no more than none
-                self._last = {one: last for one, last in self._last.items() if last > self._now}
-            self._last[user] = tag
-            ticket.key = (1, tag, self._number)
+        ticket = line.tickets[self._number] = Ticket(line, self._number, granted)
         self.waiting += 1
-        heappush(self._heap, ticket)
+        line.to.waiting[rank] += 1
+        who.waiting[rank] += 1
+        if who.waiting[rank] == 1:
+            self._active[rank] += 1
+            who.tags[rank] = max(who.tags[rank], self._now[rank])
+        if new:
+            heappush(self._ready, (line.key(), line))
         self._admit()
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
         """Give up waiting. Nothing happens if the slot was granted already."""
-        if not ticket.void:
-            ticket.void = True
-            self.waiting -= 1
-            self._left += 1
-            if self._left > self.waiting + MANY:
-                self._tidy()
-
-    def _tidy(self) -> None:
-        """Drop the tickets of those who left; otherwise they go when their turn comes."""
-        self._left = 0
-        queues = [self._heap, *self._of_user.values(), *self._of_agent.values()]
-        for queue in queues:
-            queue[:] = [ticket for ticket in queue if not ticket.void]
-            heapify(queue)
+        line = ticket.line
+        if line.tickets.pop(ticket.number, None) is None:
+            return
+        self._gone(line)
+        if not line.tickets:
+            self._empty.add(line)
+        if not self.waiting:
+            self._rest()
+        self._forget(line.user, line.agent)
+        if len(self._empty) > MANY + self.waiting + len(self._users) + len(self._agents):
+            self._tidy()
 
     def give_back(self, user: str, agent: str) -> None:
         """Give a slot back; the next ticket is granted at once."""
-        self._count(user, agent, -1)
-        self._unpark(user, agent)
+        who, to = self._users[user], self._agents[agent]
+        self._count(who, to, -1)
+        self._let_out(who)
+        self._let_out(to)
         self._admit()
+        self._forget(user, agent)
 
-    def _count(self, user: str, agent: str, change: int) -> None:
+    def _count(self, who: _Party, to: _Party, change: int) -> None:
         self.running += change
-        for counts, name in ((self._by_user, user), (self._by_agent, agent)):
-            left = counts.get(name, 0) + change
-            if left:
-                counts[name] = left
-            else:
-                del counts[name]
+        who.running += change
+        to.running += change
+
+    def _gone(self, line: _Line) -> None:
+        """Count a ticket that waits no more."""
+        rank = line.rank
+        self.waiting -= 1
+        line.to.waiting[rank] -= 1
+        line.who.waiting[rank] -= 1
+        if not line.who.waiting[rank]:
+            self._active[rank] -= 1
 
     # --- the queue ----------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Grant what can be granted. Each turn takes a ticket out of the heap, so the loop ends."""
-        heap = self._heap
-        while heap and self.running < self.slots.total:
-            ticket = heappop(heap)
-            user, agent = ticket.user, ticket.agent
-            if ticket.void:
-                self._unpark(user, agent)
-            elif self._user_full(user):
-                heappush(self._of_user.setdefault(user, []), ticket)
-                self._unpark(user, agent)
-            elif self._agent_full(agent):
-                heappush(self._of_agent.setdefault(agent, []), ticket)
-                self._unpark(user, agent)
+        """Grant what can be granted."""
+        # Who is full stays full meanwhile: each line is corrected, parked or served, and let out of a park once at
+        # most, so the loop ends.
+        ready = self._ready
+        while ready and self.running < self.slots.total:
+            key, line = heappop(ready)
+            who, to = line.who, line.to
+            if not line.tickets:
+                self._drop(line)
+            elif key != (now := line.key()):
+                heappush(ready, (now, line))
+            elif who.full:
+                self._park(who, key, line)
+            elif to.full:
+                self._park(to, key, line)
             else:
-                ticket.void = True
-                self.waiting -= 1
-                self._now = max(self._now, ticket.key[1])
-                self._count(user, agent, 1)
-                self._unpark(user, agent)
-                ticket.granted()
+                self._grant(line)
+                continue
+            self._let_out(who)
+            self._let_out(to)
         if not self.waiting:
-            self._last.clear()
-            self._heap.clear()
-            self._of_user.clear()
-            self._of_agent.clear()
+            self._rest()
 
-    def _unpark(self, user: str, agent: str) -> None:
-        """Let the next ticket that waited for this user or agent try again, unless it would wait there again."""
-        for parked, name, full in (
-            (self._of_user, user, self._user_full),
-            (self._of_agent, agent, self._agent_full),
-        ):
-            tickets = parked.get(name)
-            if tickets and not full(name):
-                heappush(self._heap, heappop(tickets))
-                if not tickets:
-                    del parked[name]
+    def _grant(self, line: _Line) -> None:
+        who, rank, now = line.who, line.rank, self._now
+        ticket = line.tickets.popitem(last=False)[1]
+        # Virtual time goes on by one while each user who waits gets one slot: so nobody who came before is overtaken
+        # for ever by users who keep coming.
+        tag = who.tags[rank]
+        now[rank] = max(now[rank], tag) + 1.0 / self._active[rank]
+        who.tags[rank] = max(now[rank], tag + 1.0)
+        self._gone(line)
+        self._count(who, line.to, 1)
+        if line.tickets:
+            heappush(self._ready, (line.key(), line))
+        else:
+            self._drop(line)
+        self._let_out(who)
+        self._let_out(line.to)
+        ticket.granted()
+
+    def _park(self, party: _Party, key: Key, line: _Line) -> None:
+        heappush(party.parked, (key, line))
+        self._parks.add(party)
+
+    def _let_out(self, party: _Party) -> None:
+        """Let the first line that waited for a user or an agent try again, unless it would wait there again."""
+        parked = party.parked
+        if not parked or party.full:
+            return
+        while parked:
+            entry = heappop(parked)
+            if entry[1].tickets:
+                heappush(self._ready, entry)
+                break
+            self._drop(entry[1])
+        if not parked:
+            self._parks.discard(party)
+
+    def _drop(self, line: _Line) -> None:
+        """Forget a line that has no tickets and is in no heap."""
+        self._empty.discard(line)
+        line.who.lines.pop((line.agent, line.rank), None)
+
+    # --- who is known -------------------------------------------------------------------------------------------
+
+    def _user(self, name: str) -> _Party:
+        party = self._users.get(name)
+        if party is None:
+            party = self._users[name] = _Party(self.slots.per_user)
+            party.tags = self._ahead.pop(name, party.tags)
+        return party
+
+    def _agent(self, name: str) -> _Party:
+        party = self._agents.get(name)
+        if party is None:
+            party = self._agents[name] = _Party(self.slots.of_agent(name))
+        return party
+
+    def _forget(self, user: str, agent: str) -> None:
+        """Forget a user and an agent that neither run nor wait."""
+        who, to = self._users.get(user), self._agents.get(agent)
+        if who is not None and who.idle:
+            del self._users[user]
+            self._clear(who)
+            if self.waiting and self._is_ahead(who.tags):
+                self._ahead[user] = who.tags
+                if len(self._ahead) > self._ahead_max:
+                    self._ahead = {name: tags for name, tags in self._ahead.items() if self._is_ahead(tags)}
+                    self._ahead_max = 2 * len(self._ahead) + MANY
+        if to is not None and to.idle:
+            del self._agents[agent]
+            self._clear(to)
+
+    def _rest(self) -> None:
+        """Forget all queues: nobody waits."""
+        self._ready.clear()
+        for party in tuple(self._parks):
+            self._clear(party)
+        for line in tuple(self._empty):
+            self._drop(line)
+        self._ahead.clear()
+
+    def _clear(self, party: _Party) -> None:
+        """Drop the lines that are parked with somebody for whom nobody waits any more: they are empty."""
+        for _, line in party.parked:
+            self._drop(line)
+        party.parked.clear()
+        self._parks.discard(party)
+
+    def _is_ahead(self, tags: list[float]) -> bool:
+        """Return whether tags say more than none would."""
+        return tags[0] > self._now[0] or tags[1] > self._now[1]
+
+    def _tidy(self) -> None:
+        """Drop the lines of those who left; what waited behind them is let out."""
+        for heap in (self._ready, *(party.parked for party in self._parks)):
+            heap[:] = [entry for entry in heap if entry[1].tickets]
+            heapify(heap)
+        for line in tuple(self._empty):
+            self._drop(line)
+        for party in tuple(self._parks):
+            self._let_out(party)
+            if not party.parked:
+                self._parks.discard(party)

@@ -343,11 +343,11 @@ def test_what_spins_meets_the_step_limit():
     """A loop that never waits ends at its step limit; one that waits for ever at its limit of time."""
 
     async def spin():
-        while True:  # noqa: ASYNC110 - it is to spin
+        while True:
             await asyncio.sleep(0)
 
     async def tick():
-        while True:  # noqa: ASYNC110 - it is to wait for ever
+        while True:
             await asyncio.sleep(10)
 
     for main, options, steps in ((spin, {"max_steps": 500}, 500), (tick, {"max_time_s": 95.0}, None)):

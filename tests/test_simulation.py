@@ -100,7 +100,7 @@ def test_a_lost_execution_is_found_within_lease_and_sweep(seed):
         await asyncio.sleep(sim.rng.uniform(0.0, 20.0))
         victim.crash()
         lost_at = sim.loop.time()
-        while (await sim.tracker.aio.get(execution_id)).state != "queued":  # noqa: ASYNC110 - virtual time
+        while (await sim.tracker.aio.get(execution_id)).state != "queued":
             await asyncio.sleep(0.01)
         return sim.loop.time() - lost_at
 
@@ -525,7 +525,7 @@ def test_what_cannot_go_on_is_a_failure():
         await asyncio.Event().wait()
 
     async def spins(_sim):
-        while True:  # noqa: ASYNC110 - it is to go on for ever
+        while True:
             await asyncio.sleep(1.0)
 
     with pytest.raises(SimulationFailed) as stuck:

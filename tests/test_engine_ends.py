@@ -321,7 +321,7 @@ async def _refused(run) -> bool:
         lambda: phase(run.model("m")),
         lambda: phase(run.tool("t")),
         lambda: run.ask("?"),
-        lambda: run.progress(),
+        run.progress,
         lambda: run.log("x"),
         lambda: run.annotate(tokens=1),
         lambda: run.phase("preparing_tools"),

@@ -123,12 +123,12 @@ def test_a_models_error_fails_the_execution():
     assert "ConnectionError: no answer" in payloads("think")[0]["note"]
 
 
-def test_a_graph_that_turns_in_circles_fails_with_the_graphs_own_error():
-    """LangGraph's limit of steps ends the execution through the table."""
+def test_a_graph_that_turns_in_circles_runs_into_a_limit():
+    """LangGraph's limit of steps ends the execution as a limit that was reached, with the graph's own error behind."""
     graph = react(*(call("quick") for _ in range(9)))
     outcome = perform(tracked(graph, config={"recursion_limit": 4}), HI)
-    assert isinstance(outcome.error, GraphRecursionError)
-    assert get_tracker().get(outcome.execution_id).state == "failed"
+    assert isinstance(outcome.error.__cause__, GraphRecursionError)
+    assert (outcome.state, outcome.end["kind"]) == ("timed_out", "limit")
 
 
 def test_a_bare_runnable_is_tracked():
@@ -191,10 +191,10 @@ def test_the_journal_is_written_before_the_users_handlers_are_called():
 
 
 def test_the_runs_thread_is_the_graphs():
-    """Without more words the checkpoints are those of the run's own thread; a function may say otherwise."""
+    """Without more words checkpoints are the user's and the thread's own; a function may say otherwise."""
     graph = react(done("one"), done("two"))
     perform(tracked(graph), HI)
-    perform_again = tracked(graph, thread_id=lambda run: f"{run.user_id}/{run.thread_id}")
+    perform_again = tracked(graph, thread_id=lambda run: run.thread_id)
     on_loop(lambda: Engine().run(perform_again, HI, **ADA))
     for thread in ("t-1", "ada/t-1"):
         assert len(graph.get_state({"configurable": {"thread_id": thread}}).values["messages"]) == 2

@@ -250,7 +250,7 @@ def test_the_next_attempt_goes_on_at_the_checkpoint():
 def test_the_next_attempt_passes_no_breakpoint_unasked():
     """Where an attempt was lost at a breakpoint, the next one asks before it goes on."""
     graph = react(call("quick"), done(), interrupt_before=["tools"])
-    config = {"configurable": {"thread_id": "t-1"}}
+    config = {"configurable": {"thread_id": "ada/t-1"}}
 
     async def once_lost(run, given):
         if run.attempt == 1:

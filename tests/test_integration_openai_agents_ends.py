@@ -144,12 +144,12 @@ def test_an_answer_that_never_comes_times_out(clock):
 
 
 @streamed
-def test_too_many_turns_fail_with_the_sdks_own_error(on_event):
-    """MaxTurnsExceeded is the execution's error type."""
+def test_too_many_turns_run_into_a_limit(on_event):
+    """MaxTurnsExceeded ends the execution as a limit that was reached, with the SDK's own error behind."""
     agent = an_agent(call("quick"), call("quick"))
     outcome = perform(tracked(agent, max_turns=1, on_event=on_event), "hi")
-    assert isinstance(outcome.error, MaxTurnsExceeded)
-    assert payloads("fail")[0]["error_type"] == "MaxTurnsExceeded"
+    assert isinstance(outcome.error.__cause__, MaxTurnsExceeded)
+    assert payloads("time_out")[0]["kind"] == "limit"
 
 
 @input_guardrail

@@ -62,9 +62,9 @@ class Show:
         )
         self.handles: list[Handle] = []
         self.real = _real_agent(self.pace_s)
-        down = Policy(trip=Consecutive(failures=1), cooldown_s=max(0.05, 4 * self.pace_s))
+        down = Policy(trip=(Consecutive(failures=1),), cooldown_s=max(0.05, 4 * self.pace_s))
         tracker.breakers.declare(DOWN, down)
-        tracker.breakers.declare(FLAKY, Policy(trip=Consecutive(failures=1_000)))
+        tracker.breakers.declare(FLAKY, Policy(trip=(Consecutive(failures=1_000),)))
 
     async def work(self, share: float = 1.0) -> None:
         """Take some time, as a model or a tool would."""

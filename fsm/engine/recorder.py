@@ -80,15 +80,18 @@ class Recorder:
                 phase.usage(**usage)
             await self._leave(phase, error)
 
-    async def tool_started(self, key: Hashable, name: str, *, arguments: Any = None) -> None:
+    async def tool_started(
+        self, key: Hashable, name: str, *, arguments: Any = None, call_id: str | None = None
+    ) -> None:
         """Note that a tool call began.
 
         Args:
             key: What the framework repeats at its end.
             name: The tool's name.
             arguments: What it is called with.
+            call_id: The call's id, where the framework has one.
         """
-        await self._enter(key, self._run.tool(name, arguments=arguments))
+        await self._enter(key, self._run.tool(name, arguments=arguments, call_id=call_id))
 
     async def tool_ended(
         self, key: Hashable, *, error: BaseException | None = None, result: Any = None

@@ -5,7 +5,8 @@
 
     state = await Engine().run(tracked(graph), {"messages": […]}, user_id="ada", thread_id="t-1")
 
-The graph brings its own checkpointer; the run's thread is the graph's `thread_id`. In an agent function of your own,
+The graph brings its own checkpointer; the run's user and thread together are the graph's `thread_id`, since a
+checkpointer knows no users. In an agent function of your own,
 hand the handler over: `chain.ainvoke(…, config={"callbacks": [FsmCallbackHandler(run)]})`.
 
 ==============================================  ========================================================
@@ -16,6 +17,7 @@ a tool call, also several at once               open_tool, close_tool; with ok=F
 `interrupt(…)`, in a node or in a tool          awaiting_input; the answer resumes the graph
 a breakpoint (`interrupt_before=…`)             awaiting_input; only an approval goes on
 a node                                          progress with the node's name
+GraphRecursionError                             time_out of the kind limit
 ==============================================  ========================================================
 
 A later attempt of the same execution goes on where the checkpoint of the lost one stands: nodes that are done are not
@@ -34,13 +36,13 @@ from typing import Any, cast
 
 from fsm.engine import Answer, Run
 from fsm.engine.results import jsonable
-from fsm.errors import ConfigurationError, FsmError
+from fsm.errors import ConfigurationError, FsmError, LimitReached
 from fsm.integrations.common import MAX_QUESTIONS, TooManyQuestions, cut
 
 try:
     from langchain_core.callbacks import BaseCallbackManager
     from langchain_core.runnables import Runnable, RunnableConfig
-    from langgraph.errors import NodeCancelledError
+    from langgraph.errors import GraphRecursionError, NodeCancelledError
     from langgraph.pregel.protocol import PregelProtocol
     from langgraph.types import Command, Interrupt
 
@@ -128,9 +130,9 @@ def tracked(  # noqa: PLR0913 - options, each by its name
     Args:
         graph: The graph. To be interrupted it needs a checkpointer; that is the caller's choice.
         config: More of the config (`recursion_limit`, `tags`, `callbacks` …), or a function that makes it of the run.
-        thread_id: Makes the graph's `thread_id` of the run. The default is the run's own thread, unless `config` says
-            otherwise. Where threads of two users may bear one name, put the user's id into it: a checkpointer knows
-            no users.
+        thread_id: Makes the graph's `thread_id` of the run. The default is ``user_id/thread_id``, unless `config` says
+            otherwise: a checkpointer knows no users, and two users' threads may bear one name. Where they cannot,
+            ``lambda run: run.thread_id`` keeps the name that the rest of your program knows.
         question: Makes the text that a person reads of an interrupt.
         resume: Makes the value that the graph gets of the answer.
         expires_s: For how many seconds a person may think; ``None`` for the execution's own input timeout.
@@ -220,6 +222,9 @@ class _Call:
         config = _with(self.config, handler)
         try:
             result = await (self._streamed(given, config) if self.on_chunk else self._invoked(given, config))
+        except GraphRecursionError as error:
+            await handler.close(error)
+            raise LimitReached(str(error)) from error
         except BaseException as error:
             await handler.close(error)
             raise
@@ -309,7 +314,7 @@ def _config(run: Run, config: Config | None, thread_id: Callable[[Run], str] | N
     given: RunnableConfig | None = config(run) if callable(config) else config  # pyright: ignore[reportGeneralTypeIssues]
     merged: RunnableConfig = {**(given or {})}
     merged["metadata"] = {**merged.get("metadata", {}), _EXECUTION: run.id}
-    configurable = {"thread_id": run.thread_id, **merged.get("configurable", {})}
+    configurable = {"thread_id": f"{run.user_id}/{run.thread_id}", **merged.get("configurable", {})}
     if thread_id is not None:
         configurable["thread_id"] = thread_id(run)
     merged["configurable"] = configurable

@@ -13,7 +13,8 @@ a tool call, also several at once               open_tool, close_tool
 a tool's error, even one that becomes text      close_tool with ok=False and the error
 a tool with `needs_approval`                    awaiting_input; then the run goes on
 an agent's turn, a handoff                      progress with the agents' names
-MaxTurnsExceeded, a guardrail's tripwire        fail with that error type
+MaxTurnsExceeded                                time_out of the kind limit
+a guardrail's tripwire                          fail with that error type
 ==============================================  ========================================================
 
 Hooks see neither errors nor cancels, so `tracked` also wraps the call: what is open when it ends, ends with it. The
@@ -28,13 +29,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from fsm.engine import Run
-from fsm.errors import ConfigurationError
+from fsm.errors import ConfigurationError, LimitReached
 from fsm.integrations.common import MAX_QUESTIONS, TooManyQuestions, cut
 
 try:
     from agents import (
         Agent,
         InputGuardrailTripwireTriggered,
+        MaxTurnsExceeded,
         OutputGuardrailTripwireTriggered,
         RunConfig,
         RunHooks,
@@ -157,6 +159,9 @@ class _Call:
             name = tripped.guardrail_result.guardrail.get_name()
             await self.hooks.close(tripped, f"guardrail {name} tripped", guardrail=name)
             raise
+        except MaxTurnsExceeded as error:
+            await self.hooks.close(error)
+            raise LimitReached(str(error)) from error
         except BaseException as error:
             await self.hooks.close(error)
             raise

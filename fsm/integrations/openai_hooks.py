@@ -105,12 +105,13 @@ class FsmRunHooks(RunHooks[Any]):
     async def on_tool_start(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool) -> None:
         """Report that a tool is called."""
         key: Hashable = object()
-        name, arguments = tool.name, None
+        name, arguments, call_id = tool.name, None, None
         if isinstance(context, ToolContext):
             key, name = context.tool_call_id, context.qualified_tool_name
+            call_id = context.tool_call_id
             arguments = _parsed(context.tool_arguments) if self._content else None
         self._tools[key] = tool.name
-        await self._tell(self._recorder.tool_started(key, name, arguments=arguments))
+        await self._tell(self._recorder.tool_started(key, name, arguments=arguments, call_id=call_id))
         await self._also.on_tool_start(context, agent, tool)
 
     async def on_tool_end(

@@ -133,7 +133,7 @@ def _scenario(plan: dict[str, Any]) -> Any:
             assert result is None or isinstance(result, (EngineFull, FsmError)), result
         person.cancel()
         for _ in range(10_000):
-            if not player.left and not engine.stragglers:
+            if not player.left and not engine.stragglers and not engine.links():
                 break
             await asyncio.sleep(1.0)
         await _rest(engine, tracker)

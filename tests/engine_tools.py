@@ -120,6 +120,13 @@ def last(tracker: Tracker, execution_id: str) -> dict[str, Any]:
     return json.loads(tracker.history(execution_id)[-1].payload_json or "{}")
 
 
+async def until(handle: Any, state: str) -> None:
+    """Wait until an execution is in a state; one that ends before is an error."""
+    while handle.state != state:
+        assert not handle.done, await handle.outcome()
+        await asyncio.sleep(0.005)
+
+
 def only(tracker: Tracker, **which: Any) -> Any:
     """Return the one execution that there is."""
     (one,) = tracker.find(**which)

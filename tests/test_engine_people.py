@@ -11,7 +11,19 @@ import time
 from pathlib import Path
 
 import pytest
-from engine_tools import WHO, events, in_memory, last, legal, nothing_left, on_disk, only, simulated, states
+from engine_tools import (
+    WHO,
+    events,
+    in_memory,
+    last,
+    legal,
+    nothing_left,
+    on_disk,
+    only,
+    simulated,
+    states,
+    until,
+)
 
 from fsm import Engine
 from fsm.engine import RunOver
@@ -106,8 +118,7 @@ def test_an_answer_counts_in_the_next_attempt_too(play):
 
         handle = await engine.submit(agent, retry={"attempts_max": 3, "backoff_s": 1.0}, **WHO)
         for text in "ab":
-            while handle.state != "awaiting_input":
-                await asyncio.sleep(0.1)
+            await until(handle, "awaiting_input")
             await tracker.aio.fire(handle.id, "receive_input", text=text)
             await asyncio.sleep(0.5)
         assert await handle == ["a", "b"]
@@ -146,8 +157,7 @@ def test_another_process_answers_and_the_agent_goes_on_at_once(tmp_path):
             return answer, time.monotonic()
 
         handle = await engine.submit(agent, **WHO)
-        while handle.state != "awaiting_input":
-            await asyncio.sleep(0.01)
+        await until(handle, "awaiting_input")
 
         def from_outside():
             with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as other:
@@ -268,13 +278,11 @@ def test_a_question_that_was_taken_back_is_asked_again_by_the_next_process(tmp_p
             return (await run.ask("?")).text
 
         handle = await agent.submit(**WHO, retry={"attempts_max": 2, "backoff_s": 0.0})
-        while handle.state != "running_tools":
-            await asyncio.sleep(0.01)
+        await until(handle, "running_tools")
         await engine.close()
         assert only(tracker).state == "queued"
         (handle,) = await engine.adopt()
-        while handle.state != "awaiting_input":
-            await asyncio.sleep(0.01)
+        await until(handle, "awaiting_input")
         await tracker.aio.fire(handle.id, "receive_input", text="a person's")
         assert await handle == "a person's"
         legal(tracker, handle.id)

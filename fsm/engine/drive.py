@@ -344,9 +344,14 @@ class Drive:
         if link.stop.done():
             await self._stopped(result, error)
             return False
-        if error is None:
-            return await self._completed(result)
-        return await self._failed(error)
+        again = await (self._completed(result) if error is None else self._failed(error))
+        if not again and not self._said and not link.gone.done():
+            # It was called off while the end was on its way: now that is what has to be ended.
+            with contextlib.suppress(StoreUnavailable):
+                await link.refresh()
+            if link.stop.done() and not link.gone.done():
+                await self._stopped(result, error)
+        return again
 
     async def _stopped(self, result: Any, error: BaseException | None) -> None:
         if error is None:
@@ -437,7 +442,7 @@ class Drive:
                 await asyncio.sleep(wait_s)
                 wait_s *= 2.0
             else:
-                self._said = True
+                self._said = self._said or key
                 return receipt
         logger.error("%s: %r could not be recorded; its deadline will end it", link.id, event)
         self.error = self.error or failure

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fsm.errors import ConfigurationError
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -19,9 +21,18 @@ class Portal:
     def __init__(self) -> None:
         """Start the thread."""
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fsm-portal", daemon=True)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="fsm-portal", daemon=True)
         self._thread.start()
         atexit.register(self.close)
+
+    def _run(self) -> None:
+        """Run the loop until it is closed. SystemExit in an agent ends a loop; here it is for its caller alone."""
+        while not self._stopping:
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                logger.info("an agent raised %s; its caller does too", type(error).__name__)
 
     @property
     def closed(self) -> bool:
@@ -56,6 +67,7 @@ class Portal:
             return
         atexit.unregister(self.close)
         asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result(timeout=30.0)
+        self._stopping = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=30.0)
         self._loop.close()

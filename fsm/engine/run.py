@@ -335,8 +335,25 @@ class Run:
         await self.ready()
         table = self.link.machine.by_source
         way: Sequence[str] | None = self.link.ways.to_state(self.link.state, state)
-        if way is None:
-            way = [event for event, arrows in table[self.link.state].items() if arrows[0].target == state][:1]
+        if (
+            way is None
+            and state in self.link.machine.by_name
+            and self.link.machine.by_name[state].category == "running"
+        ):
+            # The last step may be an event that is taken by those who mean it only.
+            lasts = {
+                event
+                for arrows in table.values()
+                for event, (first, *_) in arrows.items()
+                if first.target == state
+            }
+            found = [(self.link.ways.to_event(self.link.state, last), last) for last in sorted(lasts)]
+            ways = [(*way, last) for way, last in found if way is not None]
+            way = min(
+                (way for way in ways if self.link.ways.end_of(self.link.state, way) == state),
+                key=len,
+                default=None,
+            )
         if way:
             await self.link.fire_all([(event, {}) for event in way])
         elif self.link.state != state:

@@ -1,0 +1,204 @@
+"""The process ends, in every way that processes end: nothing that ran in it stays open."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_tools import WHO, events, last, legal, on_disk, only
+
+from fsm import Engine
+from fsm.errors import StoreUnavailable
+from fsm.testing import fresh_tracker
+
+HEAD = """
+    import asyncio, os, signal, sys, threading, time
+    from fsm import Engine
+    from fsm.process import configure
+
+    tracker = configure(sys.argv[1])
+    engine = Engine(tracker, lease_s=0.6, sweep_every_s=None, patience_s=0.3)
+
+    async def sleeps(run):
+        async with run.tool("open all the while"):
+            await asyncio.sleep(60)
+
+    async def asks(run):
+        await run.ask("?")
+
+    def blocks(run):
+        time.sleep(60)
+
+    async def begin():
+        for agent, attempts in ((sleeps, 1), (sleeps, 2), (asks, 1), (blocks, 1)):
+            handle = await engine.submit(agent, user_id="ada", thread_id="t", retry={"attempts_max": attempts})
+            while handle.state in ("created", "starting", "thinking") and agent is not blocks:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        print("ready", flush=True)
+"""
+RETURNS = "asyncio.run(begin())"
+STAYS = """
+    async def main():
+        await begin()
+        await asyncio.sleep(60)
+
+    asyncio.run(main())
+"""
+OWN_HANDLER = """
+    async def main():
+        told = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+        await begin()
+        await told.wait()
+        print("mine", flush=True)
+
+    asyncio.run(main())
+"""
+STANDS_STILL = """
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+"""
+
+
+def _run(tmp_path: Path, body: str, end: signal.Signals | None = None) -> tuple[int, str]:
+    """Run a program to its end; return its exit status and what it printed after it was ready."""
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(HEAD) + textwrap.dedent(body))
+    command = [sys.executable, str(script), f"sqlite:///{tmp_path}/fsm.db"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.readline() == "ready\n", child.stderr.read()
+        if end is not None:
+            child.send_signal(end)
+        begun = time.monotonic()
+        said, _ = child.communicate(timeout=30)
+        assert time.monotonic() - begun < 10
+        return child.returncode, said
+
+
+def _ends(tmp_path: Path) -> list[str]:
+    with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as tracker:
+        found = tracker.find()
+        for one in found:
+            legal(tracker, one.id)
+            assert one.owner is None or one.state in {"cancelled", "failed"}, one
+        return [one.state for one in found]
+
+
+HANDED_BACK = ["cancelled", "queued", "awaiting_input", "cancelled"]
+"""What becomes of: one with its last attempt, one with another, one that waits for a person, a blocked thread."""
+
+
+@pytest.mark.parametrize(
+    ("body", "end", "status"),
+    [
+        (RETURNS, None, 0),
+        (STAYS, signal.SIGINT, 130),
+        (STAYS, signal.SIGTERM, -signal.SIGTERM),
+        (OWN_HANDLER, signal.SIGTERM, 0),
+        (STANDS_STILL, None, 0),
+    ],
+    ids=["the loop ends", "Ctrl-C", "SIGTERM", "SIGTERM with a handler", "a loop stands still"],
+)
+def test_a_process_that_ends_leaves_nothing_open(tmp_path, body, end, status):
+    """However a process ends that can still speak, its executions are ended or handed back at once."""
+    code, said = _run(tmp_path, body, end)
+    assert code == status or (end is signal.SIGINT and code == -signal.SIGINT)
+    assert said == ("mine\n" if body is OWN_HANDLER else "")
+    assert _ends(tmp_path) == HANDED_BACK
+
+
+def test_a_process_that_is_killed_is_found_by_the_sweep(tmp_path):
+    """Nobody speaks for a process that was killed; its lease runs out, and a sweep deals with what it owned."""
+    code, _ = _run(tmp_path, STAYS, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as tracker:
+        time.sleep(0.7)  # a lease in real time
+        tracker.sweep()
+        assert [one.state for one in tracker.find()] == ["dead", "queued", "awaiting_input", "dead"]
+
+
+# --- the store does not answer ----------------------------------------------------------------------------------
+
+
+class Broken:
+    """A way to a store on which the appends of an event fail a few times, before or after they are carried out."""
+
+    def __init__(self, store: Any, event: str, times: int, *, after: bool) -> None:
+        self._store, self._event, self._times, self._after = store, event, times, after
+        self.append_ = store.append
+        store.append = self.append
+
+    def append(self, steps: Any) -> Any:
+        if self._times and any(step.event == self._event for step in steps):
+            self._times -= 1
+            if self._after:
+                self.append_(steps)
+            raise StoreUnavailable("the connection broke", committed=None)
+        return self.append_(steps)
+
+
+async def _returns(run):
+    return 7
+
+
+async def _raises(run):
+    raise OSError("no")
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["not committed", "committed"])
+@pytest.mark.parametrize("event", ["start", "complete", "fail", "stopped"])
+@pytest.mark.parametrize("where", ["memory", "sqlite"])
+def test_a_store_that_breaks_when_something_is_said(tmp_path, where, event, after):
+    """A claim or an end that is lost on its way is said again, and is in the journal exactly once."""
+
+    async def scenario(engine, tracker):
+        Broken(tracker._registry.store, event, 2 if not after else 1, after=after)
+        agent = {"fail": _raises, "stopped": _sleeps}.get(event, _returns)
+        handle = await engine.submit(agent, **WHO)
+        if event == "stopped":
+            await asyncio.sleep(0.05)
+            await handle.cancel()
+        outcome = await handle.outcome()
+        assert outcome.state == {"fail": "failed", "stopped": "cancelled"}.get(event, "completed")
+        if outcome.completed:
+            assert (await handle, outcome.error) == (7, None)
+        seen = events(tracker, handle.id)
+        assert seen.count(event) == 1
+        assert seen.count("start") == 1
+
+    async def _memory(tracker):
+        await scenario(Engine(tracker, sweep_every_s=None, patience_s=1.0), tracker)
+
+    if where == "sqlite":
+        on_disk(tmp_path, scenario)
+    else:
+        with fresh_tracker() as tracker:
+            asyncio.run(_memory(tracker))
+            legal(tracker, only(tracker).id)
+
+
+async def _sleeps(run):
+    await asyncio.sleep(60)
+
+
+def test_a_deadline_that_the_store_does_not_take_is_tried_again(tmp_path):
+    """A deadline is met late rather than never if the store is down when it passes."""
+
+    async def scenario(engine, tracker):
+        Broken(tracker._registry.store, "time_out", 1, after=False)
+        handle = await engine.submit(_sleeps, timeouts={"phase_s": 0.1}, **WHO)
+        outcome = await handle.outcome()
+        assert outcome.state == "timed_out"
+        assert last(tracker, handle.id)["late_s"] > 0.5
+
+    on_disk(tmp_path, scenario)

@@ -217,11 +217,12 @@ class Engine(Launcher):
             thread_id: The conversation, or a function of the item.
             agent_name: The agent's name, or a function of the item; the function's own if nothing is said.
             at_once: So many are handed to the engine at once; its slots decide how many run.
-            on_done: Called with each outcome as it comes: for a progress bar, say.
+            on_done: Called with each outcome as it comes: for a progress bar, say; what it raises is logged.
             **options: As for `submit`.
 
         Returns:
-            The outcomes, in the order of the items. However one ends, the others go on.
+            The outcomes, in the order of the items. However one ends, the others go on; one that the store or a
+            queue full of others' executions did not take has no id and an error.
         """
         return await map_over(
             self, agent, items, user_id=user_id, thread_id=thread_id, agent_name=agent_name, at_once=at_once,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fsm.checks import text
+from fsm.command import Command
 from fsm.engine.agents import Agent
 from fsm.engine.conduct import Conduct, Hook, Value
 from fsm.engine.drive import Drive
@@ -91,7 +92,6 @@ class Launcher:
             options["metadata"] = called_with(options["metadata"], args, kwargs)
         registry = home.registry
         _check_machine(registry.machine_for(options["machine"]))
-        link: Link | None = None
         seat.queue_up(
             bounded=True
         )  # before anything is awaited: whoever comes meanwhile has to find the queue that long
@@ -100,18 +100,41 @@ class Launcher:
                 registry.birth, agent.name, user_id=user_id, thread_id=thread_id, parent_id=parent_id,
                 retry_of=retry_of, **options,
             )  # fmt: skip
-            assert birth.born is not None  # noqa: S101 - a birth has a step
-            snapshot = birth.born.after
-            link = Link(home, snapshot, registry.law_of(snapshot.identity.machine).machine)
-            await registry.committer.commit_async(birth)
-            await home.read(registry.created, birth)
+            link = await self._create(home, birth)
         except BaseException:
             seat.close()
-            if link is not None:
-                link.close()
             raise
         run = Run(link, seat, self._child_of(link), answers)
         return Drive(home, link, seat, run, agent, args, kwargs or {}, conduct, emit)
+
+    async def _create(self, home: Home, birth: Command) -> Link:
+        """Commit a birth, and return the wire to the execution."""
+        registry = home.registry
+        assert birth.born is not None  # noqa: S101 - a birth has a step
+        snapshot = birth.born.after
+        link = Link(home, snapshot, registry.law_of(snapshot.identity.machine).machine)
+        committed = registry.committer.submit(birth)
+        try:
+            if committed is not None:
+                await asyncio.wait({committed})
+            await home.read(registry.created, birth)
+        except asyncio.CancelledError:
+            # What is under way is committed all the same, and nobody would drive it: it is called off.
+            link.close()
+            await self._call_off(home, birth, committed)
+            raise
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    @staticmethod
+    async def _call_off(home: Home, birth: Command, committed: asyncio.Future[None] | None) -> None:
+        if committed is not None:
+            await asyncio.wait({committed})
+        if birth.error is None:
+            order = home.registry.order(birth.execution_id, "cancel", {"reason": "its caller was cancelled"})
+            await home.read(home.registry.carry_all, [order])
 
     def begin(self, drive: Drive) -> Handle:
         """Let it drive, and return its handle."""

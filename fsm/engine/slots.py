@@ -108,8 +108,8 @@ class _Line:
 class Admission:
     """Gives slots out.
 
-    Invariants (tests/test_engine_admission.py): no limit is passed; while a slot is free, nobody waits who could have
-    it; while nobody runs or waits, nothing is remembered.
+    Invariants (tests/test_engine_admission.py): no limit is passed; while a slot is free, nobody waits who could
+    have it; while nobody runs or waits, nothing is remembered.
 
     A call costs O(k log n), amortised: n tickets wait, and k is the number of agents that one user waits for.
 

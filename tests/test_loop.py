@@ -451,6 +451,30 @@ def test_a_paused_process_misses_time():
     assert closed == [True]
 
 
+def test_what_was_parked_dies_quietly():
+    """A task that a paused process was about to begin is held when the process is killed: nothing closes it."""
+    unraisable = []
+
+    async def unborn():
+        raise AssertionError("it never begins")
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: unraisable.append(context))
+        process = Process("p")
+        loop.pause(process)
+        in_process(loop, process, unborn())
+        await asyncio.sleep(1.0)
+        assert process.parked, "nothing but this holds the task"
+        loop.kill(process)
+        await asyncio.sleep(1.0)
+
+    loop = SteppedLoop()
+    loop.run_until_complete(main())
+    loop.drop()
+    assert unraisable == []
+
+
 def test_a_killed_process_cleans_nothing_up():
     """A killed process never runs again, its children neither, and no finally is carried out while time lasts."""
     ticks, closed = [], []

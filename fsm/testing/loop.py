@@ -277,10 +277,11 @@ class SteppedLoop(asyncio.BaseEventLoop):
     def kill(self, process: Process) -> None:
         """End a process as SIGKILL does: no callback of it runs again, no ``finally`` is carried out."""
         process.state, process.stopped = "dead", True
-        process.parked = []
-        # Somebody has to hold the tasks: a coroutine that nobody holds is closed, and closing runs `finally`.
-        dead = (task for task in self.tasks() if task.process is process)
+        # Somebody has to hold the tasks: a coroutine that nobody holds is closed, and closing runs `finally`. What
+        # is parked may be all that holds one which has not begun, so it goes last.
+        dead = [task for task in self.tasks() if task.process is process]
         self._graveyard.update((task.number, task) for task in dead)
+        process.parked = []
 
     def tasks(self) -> list[SteppedTask[Any]]:
         """Return the tasks that have not ended, in the order of their creation."""

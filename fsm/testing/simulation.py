@@ -161,8 +161,8 @@ class Simulation:
         """
         self._build()
         loop = self.loop
-        try:
-            with loop.undisturbed():
+        with loop.undisturbed():  # up to the power's end: a task that nobody holds must not be found by chance
+            try:
                 context = self.context(Process("scenario"), self.tracker)
                 task = loop.create_task(scenario(self), name="scenario", context=context)
                 self._begin()
@@ -173,10 +173,10 @@ class Simulation:
                         self._failure = error
                 if self._failure is None:
                     self.checker.check_all()
-        except Exception as error:  # noqa: BLE001 - a broken guarantee, at the end
-            self._failure = error
-        report = self._report()
-        self._power_off()
+            except Exception as error:  # noqa: BLE001 - a broken guarantee, at the end
+                self._failure = error
+            report = self._report()
+            self._power_off()
         failure = self._failure
         if failure is None:
             return report

@@ -18,7 +18,7 @@ from fsm.engine.outcome import Handle, Outcome
 from fsm.engine.registered import Registered, Registration, called_with
 from fsm.engine.run import Answer, Run, answer_of
 from fsm.engine.slots import Slots
-from fsm.errors import BadPayload, ConfigurationError
+from fsm.errors import BadPayload, ConfigurationError, StoreUnavailable
 from fsm.machine import Machine
 from fsm.process import get_tracker
 from fsm.tracker import Tracker
@@ -104,7 +104,12 @@ class Launcher:
             snapshot = birth.born.after
             link = Link(home, snapshot, registry.law_of(snapshot.identity.machine).machine)
             await registry.committer.commit_async(birth)
-            await home.read(registry.created, birth)
+            try:
+                await home.read(registry.created, birth)
+            except StoreUnavailable as error:
+                # Nobody can tell whether it was born? The store can; nobody else would drive it.
+                if error.committed is not None or await home.read(registry.store.load, link.id) is None:
+                    raise
         except BaseException:
             seat.close()
             if link is not None:

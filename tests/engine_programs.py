@@ -123,12 +123,13 @@ class Player:
         await run.phase(state)
 
     async def _raise(self, _: Run, what: str) -> None:
-        raise RAISES[what]()
+        error = RAISES[what]()
+        raise error
 
     async def _end(self, _: Run, __: None) -> None:
         raise _End
 
-    async def _model(self, run: Run, name: str, behind: bool, body: Program) -> None:  # noqa: FBT001 - drawn
+    async def _model(self, run: Run, name: str, behind: bool, body: Program) -> None:
         async with run.model(name, breaker=None if behind else False) as call:
             call.usage(tokens=1)
             await self.play(run, body)
@@ -173,5 +174,5 @@ class Player:
         await run.child(self.agent, body, timeouts={"total_s": total_s} if total_s else None)
 
 
-class _End(Exception):  # noqa: N818 - no error: the agent returns
+class _End(Exception):
     """Return from wherever the agent is."""

@@ -1,4 +1,4 @@
-"""Agents that are plain functions run in threads, with the same names; a thread cannot be cancelled, and need not be."""
+"""Agents that are plain functions run in threads, with the same names; a thread need not be cancelled to be stopped."""
 
 from __future__ import annotations
 
@@ -253,9 +253,9 @@ def test_a_stopped_thread_gives_its_probe_back(fresh):
     async def main():
         engine = Engine(fresh, sweep_every_s=None)
         with pytest.raises(ConnectionError):
-            await engine.run(agent, True, **WHO)  # noqa: FBT003
+            await engine.run(agent, True, **WHO)
         await asyncio.sleep(0.1)
-        handle = await engine.submit(agent, False, **WHO)  # noqa: FBT003
+        handle = await engine.submit(agent, False, **WHO)
         await asyncio.sleep(0.05)
         assert len(fresh.breakers.get("m").row.probes) == 1
         await handle.cancel()
@@ -374,7 +374,7 @@ def test_a_with_block_is_an_execution(fresh):
         raise AssertionError("not reached")
     with pytest.raises(BadPayload), engine.execution("by hand", retry={"attempts_max": 2}, **WHO):
         raise AssertionError("not reached")
-    with pytest.raises(ExecutionCancelled), engine.execution("by hand", **WHO) as called_off:
+    with pytest.raises(ExecutionCancelled), engine.execution("by hand", **WHO) as called_off:  # noqa: PT012 - the body
         fresh.fire(called_off.id, "cancel", reason="enough")
         time.sleep(0.05)
         called_off.progress()
@@ -395,7 +395,7 @@ def test_an_async_with_block_is_an_execution(play):
             session.result = 7
         assert current_run() is None
         assert last(tracker, run.id)["result"] == 7
-        with pytest.raises(ExecutionCancelled, match="enough"):
+        with pytest.raises(ExecutionCancelled, match="enough"):  # noqa: PT012 - the body
             async with engine.execution("by hand", **WHO) as run:
                 await tracker.aio.fire(run.id, "cancel", reason="enough")
                 await asyncio.sleep(60)

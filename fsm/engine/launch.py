@@ -19,7 +19,7 @@ from fsm.engine.outcome import Handle, Outcome
 from fsm.engine.registered import Registered, Registration, called_with
 from fsm.engine.run import Answer, Run, answer_of
 from fsm.engine.slots import Slots
-from fsm.errors import BadPayload, ConfigurationError
+from fsm.errors import BadPayload, ConfigurationError, StoreUnavailable
 from fsm.machine import Machine
 from fsm.process import get_tracker
 from fsm.tracker import Tracker
@@ -117,7 +117,7 @@ class Launcher:
         try:
             if committed is not None:
                 await asyncio.wait({committed})
-            await home.read(registry.created, birth)
+            await self._born(home, birth)
         except asyncio.CancelledError:
             # What is under way is committed all the same, and nobody would drive it: it is called off.
             link.close()
@@ -127,6 +127,16 @@ class Launcher:
             link.close()
             raise
         return link
+
+    @staticmethod
+    async def _born(home: Home, birth: Command) -> None:
+        try:
+            await home.read(home.registry.created, birth)
+        except StoreUnavailable as error:
+            # Nobody can tell whether it was born? The store can; nobody else would drive it.
+            known = home.registry.store.load
+            if error.committed is not None or await home.read(known, birth.execution_id) is None:
+                raise
 
     @staticmethod
     async def _call_off(home: Home, birth: Command, committed: asyncio.Future[None] | None) -> None:

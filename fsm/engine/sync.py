@@ -74,7 +74,7 @@ class SyncRun:
         step: Coroutine[Any, Any, T] = do()
         try:
             if self._stopped and not leaving:
-                raise self._over()
+                raise self._over()  # noqa: TRY301 - the coroutines are closed below
             future = asyncio.run_coroutine_threadsafe(step, self._loop)
         except BaseException as error:
             step.close()

@@ -161,7 +161,9 @@ class Simulation:
         """
         self._build()
         loop = self.loop
-        with loop.undisturbed():  # up to the power's end: a task that nobody holds must not be found by chance
+        with (
+            loop.undisturbed()
+        ):  # up to the power's end: a task that nobody holds must not be found by chance
             try:
                 context = self.context(Process("scenario"), self.tracker)
                 task = loop.create_task(scenario(self), name="scenario", context=context)

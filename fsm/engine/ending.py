@@ -1,0 +1,250 @@
+"""How an execution's end is said: once, whatever comes in between, and nothing is left open behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fsm.engine.agents import Agent
+from fsm.engine.conduct import Conduct
+from fsm.engine.home import Home, Late
+from fsm.engine.link import Link, RunOver
+from fsm.engine.results import clipped, described, jsonable, why
+from fsm.engine.run import Run
+from fsm.errors import BadPayload, BreakerOpen, LimitReached, PrerequisiteFailed, Refused, StoreUnavailable
+from fsm.records import Receipt
+
+logger = logging.getLogger(__name__)
+
+END_TRIES = 6
+"""So often an end is handed in, if the store does not answer; then the execution's deadline is left to end it."""
+END_WAIT_S = 0.1
+"""The first wait between two tries, in seconds; it doubles."""
+MAX_LEFT_OPEN = 1_000
+"""So many forgotten tools are closed at the end; a table does not let more be open."""
+
+
+class Ending:
+    """The part of a drive that ends its execution."""
+
+    def __init__(self, home: Home, link: Link, run: Run, agent: Agent, conduct: Conduct) -> None:
+        """Prepare; `Drive` does."""
+        self.home = home
+        self.link = link
+        self.run = run
+        self.agent = agent
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.fell_back = False
+        self._said = False
+        self._conduct = conduct
+        self._task: asyncio.Task[Any] | None = None
+
+    def _retryable(self, error: BaseException) -> bool:
+        if self.fell_back or isinstance(error, (PrerequisiteFailed, LimitReached)):
+            return False
+        return isinstance(error, self._conduct.retry_on)
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    async def _stop(self, task: asyncio.Task[Any]) -> None:
+        """Cancel the agent, wait for it as long as its grace allows, and then go on without it."""
+        task.cancel()
+        await asyncio.wait({task, self.link.gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            await asyncio.wait({task}, timeout=self._conduct.patience_s)
+        if not task.done():
+            self._abandon(task)
+
+    def _abandon(self, task: asyncio.Task[Any], *, leaving: bool = False) -> None:
+        home, link, name = self.home, self.link, self.agent.name
+        ended_at = home.registry.now()
+        self.run.abandoned = True
+        home.stragglers[link.id] = name
+        logger.warning(
+            "%s: the agent %r did not stop although its execution is %s; it goes on without one",
+            link.id, name, link.snapshot.state,
+        )  # fmt: skip
+
+        def late(done: asyncio.Task[Any]) -> None:
+            home.stragglers.pop(link.id, None)
+            self._late(*came_to(done), late_s=home.registry.now() - ended_at)
+
+        task.add_done_callback(late)
+        if leaving or self.agent.inline:
+            task.cancel()  # a thread cannot be cancelled; its task stays, to hear how it ends, while there is a loop
+
+    def _late(self, result: Any, error: BaseException | None, late_s: float = 0.0) -> None:
+        """Remember what an agent came to after the end; its record is closed."""
+        if isinstance(error, asyncio.CancelledError):
+            return
+        said = None if error is None else why(error)
+        late = Late(self.link.id, self.agent.name, late_s, jsonable(result), said)
+        self.home.late.append(late)
+        logger.warning("%s: the agent %r came to an end %.3g s late: %s", *late[:3], said or "it returned")
+
+    async def close(self, result: Any, error: BaseException | None) -> bool:
+        """Say how the agent ended.
+
+        Args:
+            result: What it returned.
+            error: What it raised, a cancellation included; ``None`` if it returned.
+
+        Returns:
+            Whether it is to be tried again.
+        """
+        link = self.link
+        self.run.end()
+        await link.settled()
+        link.look()
+        if link.gone.done():
+            if not self._said:
+                self._late(result, error)
+            return False
+        link.letting_go = True  # from here on it is us who let go of it
+        if link.stop.done():
+            await self._stopped(result, error)
+            return False
+        again = await (self._completed(result) if error is None else self._failed(error))
+        if not again and not self._said and not link.gone.done():
+            # It was called off while the end was on its way: now that is what has to be ended.
+            with contextlib.suppress(StoreUnavailable):
+                await link.refresh()
+            if link.stop.done() and not link.gone.done():
+                await self._stopped(result, error)
+        return again
+
+    async def _stopped(self, result: Any, error: BaseException | None) -> None:
+        if error is None:
+            self.result = result
+            await self._say("stopped", {"result": self._kept(result), "outcome": "late"})
+        elif isinstance(error, asyncio.CancelledError):
+            await self._say("stopped", {})
+        else:
+            self.error = error
+            await self._say("fail", described(error))
+
+    async def _completed(self, result: Any) -> bool:
+        await self.run.take_back()
+        for name, call_id in self.link.snapshot.tools[:MAX_LEFT_OPEN]:
+            logger.warning("%s: the agent left the tool %r open; it is closed now", self.link.id, name)
+            note = {"ok": False, "note": "still open when the agent returned"}
+            which = {"name": name} if call_id is None else {"call_id": call_id}
+            await self._say("close_tool", {**which, **note}, key=False)
+        payload: dict[str, Any] = {"result": self._kept(result)}
+        if self.fell_back:
+            payload["outcome"] = "fallback"
+        self.result = result
+        try:
+            await self._say("complete", payload, strict=True)
+        except Refused as refused:
+            self.result = None
+            return await self._failed(refused)
+        return False
+
+    async def _failed(self, error: BaseException) -> bool:
+        self.error = error
+        if isinstance(error, LimitReached):
+            await self._say("time_out", {"kind": "limit", "note": str(error), "outcome": "limit"})
+            return False
+        payload = {**described(error), "retryable": self._retryable(error)}
+        if isinstance(error, PrerequisiteFailed):
+            payload["outcome"] = "refused"
+        if isinstance(error, BreakerOpen):
+            payload["retry_in_s"] = error.retry_after_s
+        await self._say("fail", payload)
+        link = self.link
+        if link.ended or link.gone.done():
+            if isinstance(error, Exception):
+                with contextlib.suppress(Exception):
+                    error.add_note(f"execution {link.id}")
+            return False
+        again = link.snapshot.owner is None
+        link.fence, link.letting_go, self._said = None, False, False
+        return again
+
+    def _kept(self, result: Any) -> Any:
+        return jsonable(result) if self._conduct.record else None
+
+    async def _say(
+        self, event: str, payload: dict[str, Any], *, key: bool = True, strict: bool = False
+    ) -> Receipt | None:
+        """Hand in what must not be lost, again and again if the store does not answer.
+
+        Args:
+            event: The event.
+            payload: What comes with it.
+            key: Whether it is said at most once in this attempt.
+            strict: Whether to raise a refusal; otherwise somebody else has said the end, and that is that.
+        """
+        link = self.link
+        once = f"{event}:{link.snapshot.fence}" if key else None
+        wait_s = END_WAIT_S
+        failure: StoreUnavailable | None = None
+        for tried in range(1, END_TRIES + 1):
+            try:
+                if failure is not None:
+                    await link.refresh()  # perhaps it was committed, in part or all of it
+                receipt = await link.fire(event, payload, key=once)
+            except RunOver:
+                return None
+            except Refused as refused:
+                link.look()
+                if strict and not link.stop.done():
+                    raise
+                logger.debug("%s: %s", link.id, refused)
+                return None
+            except BadPayload as error:
+                logger.warning("%s: what comes with %r is left out: %s", link.id, event, error)
+                payload = {"note": clipped(str(error))}
+            except StoreUnavailable as error:
+                failure = error
+                logger.warning("%s: %r was not taken (%d of %d): %s", link.id, event, tried, END_TRIES, error)
+                await asyncio.sleep(wait_s)
+                wait_s *= 2.0
+            else:
+                self._said = self._said or key
+                return receipt
+        logger.error("%s: %r could not be recorded; its deadline will end it", link.id, event)
+        self.error = self.error or failure
+        return None
+
+    async def _surely(self, do: Callable[[], Awaitable[None]]) -> None:
+        """Do what may be done twice, again if the store does not answer."""
+        wait_s = END_WAIT_S
+        for tried in range(1, END_TRIES + 1):
+            try:
+                await do()
+            except StoreUnavailable as error:
+                logger.warning("%s: not let go of (%d of %d): %s", self.link.id, tried, END_TRIES, error)
+                await asyncio.sleep(wait_s)
+                wait_s *= 2.0
+            else:
+                return
+
+    async def _quiet(self) -> None:
+        """Let the agent stop, within the patience."""
+        task = self._task
+        if task is None or task.done():
+            return
+        task.cancel()
+        await asyncio.wait({task}, timeout=self._conduct.patience_s)
+        if not task.done():
+            self._abandon(task, leaving=True)
+
+
+class Leaves(Exception):
+    """Carries SystemExit and KeyboardInterrupt out of an agent's task: asyncio would end the loop at once."""
+
+
+def came_to(task: asyncio.Task[Any]) -> tuple[Any, BaseException | None]:
+    """Return what a task came to: its result, or its error."""
+    if task.cancelled():
+        return None, asyncio.CancelledError("the agent was cancelled from inside")
+    error = task.exception()
+    if isinstance(error, Leaves):
+        error = error.__cause__
+    return (None, error) if error is not None else (task.result(), None)

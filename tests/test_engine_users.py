@@ -105,7 +105,9 @@ def test_a_foreign_execution_is_unknown_to_the_engine(what, ended, play):
         before = tracker.get(theirs)
         nobodys = execution_id()
         texts = {
-            (await told(MATRIX[what](Engine(tracker, sweep_every_s=None), one))).replace(one, "ID")
+            (await told(MATRIX[what](Engine(tracker, sweep_every_s=None, lease_s=None), one))).replace(
+                one, "ID"
+            )
             for one in (theirs, nobodys)
         }
         assert len(texts) == 1
@@ -127,7 +129,7 @@ def test_a_foreign_execution_is_unknown_to_threads(what, tracker):
     theirs = begun(tracker)
     texts = []
     for one in (theirs, execution_id()):
-        engine = Engine(tracker, sweep_every_s=None)
+        engine = Engine(tracker, sweep_every_s=None, lease_s=None)
         try:
             with pytest.raises(UnknownExecution) as caught:
                 IN_THREADS[what](engine, one)
@@ -147,7 +149,7 @@ def test_to_its_own_user_it_is_known(name, play):
     async def scenario(engine, tracker):
         own = begun(tracker, user_id="bob")
         for link in ({"parent_id": own}, {"retry_of": own}):
-            made = CALLS[name](Engine(tracker, sweep_every_s=None), **link)
+            made = CALLS[name](Engine(tracker, sweep_every_s=None, lease_s=None), **link)
             made = await made if inspect.isawaitable(made) else made
             if isinstance(made, Handle):
                 await made
@@ -185,7 +187,7 @@ def test_adopted_executions_stay_their_users(play):
             answer = await run.ask("Go on?")
             seen[run.user_id] = (run.user_id, name, answer.text, run.metadata.get("of"))
 
-        first = Engine(tracker, sweep_every_s=None)
+        first = Engine(tracker, sweep_every_s=None, lease_s=None)
         first.agent(name="resumed", resumable=True)(agent)
         handles = {
             user: await first.submit("resumed", user, user_id=user, thread_id="t", metadata={"of": user})

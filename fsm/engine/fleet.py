@@ -108,8 +108,7 @@ class _Fleet:
         try:
             return await handle.outcome()
         except asyncio.CancelledError:
-            await handle.cancel("its fleet was called off")
-            await handle.outcome()
+            await handle.give_up("its fleet was called off")
             raise
 
     async def _turn(self) -> None:

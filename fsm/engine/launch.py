@@ -45,6 +45,11 @@ class Launcher:
         poll_s: float,
     ) -> None:
         """Note it all; nothing is opened before the first execution."""
+        if tracker is not None and tracker._user_id is not None:
+            raise ConfigurationError(
+                "an engine drives everybody's executions: give it the process's tracker and not one from for_user(), "
+                "and say whose each execution is"
+            )
         self._tracker = tracker
         try:
             self.slots = slots if isinstance(slots, Slots) else Slots(**(slots or {}))

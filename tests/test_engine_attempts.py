@@ -212,3 +212,21 @@ def test_a_result_that_a_check_refuses_is_none(play):
         assert last(tracker, only(tracker).id)["outcome"] == "refused"
 
     play(scenario)
+
+
+def test_a_fallback_that_fails_takes_no_attempt_that_is_left(play):
+    """What cannot be tried again has its fallback at once; that one's failure is the end, attempts left or not."""
+
+    async def scenario(engine, tracker):
+        async def agent(run):
+            raise ValueError("for good")
+
+        async def worse(run):
+            raise OSError("might go away")
+
+        with pytest.raises(OSError, match="might"):
+            await engine.run(agent, fallback=worse, retry={"attempts_max": 5}, **WHO)
+        one = only(tracker)
+        assert (one.state, one.attempt, events(tracker, one.id)[-2:]) == ("failed", 1, ["fall_back", "fail"])
+
+    play(scenario, retry_on=(OSError,))

@@ -202,3 +202,30 @@ def test_a_deadline_that_the_store_does_not_take_is_tried_again(tmp_path):
         assert last(tracker, handle.id)["late_s"] > 0.5
 
     on_disk(tmp_path, scenario)
+
+
+def test_a_deadline_that_moved_elsewhere_is_not_handed_in_again_and_again(tmp_path):
+    """Another process's sign of life moves a deadline: the engine looks, and does not spin until it hears of it."""
+
+    async def scenario(engine, tracker):
+        registry = tracker._registry
+        orders = []
+        make = registry.order
+
+        def order(execution_id, event, *args, **more):
+            orders.append(event)
+            return make(execution_id, event, *args, **more)
+
+        registry.order = order
+        handle = await engine.submit(_sleeps, timeouts={"idle_s": 0.3}, **WHO)
+        await asyncio.sleep(0.2)
+
+        def from_outside():
+            with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as other:
+                other.fire(handle.id, "progress")
+
+        await asyncio.to_thread(from_outside)
+        await handle.outcome()
+        assert orders.count("time_out") == 2
+
+    on_disk(tmp_path, scenario, poll_s=30.0)

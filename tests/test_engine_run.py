@@ -363,3 +363,24 @@ def test_the_queue_is_bounded(play):
         await engine.close()
 
     play(scenario, slots={"total": 1, "queued_max": 2})
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_close_before_the_first_step(play, resumable):
+    """An engine that is closed in the very moment after a submit ends what was submitted, or leaves it to others."""
+
+    async def scenario(engine, tracker):
+        @engine.agent(resumable=resumable, retry={"attempts_max": 2 if resumable else 1})
+        async def agent(run):
+            await sleeps(run)
+
+        handles = [await engine.submit(agent, **WHO) for _ in range(3)]
+        await engine.close()
+        for handle in handles:
+            assert (await handle.outcome()).state == ("queued" if resumable else "cancelled")
+        for one in tracker.find(state="queued"):
+            assert one.owner is None
+            tracker.fire(one.id, "cancel")
+
+    for seed in range(5):
+        play(scenario, seed=seed, slots={"total": 2})

@@ -56,6 +56,7 @@ class Drive(Ending):
         self.seat = seat
         self.followed = False
         self._claiming = False
+        self._alive = False
         self._args = args
         self._kwargs = kwargs
         self._emit = emit
@@ -64,6 +65,7 @@ class Drive(Ending):
 
     async def life(self) -> Outcome:
         """Drive it to its end, and leave nothing behind: no task, no slot, no listener."""
+        self._alive = True
         try:
             await self._live()
         except asyncio.CancelledError:
@@ -85,6 +87,23 @@ class Drive(Ending):
         self.run.end()
         self.seat.close()
         self.link.close()
+
+    def never_begun(self) -> None:
+        """Clean up after a life that was cancelled before its first step, when nothing of it could run."""
+        if self._alive:
+            return
+        link, registry = self.link, self.home.registry
+        leaves = self.agent.resumable
+        event, payload = (
+            ("enqueue", {}) if leaves else ("cancel", {"reason": "it was not begun", "by": "engine"})
+        )
+        try:
+            if not leaves or event in link.machine.by_source[link.snapshot.state]:
+                registry.carry_all([registry.order(link.id, event, payload)])
+        except FsmError as error:
+            logger.warning("%s: it was not begun, and could not be ended: %s", link.id, error)
+        finally:
+            self.finish()
 
     async def _broken(self, error: Exception) -> None:
         """End what cannot be driven: a defect of ours, or a machine that is not made for an engine."""

@@ -155,7 +155,12 @@ class Launcher:
         """Let it drive, and return its handle."""
         task = drive.home.spawn(drive.life(), f"fsm-drive-{drive.agent.name}")
         self._drives[drive.link.id] = (drive, task)
-        task.add_done_callback(lambda _: self._drives.pop(drive.link.id, None))
+
+        def done(_: object) -> None:
+            self._drives.pop(drive.link.id, None)
+            drive.never_begun()
+
+        task.add_done_callback(done)
         return Handle(drive, task)
 
     def _child_of(self, link: Link) -> Callable[..., Any]:

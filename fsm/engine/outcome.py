@@ -142,7 +142,8 @@ class Handle:
     async def outcome(self) -> Outcome:
         """Wait until it is over; however it ends, nothing is raised. A cancelled wait does not cancel it."""
         await asyncio.wait({self._task})
-        return self._task.result()
+        # One that was cancelled before its first step has been ended from outside, and has nothing to return.
+        return outcome_of(self._drive) if self._task.cancelled() else self._task.result()
 
     async def result(self) -> Any:
         """Wait until it is over and return the result; raises as `Outcome.value` does."""

@@ -270,11 +270,9 @@ class Committer:
         return this
 
     def _doubt(self, this: _Round) -> None:
-        """Forget what leans on a round that failed: perhaps it was committed, perhaps not."""
+        """Take back the refusals that lean on a round that failed: perhaps it was committed, perhaps not."""
         for command in this.leaning:
             command.outcome = None
-        for step in this.steps:
-            self._known.pop(step.after.identity.id, None)
 
     def _settle(self, this: _Round, outcomes: Sequence[Receipt | Conflict | Barred]) -> None:
         lost: set[str] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -71,6 +72,7 @@ class Home:
         self.tracker = tracker
         self.registry = tracker._registry
         self.loop = asyncio.get_running_loop()
+        self._thread_id = threading.get_ident()
         self.admission = Admission(slots)
         self.links: dict[str, Link] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
@@ -112,7 +114,10 @@ class Home:
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """Call a function on the loop, from any thread; if the loop is closed there is nobody left to tell."""
         try:
-            self.loop.call_soon_threadsafe(function, *args)
+            if threading.get_ident() == self._thread_id:
+                self.loop.call_soon(function, *args)  # nobody has to be woken up: that would be a write and a read
+            else:
+                self.loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             logger.debug("the event loop of an engine was closed while a commit was under way")
 

@@ -182,10 +182,12 @@ class Link:
         if self.stop.done():
             raise RunOver(f"{self.id} is {self.snapshot.state}: this run of the agent is over")
 
+    def _command(self, event: str, payload: Mapping[str, Any], key: str | None) -> Command:
+        return self.home.registry.event(self.id, event, payload, fence=self.fence, key=key, user_id=None)
+
     def _submit(self, event: str, payload: Mapping[str, Any], key: str | None) -> _Sent:
-        registry = self.home.registry
-        command = registry.event(self.id, event, payload, fence=self.fence, key=key, user_id=None)
-        future = registry.committer.submit(command)
+        command = self._command(event, payload, key)
+        future = self.home.registry.committer.submit(command)
         self._ahead = self._leads_to(event, payload)
         self._pending += 1
         return _Sent(command, future)
@@ -234,6 +236,18 @@ class Link:
             key: An idempotency key for the last one.
         """
         last = len(orders) - 1
+        registry = self.home.registry
+        if registry.store.instant and not registry.closed:
+            # Committed on the spot and in one go: nothing is ever under way.
+            commands = [
+                self._command(event, payload, key if index == last else None)
+                for index, (event, payload) in enumerate(orders)
+            ]
+            registry.committer.commit_all(commands)
+            for command in commands:
+                if command.effects:
+                    registry.carry_out(command)
+            return self._receipt(commands[-1])
         sent: list[_Sent] = []
         try:
             for index, (event, payload) in enumerate(orders):

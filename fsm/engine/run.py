@@ -393,7 +393,8 @@ class Run:
         if not self._seat.held:
             await self._seat.take(resumes=True)
             self.check()
-        await self.take_back()
+        if "receive_input" in self.link.machine.by_source[self.link.state]:
+            await self.take_back()
 
     async def take_back(self) -> None:
         """Take back a question for whose answer nobody waits any more: its asker was cancelled, or forgotten."""

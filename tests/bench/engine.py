@@ -109,6 +109,20 @@ async def together(one: Callable[[int], Coroutine[Any, Any, Any]], count: int) -
     return time.perf_counter() - started
 
 
+async def by_hand(tracker: Tracker, engine: Engine) -> Callable[[int], Coroutine[Any, Any, Any]]:
+    """Return a run without an engine: its events, with their payloads, fired at the tracker one by one."""
+    handle = await engine.submit(agent, PAIRS, user_id="user", thread_id="t")
+    await handle
+    rows = tracker.history(handle.id)[1:]
+
+    async def one(number: int) -> None:
+        made = tracker.create("bench", user_id=f"user {number % 10}", thread_id="t")
+        for row in rows:
+            tracker.fire(made.id, row.event, **row.payload)
+
+    return one
+
+
 Way = Callable[[Callable[[int], Coroutine[Any, Any, Any]], int], Coroutine[Any, Any, float]]
 
 
@@ -142,8 +156,8 @@ def told(title: str, found: dict[str, Figure], phases: int) -> list[Row]:
         Row(f"{title}: … less the run's own", 1e6 * (whole.middle - empty.middle) / phases, "µs"),
         Row(f"{title}: tracked / bare", whole.middle / alone.middle, "x"),
     ]
-    if "no breaker" in found:
-        plain = found["no breaker"]
+    if "by hand" in found:
+        plain, hand = found["no breaker"], found["by hand"]
         rows.append(
             Row(
                 f"{title}: overhead per phase, no breaker",
@@ -152,18 +166,32 @@ def told(title: str, found: dict[str, Figure], phases: int) -> list[Row]:
                 1e6 * plain.noise / phases,
             )
         )
+        own = (whole.middle - hand.middle) / phases
+        rows += [
+            Row(f"{title}: the same events by tracker.fire", 1e6 * hand.middle, "µs", 1e6 * hand.noise),
+            Row(f"{title}: the engine's own share of a phase", 1e6 * own, "µs"),
+            Row(
+                f"{title}: tracked / the events alone",
+                whole.middle / hand.middle,
+                "x",
+                None,
+                "<= 2",
+                whole.middle <= 2 * hand.middle,
+            ),
+        ]
     return rows
 
 
 def memory(rounds: int, count: int) -> list[Row]:
-    async def main() -> list[Row]:
+    async def main(tracker: Tracker) -> list[Row]:
         rows: list[Row] = []
-        engine = Engine()
+        engine = Engine(tracker)
         ways = {
             "bare": lambda _number: bare(PAIRS),
             "tracked": runs(engine, PAIRS),
             "empty": runs(engine, 0),
             "no breaker": runs(engine, PAIRS, breaker=False),
+            "by hand": await by_hand(tracker, engine),
         }
         for title, how in (
             ("memory, one by one", one_after_another),
@@ -172,8 +200,8 @@ def memory(rounds: int, count: int) -> list[Row]:
             rows += told(title, await compared(ways, how, count, rounds), 2 * PAIRS)
         return rows
 
-    with fresh_tracker():
-        return asyncio.run(main())
+    with fresh_tracker() as tracker:
+        return asyncio.run(main(tracker))
 
 
 def sqlite(rounds: int, count: int) -> list[Row]:

@@ -90,7 +90,7 @@ def test_every_row_is_readable_in_the_picture(machine):
 def test_category_rows_are_drawn_once():
     """A row from a category is one arrow, not one for each of its states, so the drawing stays readable."""
     text = to_dot(EXECUTION)
-    assert len(EXECUTION.arrows) == 191
+    assert len(EXECUTION.arrows) == 192
     heads = re.findall(r'^  "[^"]+" -> "[^"]+"(?! \[arrow(?:head|tail)=none)', text, re.MULTILINE)
     assert len(heads) < 60
     assert text.count(">time_out<") == 2  # the row from the categories, and the one from cancelling

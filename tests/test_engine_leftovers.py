@@ -8,7 +8,7 @@ import pytest
 from engine_tools import WHO, events, in_memory, only, open_ones, simulated
 
 from fsm.engine import RunOver
-from fsm.errors import ExecutionTimedOut
+from fsm.errors import ExecutionCancelled, ExecutionTimedOut
 
 
 @pytest.fixture(params=[in_memory, simulated], ids=["memory", "simulated"])
@@ -188,3 +188,41 @@ def test_a_branch_that_goes_on_using_tools_cannot_keep_the_end_away(play):
         await asyncio.wait(branches)
 
     play(scenario)
+
+
+def test_a_close_stops_the_body_of_a_block(play):
+    """An engine that is closed cancels the body of a with block, and its execution ends as called off."""
+
+    async def scenario(engine, tracker):
+        entered = asyncio.Event()
+
+        async def by_hand():
+            async with engine.execution("by-hand", **WHO):
+                entered.set()
+                await asyncio.sleep(1e6)
+
+        body = asyncio.create_task(by_hand())
+        await entered.wait()
+        await engine.close()
+        with pytest.raises(ExecutionCancelled, match="the engine was closed"):
+            await body
+        assert only(tracker).state == "cancelled"
+
+    play(scenario)
+
+
+def test_a_question_that_nobody_waits_for_is_withdrawn(play):
+    """A question whose asker has given up is withdrawn in the journal, and is no answer to anybody."""
+
+    async def scenario(engine, tracker):
+        async def agent(run):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(5.0):
+                    await run.ask("Refund 120 EUR?")
+            return "not refunded"
+
+        assert await engine.run(agent, **WHO) == "not refunded"
+        assert "withdraw" in events(tracker, only(tracker).id)
+        assert "receive_input" not in events(tracker, only(tracker).id)
+
+    in_memory(scenario)

@@ -139,6 +139,7 @@ EXPECTED: dict[str, dict[str, Cases]] = {
     "completing": {"complete": [(NO_TOOL, "completed"), ({}, REFUSED)], **stays("completing"), **ENDS},
     "awaiting_input": {
         "receive_input": [({"owned": True}, "thinking"), ({}, "queued")],
+        "withdraw": [({"owned": True}, "thinking"), ({}, REFUSED)],
         **stays("awaiting_input"),
         **ENDS,
         "lapse": [({"owned": True}, "awaiting_input"), ({}, REFUSED)],

@@ -143,7 +143,8 @@ def _answers(registry: Registry, snapshot: Snapshot) -> list[tuple[str, str | No
         if row.event == "await_input":
             question = asked(row.payload.get("question") or "", row.payload.get("data"))
         elif row.event == "receive_input" and question is not None:
-            if "verdict" in row.payload or "text" in row.payload:  # otherwise the question was taken back
-                answers.append((question, row.payload_json))
+            answers.append((question, row.payload_json))
+            question = None
+        elif row.event == "withdraw":
             question = None
     return answers

@@ -393,15 +393,14 @@ class Run:
         if not self._seat.held:
             await self._seat.take(resumes=True)
             self.check()
-        if "receive_input" in self.link.machine.by_source[self.link.state]:
-            await self.take_back()
+        await self.take_back()
 
     async def take_back(self) -> None:
         """Take back a question for whose answer nobody waits any more: its asker was cancelled, or forgotten."""
-        if "receive_input" not in self.link.machine.by_source[self.link.state]:
+        if "withdraw" not in self.link.machine.by_source[self.link.state]:
             return
         try:
-            await self.link.fire("receive_input", {"note": "taken back: nobody waits for the answer"})
+            await self.link.fire("withdraw", {"note": "nobody waits for the answer any more"})
         except Refused as refused:
             logger.debug("%s: the question was answered after all: %s", self.id, refused)
 

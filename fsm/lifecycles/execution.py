@@ -71,6 +71,8 @@ TRANSITIONS = (
     row(_ASKERS, "await_input", "awaiting_input", assign="ask"),
     row("awaiting_input", "receive_input", "thinking", "owned"),
     row("awaiting_input", "receive_input", "queued"),
+    row("awaiting_input", "withdraw", "thinking", "owned",
+        otherwise="no worker owns it: whoever goes on with it may still need the answer"),
     row("calling_model", "back_off", "backing_off", "model_attempts_left", assign="pause",
         otherwise="no attempt of this model call is left: fail, or think about a fallback"),
     row("calling_model", "trip", "circuit_open", assign="wait"),

@@ -115,7 +115,7 @@ class Home:
         """Call a function on the loop, from any thread; if the loop is closed there is nobody left to tell."""
         try:
             if threading.get_ident() == self._thread_id:
-                self.loop.call_soon(function, *args)  # nobody has to be woken up: that would be a write and a read
+                self.loop.call_soon(function, *args)  # nobody has to be woken up
             else:
                 self.loop.call_soon_threadsafe(function, *args)
         except RuntimeError:

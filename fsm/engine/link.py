@@ -238,16 +238,7 @@ class Link:
         last = len(orders) - 1
         registry = self.home.registry
         if registry.store.instant and not registry.closed:
-            # Committed on the spot and in one go: nothing is ever under way.
-            commands = [
-                self._command(event, payload, key if index == last else None)
-                for index, (event, payload) in enumerate(orders)
-            ]
-            registry.committer.commit_all(commands)
-            for command in commands:
-                if command.effects:
-                    registry.carry_out(command)
-            return self._receipt(commands[-1])
+            return self._at_once(orders, key)
         sent: list[_Sent] = []
         try:
             for index, (event, payload) in enumerate(orders):
@@ -264,6 +255,19 @@ class Link:
             if one.command.effects:
                 await self.home.read(self.home.registry.carry_out, one.command)
         return self._receipt(sent[-1].command)
+
+    def _at_once(self, orders: Sequence[tuple[str, Mapping[str, Any]]], key: str | None) -> Receipt:
+        """Hand in events that are committed on the spot: nothing is ever under way."""
+        registry, last = self.home.registry, len(orders) - 1
+        commands = [
+            self._command(event, payload, key if index == last else None)
+            for index, (event, payload) in enumerate(orders)
+        ]
+        registry.committer.commit_all(commands)
+        for command in commands:
+            if command.effects:
+                registry.carry_out(command)
+        return self._receipt(commands[-1])
 
     def _landed(self, count: int) -> None:
         """Take note that so many events are decided; when none is under way, the record says where it is."""

@@ -35,7 +35,7 @@ def answer_command(
     approve: Annotated[bool, typer.Option("--approve", help="Yes.")] = False,
     refuse: Annotated[bool, typer.Option("--refuse", help="No.")] = False,
     text: Annotated[str | None, typer.Option(help="What to say; alone, or with a yes or no.")] = None,
-    by: Annotated[str | None, typer.Option(help="Who answers. [default: your login name]")] = None,
+    by: Annotated[str | None, typer.Option(help="Who answers. (default: your login name)")] = None,
     user: Annotated[str | None, typer.Option(help="Only this user's executions exist.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", help="Where executions are kept. [default: $FSM_STORE, else sqlite:///fsm.db]"),
+    typer.Option("--store", help="Where executions are kept. (default: $FSM_STORE, else sqlite:///fsm.db)"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable fields instead of tables.")]
 

@@ -88,7 +88,7 @@ def replay_command(
     ],
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, max=MAX_AGENTS, help="How many side by side. [default: 8, as agents 100]"),
+        typer.Option(min=1, max=MAX_AGENTS, help="How many side by side. (default: 8, as agents 100)"),
     ] = None,
     as_agents: Annotated[
         bool,

@@ -18,6 +18,7 @@ Whatever the agent does, its execution ends through the table: with its result, 
 cancels it, a cancel, or the end of the process.
 """
 
+from fsm.engine.answers import Answer
 from fsm.engine.engine import Engine
 from fsm.engine.home import Late
 from fsm.engine.link import RunOver
@@ -25,7 +26,7 @@ from fsm.engine.outcome import Handle, Outcome
 from fsm.engine.phases import ModelPhase, ToolPhase
 from fsm.engine.recorder import Recorder
 from fsm.engine.registered import Registered
-from fsm.engine.run import Answer, Run, current_run
+from fsm.engine.run import Run, current_run
 from fsm.engine.slots import Slots
 from fsm.engine.sync import SyncRun
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fsm.checks import text
 from fsm.command import Command
 from fsm.engine.agents import Agent
+from fsm.engine.answers import Answer, answer_of
 from fsm.engine.conduct import Conduct, Hook, Value
 from fsm.engine.drive import Drive
 from fsm.engine.exits import watch_exit
@@ -17,7 +18,7 @@ from fsm.engine.home import Home, Seat
 from fsm.engine.link import Link
 from fsm.engine.outcome import Handle, Outcome
 from fsm.engine.registered import Registered, Registration, called_with
-from fsm.engine.run import Answer, Run, answer_of
+from fsm.engine.run import Run
 from fsm.engine.slots import Slots
 from fsm.errors import BadPayload, ConfigurationError, StoreUnavailable
 from fsm.machine import Machine

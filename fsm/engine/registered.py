@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from fsm.engine.run import asked
+from fsm.engine.answers import asked
 from fsm.errors import BadPayload
 from fsm.machine import Category
 from fsm.registry import Registry

@@ -12,8 +12,9 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from fsm.engine.answers import Answer, answer_of, asked
 from fsm.engine.link import RunOver
 from fsm.engine.phases import Fires, ModelPhase, ToolPhase
 from fsm.engine.results import clipped, jsonable
@@ -34,41 +35,6 @@ _current: ContextVar[Run | None] = ContextVar("fsm_run", default=None)
 def current_run() -> Run | None:
     """Return the run of the agent that calls this, however deep inside; ``None`` outside of any."""
     return _current.get()
-
-
-class Answer(NamedTuple):
-    """What a person answered.
-
-    Attributes:
-        verdict: approved, refused, or text.
-        text: What was said.
-        by: Who said it.
-    """
-
-    verdict: Literal["approved", "refused", "text"]
-    text: str | None
-    by: str | None
-
-    @property
-    def approved(self) -> bool:
-        """Whether the answer is a yes."""
-        return self.verdict == "approved"
-
-
-def answer_of(payload_json: str | None) -> Answer:
-    """Return the answer that the payload of ``receive_input`` holds."""
-    payload = json.loads(payload_json) if payload_json else {}
-    return Answer(payload.get("verdict") or "text", payload.get("text"), payload.get("by"))
-
-
-def asked(question: str, data: Any) -> str:
-    """Return by what a question is known again when it is asked another time.
-
-    Args:
-        question: Its text.
-        data: What came with it, as JSON-ready data.
-    """
-    return question if data is None else f"{question}\n{json.dumps(data, sort_keys=True)}"
 
 
 ChildRunner = Callable[..., Awaitable[Any]]

@@ -16,8 +16,9 @@ from fsm.engine.link import RunOver
 
 if TYPE_CHECKING:
     from fsm.breakers import Backoff
+    from fsm.engine.answers import Answer
     from fsm.engine.phases import ModelPhase, ToolPhase
-    from fsm.engine.run import Answer, Run
+    from fsm.engine.run import Run
 
 T = TypeVar("T")
 P = TypeVar("P", bound="ModelPhase | ToolPhase")

@@ -300,3 +300,11 @@ def test_every_command_explains_itself(fsm):
         assert command in out
         assert fsm(command, "--help")[0] == 0
     assert fsm("--version")[1].startswith("fsm ")
+
+
+def test_the_demo_says_what_it_lacks(fsm, tmp_path):
+    """Without pydantic-ai the demo shows the simulated agents alone, and says which extra adds a real one."""
+    (tmp_path / "pydantic_ai.py").write_text("raise ImportError('not here')\n")  # found before the real one
+    code, out, err = fsm("demo", "--seconds", "0.5")
+    assert code == 0, err
+    assert "pip install 'agent-fsm[pydantic-ai]' adds a real one" in out

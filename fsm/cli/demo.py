@@ -83,7 +83,10 @@ def _print_end(show: Show, transitions: int) -> None:
         f"All of it is in {tracker.store_url}\n"
     )
     if show.real is None:
-        out.print("All of them were simulated: pip install 'agent-fsm[pydantic-ai]' adds a real one.\n")
+        out.print(
+            "All of them were simulated: pip install 'agent-fsm[pydantic-ai]' adds a real one.\n",
+            markup=False,
+        )
     wanted = "refunds" if show.real is None else "researcher (pydantic-ai)"
     one = next((handle.id for handle in handles if tracker.get(handle.id).agent == wanted), handles[0].id)
     store = "" if tracker.store_url == "sqlite:///fsm.db" else f" --store {tracker.store_url}"

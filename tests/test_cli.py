@@ -248,10 +248,14 @@ def test_a_person_answers_from_another_process(fsm, tmp_path):
         run = tracker.create("refunds", user_id="ada", thread_id="t")
         tracker.fire(run.id, "start")
         tracker.fire(run.id, "think")
-        tracker.fire(run.id, "await_input", question="Refund 120 EUR?")
+        tracker.fire(run.id, "await_input", question="Refund [/120] EUR?")
     (question,) = json.loads(fsm("answer", "--json")[1])
-    assert (question["id"], question["question"], question["user_id"]) == (run.id, "Refund 120 EUR?", "ada")
-    assert "Refund 120 EUR?" in fsm("answer")[1]
+    assert (question["id"], question["question"], question["user_id"]) == (
+        run.id,
+        "Refund [/120] EUR?",
+        "ada",
+    )
+    assert "Refund [/120] EUR?" in fsm("answer")[1]
     for args in ((), ("--approve", "--refuse"), ("--approve", "--user", "grace")):
         assert fsm("answer", run.id, *args)[0] == 2
     code, out, _ = fsm("answer", run.id, "--refuse", "--text", "too much", "--by", "margaret", "--json")
@@ -308,3 +312,23 @@ def test_the_demo_says_what_it_lacks(fsm, tmp_path):
     code, out, err = fsm("demo", "--seconds", "0.5")
     assert code == 0, err
     assert "pip install 'agent-fsm[pydantic-ai]' adds a real one" in out
+
+
+def test_brackets_are_no_markup(fsm, tmp_path):
+    """Names, questions and errors with brackets and colons in them are shown as they are, by every command."""
+    odd = "[/x] [bold]:smile:"
+    with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as tracker:
+        asks, fails = (tracker.create(odd, user_id=odd, thread_id=odd, metadata={odd: odd}) for _ in range(2))
+        tracker.fire(asks.id, "start")
+        tracker.fire(asks.id, "open_tool", name=odd, arguments={odd: odd})
+        tracker.fire(asks.id, "think", note=odd)
+        tracker.fire(asks.id, "await_input", question=odd)
+        tracker.fire(fails.id, "start")
+        tracker.fire(fails.id, "fail", error=odd, error_type=odd, traceback=odd)
+    for command in (("list",), ("answer",), ("show", asks.id), ("show", fails.id), ("breakers",)):
+        code, out, err = fsm(*command)
+        assert code == 0, err
+        assert command == ("breakers",) or odd in out
+    code, out, err = fsm("answer", asks.id, "--text", odd, "--by", odd)
+    assert code == 0, err
+    assert out.count(odd) == 2

@@ -68,9 +68,7 @@ def answer_command(
         print_json(receipt.as_dict())
         return
     machine = narrowed.machine_of(execution_id)
-    out.print(
-        f"{question or 'Its question'} {verdict} by {payload['by']}; the execution is", end=" ", markup=False
-    )
+    out.print(f"{question or 'Its question'} {verdict} by {payload['by']}; the execution is", end=" ")
     out.print(state_text(receipt.target, machine.by_name[receipt.target].category))
 
 
@@ -109,7 +107,8 @@ def _questions(tracker: Tracker, *, json: bool) -> None:
     for column in ("id", "agent", "user", "question", "asked"):
         table.add_column(column, overflow="fold", no_wrap=column == "id")
     for one, question in questions:
-        table.add_row(one.id, one.agent, one.user_id, question or "", ago_text(one.entered_at))
+        asked = (one.id, one.agent, one.user_id, question or "", ago_text(one.entered_at))
+        table.add_row(*asked)
     out.print(table)
     out.print(
         f"\nAnswer with: fsm answer {questions[0][0].id} --approve (or --refuse, --text …)", style="dim"

@@ -55,8 +55,9 @@ ENDS: dict[str, str] = {
 }
 
 # Into a pipe or a file a line is as wide as it wants to be: nobody greps for half an id.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-err = Console(stderr=True, highlight=False)
+# Names, questions and errors come from agents and users: a bracket in them is a bracket, and no markup.
+out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def fail(message: str) -> NoReturn:

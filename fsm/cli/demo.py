@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from fsm.cli.common import StoreOption, open_tracker, out, teaching
@@ -80,13 +81,11 @@ def _print_end(show: Show, transitions: int) -> None:
     said = ", ".join(f"{count} {state}" for state, count in sorted(ends.items(), key=lambda item: -item[1]))
     out.print(
         f"[bold]{len(handles)}[/] agents made [bold]{transitions}[/] transitions: {said}. "
-        f"All of it is in {tracker.store_url}\n"
+        f"All of it is in {escape(tracker.store_url)}\n",
+        markup=True,
     )
     if show.real is None:
-        out.print(
-            "All of them were simulated: pip install 'agent-fsm[pydantic-ai]' adds a real one.\n",
-            markup=False,
-        )
+        out.print("All of them were simulated: pip install 'agent-fsm[pydantic-ai]' adds a real one.\n")
     wanted = "refunds" if show.real is None else "researcher (pydantic-ai)"
     one = next((handle.id for handle in handles if tracker.get(handle.id).agent == wanted), handles[0].id)
     store = "" if tracker.store_url == "sqlite:///fsm.db" else f" --store {tracker.store_url}"

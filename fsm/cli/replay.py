@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -218,11 +219,12 @@ def _as_agents(
             f"[bold]{played.executions}[/] executions and [bold]{played.children}[/] of sub-agents, at most "
             f"[bold]{played.most_at_once}[/] at once, [bold]{transitions}[/] transitions, "
             f"[bold]{len(played.strays)}[/] ended otherwise than recorded, "
-            f"[bold]{len(reader.malformed)}[/] malformed lines in {seconds:.1f} s into {tracker.store_url}"
+            f"[bold]{len(reader.malformed)}[/] malformed lines in {seconds:.1f} s into {escape(tracker.store_url)}",
+            markup=True,
         )
         out.print(_states(played.by_state))
         for execution_id, recorded, found in played.strays[:SHOWN]:
-            err.print(f"{execution_id}: recorded as {recorded}, ended {found}", markup=False)
+            err.print(f"{execution_id}: recorded as {recorded}, ended {found}")
         _print_malformed(reader)
     tracker.close()
     if played.strays or reader.malformed:
@@ -240,7 +242,7 @@ def _states(by_state: Counter[str]) -> Table:
 
 def _print_malformed(reader: _Reader) -> None:
     for line in reader.malformed[:SHOWN]:
-        err.print(f"{line['file']}:{line['line']}: {line['reason']}", markup=False)
+        err.print(f"{line['file']}:{line['line']}: {line['reason']}")
     hidden = max(0, len(reader.malformed) - SHOWN)
     if hidden:
         err.print(f"… and {hidden} more malformed lines: --json lists all")
@@ -251,11 +253,14 @@ def _print(summary: Summary, reader: _Reader, seconds: float, store_url: str) ->
     out.print(
         f"[bold]{summary.executions}[/] executions, [bold]{summary.transitions}[/] transitions, "
         f"[bold]{summary.refused}[/] refused, [bold]{len(reader.malformed)}[/] malformed lines "
-        f"in {seconds:.1f} s ({rate:,.0f} transitions/s) into {store_url}"
+        f"in {seconds:.1f} s ({rate:,.0f} transitions/s) into {escape(store_url)}",
+        markup=True,
     )
     out.print(_states(summary.by_state))
     if summary.still_open:
-        out.print(f"[yellow]{len(summary.still_open)} left open: nobody ever said how they ended[/]")
+        out.print(
+            f"[yellow]{len(summary.still_open)} left open: nobody ever said how they ended[/]", markup=True
+        )
         for execution_id in summary.still_open[:SHOWN]:
             out.print(f"  {execution_id}")
         if len(summary.still_open) > SHOWN:
@@ -263,6 +268,5 @@ def _print(summary: Summary, reader: _Reader, seconds: float, store_url: str) ->
     for refusal in summary.refusals[:SHOWN]:
         err.print(
             f"refused: {refusal.execution_id}: {refusal.event} in {refusal.state}: {refusal.detail}",
-            markup=False,
         )
     _print_malformed(reader)

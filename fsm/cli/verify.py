@@ -58,5 +58,6 @@ def verify_command(
     out.print(
         f"[green]machine {proved.name!r} holds together[/]: {len(proved.states)} states, "
         f"{len(proved.transitions)} rows, {len(proved.arrows)} transitions, {len(proved.events)} events, "
-        f"hash {proved.content_hash}"
+        f"hash {proved.content_hash}",
+        markup=True,
     )

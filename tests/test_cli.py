@@ -315,7 +315,7 @@ def test_the_demo_says_what_it_lacks(fsm, tmp_path):
 
 
 def test_brackets_are_no_markup(fsm, tmp_path):
-    """Names, questions and errors with brackets and colons in them are shown as they are, by every command."""
+    """Names, questions and errors with brackets in them are shown as they are, and move no terminal's cursor."""
     odd = "[/x] [bold]:smile:"
     with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as tracker:
         asks, fails = (tracker.create(odd, user_id=odd, thread_id=odd, metadata={odd: odd}) for _ in range(2))
@@ -324,11 +324,12 @@ def test_brackets_are_no_markup(fsm, tmp_path):
         tracker.fire(asks.id, "think", note=odd)
         tracker.fire(asks.id, "await_input", question=odd)
         tracker.fire(fails.id, "start")
-        tracker.fire(fails.id, "fail", error=odd, error_type=odd, traceback=odd)
+        tracker.fire(fails.id, "fail", error=f"{odd}\x1b[2J\x07", error_type=odd, traceback=odd)
     for command in (("list",), ("answer",), ("show", asks.id), ("show", fails.id), ("breakers",)):
         code, out, err = fsm(*command)
         assert code == 0, err
         assert command == ("breakers",) or odd in out
+        assert "\x1b" not in out
     code, out, err = fsm("answer", asks.id, "--text", odd, "--by", odd)
     assert code == 0, err
     assert out.count(odd) == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from fsm.clock import Clock
@@ -55,9 +57,24 @@ ENDS: dict[str, str] = {
 }
 
 # Into a pipe or a file a line is as wide as it wants to be: nobody greps for half an id.
+
+
+class _Plain(Console):
+    """A console on which text is text: control characters in it do not reach the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as any console does, without the control characters that somebody may have put into a name."""
+        for segment in super().render(renderable, options):
+            if segment.control or not _CONTROL.search(segment.text):
+                yield segment
+            else:
+                yield Segment(_CONTROL.sub("", segment.text), segment.style)
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Names, questions and errors come from agents and users: a bracket in them is a bracket, and no markup.
-out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
-err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+out = _Plain(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
+err = _Plain(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def fail(message: str) -> NoReturn:

@@ -80,8 +80,12 @@ def recorded_end(trajectory: Trajectory) -> str:
     """Return the state in which a recording's execution ends; one that stops in the middle has failed."""
     for event in trajectory.events:
         if event.kind == "end":
-            return ENDS[event.outcome or ("failed" if _failures(trajectory) else "completed")]
+            return ENDS[_outcome(event, _failures(trajectory))]
     return "failed"
+
+
+def _outcome(end: Event, failures: list[str]) -> str:
+    return end.outcome or ("failed" if failures else "completed")
 
 
 def _failures(trajectory: Trajectory) -> list[str]:
@@ -254,7 +258,7 @@ class _Player:
         self._asked = True  # what the user says next is an answer
 
     async def _end(self, event: Event) -> str:
-        outcome = event.outcome or ("failed" if self._failures else "completed")
+        outcome = _outcome(event, self._failures)
         if outcome == "failed":
             raise RecordedError(self._failures[-1] if self._failures else "the recording gives no reason")
         if outcome == "limit":

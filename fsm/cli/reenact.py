@@ -13,6 +13,8 @@ from fsm.engine import Engine, Slots
 from fsm.reenact import MAX_AT_ONCE, Pace, Played, play
 from fsm.stores.base import Store, open_store
 from fsm.testing.loop import SteppedLoop
+from fsm.testing.observed import EPOCH_S
+from fsm.testing.workers import SimulatedClock
 from fsm.tracker import Tracker
 from fsm.trajectory import Trajectory
 
@@ -21,30 +23,17 @@ BACK_S = 86_400.0
 MAX_STEPS = 10**12
 
 
-class VirtualClock:
-    """The time of a stepped loop, which goes from one event to the next without waiting."""
+class VirtualClock(SimulatedClock):
+    """The time of a stepped loop from a day ago on, in an era of its own: no other run's can be compared with it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Show a loop's time, from a day ago on."""
-        self._loop = loop
-        self._begin_at = time.time() - BACK_S
+    def __init__(self, loop: SteppedLoop) -> None:
+        """Show a loop's time."""
+        super().__init__(loop, time.time() - BACK_S - EPOCH_S)
         self._era = f"virtual-{os.getpid()}-{time.time_ns()}"
 
-    def wall(self) -> float:
-        """Return virtual seconds since the epoch."""
-        return self._begin_at + self._loop.time()
-
-    def monotonic(self) -> float:
-        """Return virtual seconds."""
-        return self._loop.time()
-
     def era(self) -> str:
-        """Return the name of this one run: its time can be compared with no other."""
+        """Return the name of this one run."""
         return self._era
-
-    def sleep(self, seconds: float) -> None:
-        """Refuse: whoever blocks here blocks the clock."""
-        raise NotImplementedError(f"await asyncio.sleep({seconds}) instead")
 
 
 class Inline:
@@ -69,10 +58,13 @@ class Stage:
         Args:
             virtual: Whether time is virtual.
         """
-        self.loop: asyncio.AbstractEventLoop = (
-            SteppedLoop(shuffle=False, max_steps=MAX_STEPS) if virtual else asyncio.new_event_loop()
-        )
-        self.clock: Clock = VirtualClock(self.loop) if virtual else SystemClock()
+        self.loop: asyncio.AbstractEventLoop
+        self.clock: Clock
+        if virtual:
+            stepped = SteppedLoop(shuffle=False, max_steps=MAX_STEPS)
+            self.loop, self.clock = stepped, VirtualClock(stepped)
+        else:
+            self.loop, self.clock = asyncio.new_event_loop(), SystemClock()
         self._virtual = virtual
 
     def store(self, url: str) -> str | Store:

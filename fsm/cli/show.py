@@ -61,6 +61,7 @@ class Show:
             tracker, slots=Slots(total=AT_ONCE, per_user=4), patience_s=0.2, sweep_every_s=None
         )
         self.handles: list[Handle] = []
+        self._answers: set[asyncio.Task[None]] = set()
         self.real = _real_agent(self.pace_s)
         down = Policy(trip=(Consecutive(failures=1),), cooldown_s=max(0.05, 4 * self.pace_s))
         tracker.breakers.declare(DOWN, down)
@@ -124,8 +125,6 @@ class Show:
             if receipt.event == "await_input":
                 self._answers.add(task := asyncio.create_task(self._answer(receipt)))
                 task.add_done_callback(self._answers.discard)
-
-    _answers: set[asyncio.Task[None]] = set()  # noqa: RUF012 - one show a process
 
     async def _answer(self, asked: Receipt) -> None:
         await self.work(2.5)  # somebody reads the question and makes up their mind

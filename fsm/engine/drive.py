@@ -259,8 +259,7 @@ class Drive(Ending):
             await ask(hook, self.run, result)
 
     def _falls_back(self, error: Exception) -> bool:
-        identity = self.link.snapshot.identity
-        again = self._retryable(error) and self.link.snapshot.attempt < identity.attempts_max
+        again = self._retryable(error) and self.link.attempts_left
         return self._conduct.fallback is not None and not self.link.stop.done() and not again
 
     async def _fall_back(self, error: Exception) -> Any:
@@ -301,10 +300,7 @@ class Drive(Ending):
         await link.settled()
         if self._claiming:
             await self._claimed(link.fence or -1)  # it was claimed, and nobody has been told
-        snapshot = link.snapshot
-        back = link.fence is not None and (
-            link.waits(snapshot.state) or snapshot.attempt < snapshot.identity.attempts_max
-        )
+        back = link.fence is not None and link.can_go_on
         if link.gone.done() or link.ended:
             await self._quiet()
         elif link.fence is None and self.agent.resumable:

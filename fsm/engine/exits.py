@@ -90,12 +90,10 @@ def _speak_for(engine: Launcher) -> None:
 
 
 def _let_go(link: Link) -> None:
-    registry, snapshot = link.home.registry, link.snapshot
-    owner = snapshot.owner
-    if owner is not None and (
-        link.waits(snapshot.state) or snapshot.attempt < snapshot.identity.attempts_max
-    ):
-        registry.carry_all([registry.order(link.id, "lapse", {"worker": owner}, holder=owner)])
+    registry, owner = link.home.registry, link.snapshot.owner
+    lapse = link.lapse_order()
+    if lapse is not None and link.can_go_on:
+        registry.carry_all([lapse])
         return
     orders = [registry.order(link.id, "cancel", {"reason": "the process ended", "by": "engine"})]
     if owner is not None:

@@ -104,9 +104,8 @@ class Home:
 
     async def hand_back(self, link: Link) -> None:
         """Let go of an execution, so that another worker can go on with it."""
-        owner = link.snapshot.owner
-        if owner is not None:
-            order = self.registry.order(link.id, "lapse", {"worker": owner}, holder=owner)
+        order = link.lapse_order()
+        if order is not None:
             await self.read(self.registry.carry_all, [order])
 
     # --- threads and tasks --------------------------------------------------------------------------------------

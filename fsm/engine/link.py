@@ -101,6 +101,23 @@ class Link:
         """The category of the state it is in."""
         return self.machine.by_name[self.snapshot.state].category
 
+    @property
+    def attempts_left(self) -> bool:
+        """Whether it may be tried again, as the table asks it."""
+        return DERIVED["attempts_left"](self.snapshot, {})
+
+    def lapse_order(self) -> Command | None:
+        """Return the order that lets go of it, so that another worker can go on; ``None`` if nobody owns it."""
+        owner = self.snapshot.owner
+        if owner is None:
+            return None
+        return self.home.registry.order(self.id, "lapse", {"worker": owner}, holder=owner)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether another worker may go on with it: it waits, or has an attempt left."""
+        return self.waits(self.snapshot.state) or self.attempts_left
+
     def waits(self, state: str) -> bool:
         """Whether a state is one in which the execution waits."""
         return self.machine.by_name[state].category == "waiting"

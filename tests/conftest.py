@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "fsm" / "samples" / "trajectories.jsonl"
 
 pytest.register_assert_rewrite("engine_tools")
-settings.register_profile("default", deadline=None)
+# A commit is green or red, the same for everybody: what is drawn depends on the test alone. To look for what nobody
+# has seen yet, set FSM_RANDOM_TIMES to 20, say: everything is drawn anew then, and the engine's programs 20 times.
+settings.register_profile("default", deadline=None, derandomize="FSM_RANDOM_TIMES" not in os.environ)
 # Enough to catch a planted bug, the same in every run, and no time spent on making its example small.
 settings.register_profile(
     "mutants", deadline=None, derandomize=True, database=None, max_examples=30, phases=[Phase.generate]

@@ -53,6 +53,14 @@ def _deeper(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 PROGRAMS = st.lists(st.recursive(LEAVES, _deeper, max_leaves=6), max_size=4)
+_SHORT_ONES = st.lists(st.recursive(LEAVES, _deeper, max_leaves=3), max_size=2)
+_CHILDREN = st.lists(
+    st.tuples(st.just("child"), st.sampled_from([None, 1.0]), _SHORT_ONES), min_size=1, max_size=2
+)
+LEFT_BEHIND = st.lists(
+    st.one_of(st.tuples(st.just("forget"), st.one_of(_CHILDREN, _SHORT_ONES)), LEAVES), min_size=1, max_size=4
+)
+"""Programs that leave tasks and children running: drawn from all steps, they are too rare to be met."""
 
 
 class Player:

@@ -211,6 +211,30 @@ def test_a_close_stops_the_body_of_a_block(play):
     play(scenario)
 
 
+@pytest.mark.parametrize("between_s", [0.0, 0.001, 0.003, 0.5])
+@pytest.mark.parametrize("times", [2, 4])
+def test_whoever_is_cancelled_again_while_it_leaves_leaves_all_the_same(play, times, between_s):
+    """A drive that is cancelled again while it ends its execution ends it: a caller gave up, then the engine closes."""
+
+    async def scenario(engine, tracker):
+        async def agent(run):
+            try:
+                await asyncio.sleep(1e6)
+            finally:
+                await asyncio.sleep(0.2)
+
+        handle = await engine.submit(agent, **WHO)
+        await asyncio.sleep(1)
+        for _ in range(times - 1):
+            handle._task.cancel()
+            await asyncio.sleep(between_s)
+        await engine.close()
+        assert only(tracker).state == "cancelled"
+        assert events(tracker, handle.id)[-2:] == ["cancel", "stopped"]
+
+    play(scenario)
+
+
 def test_a_question_that_nobody_waits_for_is_withdrawn(play):
     """A question whose asker has given up is withdrawn in the journal, and is no answer to anybody."""
 

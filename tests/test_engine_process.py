@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
@@ -155,15 +156,28 @@ async def _raises(run):
     raise OSError("no")
 
 
+async def _asks_in_vain(run):
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await run.ask("Does anybody hear me?")
+    return 7
+
+
+async def _forgets(run):
+    await run.tool("search").__aenter__()
+    return 7
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["not committed", "committed"])
-@pytest.mark.parametrize("event", ["start", "complete", "fail", "stopped"])
+@pytest.mark.parametrize("event", ["start", "withdraw", "close_tool", "complete", "fail", "stopped"])
 @pytest.mark.parametrize("where", ["memory", "sqlite"])
 def test_a_store_that_breaks_when_something_is_said(tmp_path, where, event, after):
     """A claim or an end that is lost on its way is said again, and is in the journal exactly once."""
 
     async def scenario(engine, tracker):
         Broken(tracker._registry.store, event, 2 if not after else 1, after=after)
-        agent = {"fail": _raises, "stopped": _sleeps}.get(event, _returns)
+        agents = {"fail": _raises, "stopped": _sleeps, "withdraw": _asks_in_vain, "close_tool": _forgets}
+        agent = agents.get(event, _returns)
         handle = await engine.submit(agent, **WHO)
         if event == "stopped":
             await asyncio.sleep(0.05)

@@ -7,7 +7,7 @@ import contextlib
 import os
 from typing import Any, NamedTuple
 
-from engine_programs import PROGRAMS, SHORT, Player, Program
+from engine_programs import LEFT_BEHIND, PROGRAMS, SHORT, Player, Program
 from engine_tools import ENDS, in_memory, legal, simulated
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +18,7 @@ from fsm.errors import EngineFull, FsmError
 from fsm.testing.faults import Chaos
 
 TIMES = int(os.environ.get("FSM_RANDOM_TIMES", "1"))
-"""So many times as many examples are drawn: set it to 20 for a night."""
+"""So many times as many examples are drawn, and other ones in each run, if it is set: to 20 for a night, say."""
 POLICY = Policy(trip=Consecutive(failures=2), cooldown_s=2.0, cooldown_max_s=8.0, jitter=0.0)
 LIMITS = st.fixed_dictionaries(
     {},
@@ -49,7 +49,7 @@ class Order(NamedTuple):
 
 ORDERS = st.builds(
     Order,
-    program=PROGRAMS,
+    program=st.one_of(PROGRAMS, PROGRAMS, LEFT_BEHIND),
     user=st.sampled_from(["ada", "bo"]),
     limits=LIMITS,
     attempts=st.sampled_from([1, 1, 2, 3]),
@@ -119,7 +119,7 @@ async def _person(tracker: Tracker, every_s: float) -> None:
                 await tracker.aio.fire(one.id, "receive_input", text="yes", by="bo")
 
 
-def _scenario(plan: dict[str, Any]) -> Any:
+def _scenario(plan: dict[str, Any], *, at_once: bool = False) -> Any:
     async def scenario(engine: Engine, tracker: Tracker) -> None:
         tracker.breakers.declare("*", POLICY)
         player = Player()
@@ -137,6 +137,8 @@ def _scenario(plan: dict[str, Any]) -> Any:
                 break
             await asyncio.sleep(1.0)
         await _rest(engine, tracker)
+        if at_once:
+            _no_orphans(tracker)
 
     return scenario
 
@@ -156,25 +158,36 @@ async def _rest(engine: Engine, tracker: Tracker) -> None:
         assert tracker.breakers.get(breaker.key).row.probes == ()
 
 
+def _no_orphans(tracker: Tracker) -> None:
+    """Once the parent has ended, a child is called off, stops, or is lost; it does nothing else any more."""
+    for child in tracker.find(limit=1000):
+        if child.parent_id is None or (parent := tracker.get(child.parent_id)).ended_at is None:
+            continue
+        stopping = {one.name for one in tracker.machine_of(child.id).states if one.category == "stopping"}
+        for row in tracker.history(child.id):
+            if row.at > parent.ended_at:
+                assert row.source in stopping or row.target in {*stopping, *ENDS}, (row, parent)
+
+
 RARE = Chaos(fail_before=0.01, fail_after=0.01, unknown=0.01, hang=0.005, slow=0.02, late_s=0.5)
 
 
 @given(PLANS)
-@settings(max_examples=150 * TIMES, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400 * TIMES, suppress_health_check=list(HealthCheck))
 def test_nothing_is_left(plan):
     """Random agents with random limits, called off at random times, leave nothing behind."""
-    in_memory(_scenario(plan), seed=plan["seed"], slots=plan["slots"])
+    in_memory(_scenario(plan, at_once=True), seed=plan["seed"], slots=plan["slots"])
 
 
 @given(PLANS)
-@settings(max_examples=80 * TIMES, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200 * TIMES, suppress_health_check=list(HealthCheck))
 def test_nothing_is_left_over_a_store_that_takes_its_time(plan):
     """The same over a store whose commits take time, so that everything happens while others are under way."""
     simulated(_scenario(plan), seed=plan["seed"], slots=plan["slots"])
 
 
 @given(PLANS)
-@settings(max_examples=40 * TIMES, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150 * TIMES, suppress_health_check=list(HealthCheck))
 def test_nothing_is_left_over_a_store_that_fails(plan):
     """The same over a store that fails, hangs, and does not say what it has committed."""
     simulated(_scenario(plan), seed=plan["seed"], slots=plan["slots"], chaos=RARE)

@@ -11,6 +11,7 @@ from fsm.errors import (
     EngineFull,
     ExecutionCancelled,
     ExecutionTimedOut,
+    FsmError,
 )
 
 
@@ -204,6 +205,61 @@ def test_a_parent_that_times_out_takes_its_children_along(play, limits):
         with pytest.raises(ExecutionTimedOut):
             await engine.run(parent, timeouts=limits, **WHO)
         assert sorted(one.state for one in tracker.find()) == ["cancelled", "timed_out"]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("ends", ["returns", "fails", "is tried again", "falls back"])
+@pytest.mark.parametrize("does", ["sleeps", "asks"])
+def test_a_child_that_its_agent_forgot_is_called_off(play, does, ends):
+    """However an agent comes to its end, a child that it left running is called off: it had the agent's slot."""
+
+    async def scenario(engine, tracker):
+        left = []
+
+        async def child(run):
+            await (sleeps(run) if does == "sleeps" else run.ask("shall I?"))
+
+        async def parent(run):
+            if run.attempt == 1 and not left:
+                left.append(asyncio.ensure_future(run.child(child)))
+                await asyncio.sleep(1)
+                if ends != "returns":
+                    raise ConnectionError("reset")
+            return "done"
+
+        options = {
+            "is tried again": {"retry": {"attempts_max": 2, "backoff_s": 0.5}},
+            "falls back": {"fallback": parent},
+        }
+        handle = await engine.submit(parent, **WHO, **options.get(ends, {}))
+        await handle.outcome()
+        await asyncio.wait(left)
+        assert left[0].cancelled() or isinstance(left[0].exception(), ExecutionCancelled)
+        one = only(tracker, agent="child")
+        assert one.state == "cancelled"
+        cancel = next(row for row in tracker.history(one.id) if row.event == "cancel")
+        if ends != "fails":  # a failed parent's children are cancelled by the table as well
+            assert cancel.payload["reason"] == "the agent that started it has come to its end"
+        assert handle.state == ("failed" if ends == "fails" else "completed")
+
+    play(scenario, slots={"total": 1})
+
+
+def test_a_child_that_is_born_while_its_agent_ends_is_called_off(play):
+    """A child whose birth is under way when its agent comes to its end is called off, or never born."""
+
+    async def scenario(engine, tracker):
+        left = []
+
+        async def parent(run):
+            left.append(asyncio.ensure_future(run.child(sleeps)))
+            await asyncio.sleep(0)
+
+        await engine.run(parent, **WHO)
+        await asyncio.wait(left)
+        assert left[0].cancelled() or isinstance(left[0].exception(), FsmError)
+        assert {one.state for one in tracker.find(agent="sleeps")} <= {"cancelled"}
 
     play(scenario)
 

@@ -35,6 +35,9 @@ from fsm.errors import (
 
 logger = logging.getLogger(__name__)
 
+LEAVES = 5
+"""So often a drive that is cancelled while it leaves begins anew to leave."""
+
 
 class Drive(Ending):
     """Drives one execution."""
@@ -67,9 +70,10 @@ class Drive(Ending):
         """Drive it to its end, and leave nothing behind: no task, no slot, no listener."""
         self._alive = True
         try:
-            await self._live()
-        except asyncio.CancelledError:
-            await self._leave("the engine was closed")
+            try:
+                await self._live()
+            except asyncio.CancelledError:
+                await self._surely_leave("the engine was closed")
         except Exception as error:
             logger.exception("%s: it could not be driven any more", self.link.id)
             await self._broken(error)
@@ -288,6 +292,19 @@ class Drive(Ending):
             await self.home.tracker.aio.fire(link.id, "cancel", **payload)
         except Refused:
             link.look()
+
+    async def _surely_leave(self, reason: str) -> None:
+        """Leave, although somebody cancels again meanwhile: a caller gives up, and then the engine is closed.
+
+        What has been done of it is passed over the second time
+        (`tests/test_engine_leftovers.py::test_whoever_is_cancelled_again_while_it_leaves_leaves_all_the_same`).
+        """
+        for _ in range(LEAVES):
+            try:
+                await self._leave(reason)
+            except asyncio.CancelledError:
+                continue
+            return
 
     async def _leave(self, reason: str) -> None:
         """Stop because the process or the engine stops: hand the execution back if another may go on, else end it."""

@@ -13,7 +13,7 @@ from fsm.engine.conduct import Conduct
 from fsm.engine.home import Home, Late
 from fsm.engine.link import Link, RunOver
 from fsm.engine.results import clipped, described, jsonable, why
-from fsm.engine.run import Run
+from fsm.engine.run import UNHEARD, Run
 from fsm.errors import BadPayload, BreakerOpen, LimitReached, PrerequisiteFailed, Refused, StoreUnavailable
 from fsm.records import Receipt
 
@@ -128,7 +128,8 @@ class Ending:
             await self._say("fail", described(error))
 
     async def _completed(self, result: Any) -> bool:
-        await self.run.take_back()
+        if "withdraw" in self.link.machine.by_source[self.link.state]:
+            await self._say("withdraw", UNHEARD, key=False)
         for name, call_id in self.link.snapshot.tools[:MAX_LEFT_OPEN]:
             logger.warning("%s: the agent left the tool %r open; it is closed now", self.link.id, name)
             note = {"ok": False, "note": "still open when the agent returned"}

@@ -127,15 +127,7 @@ class Engine(Launcher):
             ExecutionLost: It is not this process's any more.
             EngineFull: Too many wait for a slot already.
         """
-        return await self._wait(await self.submit(agent, *args, **options))
-
-    async def _wait(self, handle: Handle) -> Any:
-        try:
-            return await handle.result()
-        except asyncio.CancelledError:
-            if not handle.done:
-                await handle.give_up("its caller was cancelled")
-            raise
+        return await (await self.submit(agent, *args, **options)).attended()
 
     async def submit(  # noqa: PLR0913 - an execution with all its options
         self,

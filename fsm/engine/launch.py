@@ -18,7 +18,7 @@ from fsm.engine.home import Home, Seat
 from fsm.engine.link import Link
 from fsm.engine.outcome import Handle, Outcome
 from fsm.engine.registered import Registered, Registration, called_with
-from fsm.engine.run import Run
+from fsm.engine.run import ChildStarter, Run
 from fsm.engine.slots import Slots
 from fsm.errors import BadPayload, ConfigurationError, StoreUnavailable
 from fsm.machine import Machine
@@ -164,11 +164,11 @@ class Launcher:
         task.add_done_callback(done)
         return Handle(drive, task)
 
-    def _child_of(self, link: Link) -> Callable[..., Any]:
-        async def start(agent: Callable[..., Any] | str, *args: Any, **options: Any) -> Any:
+    def _child_of(self, link: Link) -> ChildStarter:
+        async def start(agent: Callable[..., Any] | str, *args: Any, **options: Any) -> Handle:
             identity = link.snapshot.identity
             options.setdefault("thread_id", identity.thread_id)
-            return await self.run(agent, *args, user_id=identity.user_id, parent_id=link.id, **options)
+            return await self.submit(agent, *args, user_id=identity.user_id, parent_id=link.id, **options)
 
         return start
 
@@ -228,8 +228,8 @@ class Launcher:
         conduct = self._conduct_of(agent, UNSET, (), ())
         return self.begin(Drive(home, link, seat, run, agent, args, kwargs, conduct))
 
-    async def run(self, agent: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Any:
-        """Run an agent to its end; see `Engine.run`."""
+    async def submit(self, agent: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Handle:
+        """Register an execution and begin to drive it; see `Engine.submit`."""
         raise NotImplementedError
 
     # --- the loop -----------------------------------------------------------------------------------------------

@@ -149,6 +149,15 @@ class Handle:
         """Wait until it is over and return the result; raises as `Outcome.value` does."""
         return (await self.outcome()).value()
 
+    async def attended(self) -> Any:
+        """Return the result as `result` does; but whoever cancels the wait calls the execution off."""
+        try:
+            return await self.result()
+        except asyncio.CancelledError:
+            if not self.done:
+                await self.give_up("its caller was cancelled")
+            raise
+
     def __await__(self) -> Generator[Any, None, Any]:
         return self.result().__await__()
 

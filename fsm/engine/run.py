@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fsm.breakers import Backoff
     from fsm.engine.home import Seat
     from fsm.engine.link import Link
+    from fsm.engine.outcome import Handle
     from fsm.engine.recorder import Recorder
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,18 @@ T = TypeVar("T")
 _current: ContextVar[Run | None] = ContextVar("fsm_run", default=None)
 
 
+_FORGOTTEN = "the agent that started it has come to its end"
+UNHEARD = {"note": "nobody waits for the answer any more"}
+"""What comes with a question that is taken back."""
+
+
 def current_run() -> Run | None:
     """Return the run of the agent that calls this, however deep inside; ``None`` outside of any."""
     return _current.get()
 
 
-ChildRunner = Callable[..., Awaitable[Any]]
+ChildStarter = Callable[..., Awaitable["Handle"]]
+"""Takes an agent with its arguments and options; begins a child execution."""
 
 
 class Run:
@@ -48,14 +55,14 @@ class Run:
     """
 
     def __init__(
-        self, link: Link, seat: Seat, start_child: ChildRunner, answers: deque[tuple[str, Answer]]
+        self, link: Link, seat: Seat, start_child: ChildStarter, answers: deque[tuple[str, Answer]]
     ) -> None:
         """Prepare; the engine does.
 
         Args:
             link: The wire.
             seat: The slot.
-            start_child: Runs a child execution.
+            start_child: Begins a child execution.
             answers: Questions that were answered in earlier attempts, with their answers, in order.
         """
         self.link = link
@@ -64,6 +71,7 @@ class Run:
         self._answers = answers
         self._given: list[tuple[str, Answer]] = []
         self._ended = False
+        self._children: set[Handle] = set()
         self._asking = asyncio.Lock()
         self._heard = asyncio.Event()
         self._heard.set()
@@ -124,8 +132,15 @@ class Run:
             raise RunOver(f"the agent of {self.id} has come to its end: this run of it is over")
 
     def end(self) -> None:
-        """Let it be over: the agent has come to its end, and what it left running has no say any more."""
+        """Let it be over: the agent has come to its end, and what it left running has no say any more.
+
+        Children that it left running had its slot and nobody else who waits for them: they are called off
+        (`tests/test_engine_run.py::test_a_child_that_its_agent_forgot_is_called_off`).
+        """
         self._ended = True
+        children, self._children = self._children, set()
+        for child in children:
+            self.link.home.spawn(child.give_up(_FORGOTTEN), "fsm-forgotten-child")
 
     def anew(self) -> Run:
         """Return the run of the next attempt, or of what takes the agent's place; this one is over."""
@@ -330,7 +345,9 @@ class Run:
     ) -> Any:
         """Run another agent as a child execution, in this one's slot; for the parent it is a tool that runs.
 
-        Whoever calls the parent off calls off the child; an error of the child is raised here.
+        Whoever calls the parent off calls off the child, and so does the end of the agent that started it, if it does
+        not wait for the child; an error of the child is raised here. What shall go on without its parent is no child:
+        submit it to the engine.
 
         Args:
             agent: The agent.
@@ -340,8 +357,14 @@ class Run:
         """
         name = agent_name or (agent if isinstance(agent, str) else str(getattr(agent, "__name__", "agent")))
         async with self.tool(name) as call:
-            result = await self._start_child(agent, *args, agent_name=name, **options)
-            call.result = result
+            child = await self._start_child(agent, *args, agent_name=name, **options)
+            self._children.add(child)
+            if self._ended:
+                self.end()  # the agent came to its end while the child was being born
+            try:
+                call.result = result = await child.attended()
+            finally:
+                self._children.discard(child)
             return result
 
     # --- for the phases -----------------------------------------------------------------------------------------
@@ -366,7 +389,7 @@ class Run:
         if "withdraw" not in self.link.machine.by_source[self.link.state]:
             return
         try:
-            await self.link.fire("withdraw", {"note": "nobody waits for the answer any more"})
+            await self.link.fire("withdraw", UNHEARD)
         except Refused as refused:
             logger.debug("%s: the question was answered after all: %s", self.id, refused)
 

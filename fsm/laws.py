@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from fsm.decide import CHANGES, DERIVED
-from fsm.errors import ConfigurationError, FsmError
+from fsm.errors import ConfigurationError, FsmError, InvalidMachine, UnknownMachine
 from fsm.machine import Category, Machine
 from fsm.payloads import Codec
 from fsm.records import legal_rows
-from fsm.stores.base import MachineRecord
+from fsm.stores.base import MachineRecord, Store
+
+logger = logging.getLogger(__name__)
 
 
 class Law(NamedTuple):
@@ -59,3 +64,85 @@ def record_of(machine: Machine) -> MachineRecord:
         ),
         tuple(sorted(legal_rows(machine), key=lambda row: (row[0] or "", row[1], row[2]))),
     )
+
+
+class LawBook:
+    """The machines that a process knows: those that it was given, and those that it reads from the store."""
+
+    def __init__(self, store: Store) -> None:
+        """Begin with none.
+
+        Args:
+            store: Where machines are registered.
+        """
+        self.store = store
+        self._by_name: dict[str, Machine] = {}
+        self._laws: dict[str, Law] = {}
+        self._claims: set[str] = set()  # the events that make somebody the owner
+        self._strange: set[str] = set()
+
+    def add(self, machine: Machine) -> Machine:
+        """Make a machine known here and to the store.
+
+        Raises:
+            ConfigurationError: Another machine has its name, or it is not made for executions: perpetual, or with
+                changes that executions do not have.
+        """
+        known = self._by_name.get(machine.name)
+        if known is not None and known != machine:
+            raise ConfigurationError(
+                f"two different machines are called {machine.name!r}: give one of them another name"
+            )
+        if machine.perpetual:
+            raise ConfigurationError(f"machine {machine.name!r} is perpetual, and an execution has to end")
+        self._claims |= {row.event for row in machine.transitions if "claim" in row.assign}
+        if machine.content_hash not in self._laws:
+            self._laws[machine.content_hash] = law_for(machine)
+            self.store.register(record_of(machine))
+        self._by_name[machine.name] = machine
+        return machine
+
+    def machine_for(self, wanted: Machine | str | None) -> Machine:
+        """Return a machine by name or by itself; the first one that was configured if nothing is said."""
+        if wanted is None:
+            return next(iter(self._by_name.values()))
+        if isinstance(wanted, Machine):
+            return (
+                self._by_name[wanted.name] if self._by_name.get(wanted.name) is wanted else self.add(wanted)
+            )
+        if wanted not in self._by_name:
+            raise UnknownMachine(str(wanted), tuple(self._by_name))
+        return self._by_name[wanted]
+
+    def law_of(self, content_hash: str) -> Law:
+        """Return a machine and its codec by hash; one that another process registered is read from the store."""
+        law = self._laws.get(content_hash)
+        if law is None:
+            self.learn()
+            law = self._laws.get(content_hash)
+            if law is None:
+                raise UnknownMachine(content_hash, tuple(self._laws))
+        return law
+
+    def learn(self) -> None:
+        """Read the machines that other processes registered."""
+        for content_hash, document in self.store.machines().items():
+            if content_hash in self._laws or content_hash in self._strange:
+                continue
+            try:
+                machine = Machine.from_json(document)
+            except (ValidationError, InvalidMachine) as error:
+                self._strange.add(content_hash)
+                logger.warning(
+                    "the store's machine %s cannot be read and is left out: %s", content_hash, error
+                )
+                continue
+            if machine.perpetual:
+                self._strange.add(content_hash)  # the breakers' machine, say: an execution ends
+                continue
+            self._laws[content_hash] = law_for(machine, foreign=True)
+
+    def machines(self) -> tuple[Machine, ...]:
+        """Return every machine that is known, the store's included."""
+        self.learn()
+        return tuple(law.machine for law in self._laws.values())

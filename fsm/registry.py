@@ -10,10 +10,9 @@ import logging
 import os
 import random
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
-
-from pydantic import ValidationError
 
 from fsm import ids
 from fsm.checks import check_limits, metadata_json, model, text, unknown
@@ -25,15 +24,13 @@ from fsm.errors import (
     BadPayload,
     ConfigurationError,
     FsmError,
-    InvalidMachine,
     LeaseLost,
     Refusal,
     Refused,
     StoreUnavailable,
     UnknownExecution,
-    UnknownMachine,
 )
-from fsm.laws import Law, law_for, record_of
+from fsm.laws import LawBook
 from fsm.machine import CREATE, Category, Machine
 from fsm.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
 from fsm.stores.base import Order, Query, Store
@@ -53,7 +50,7 @@ class Leaseholder(Protocol):
     lost: bool
 
 
-class Registry:
+class Registry(LawBook):
     """One store and all that is needed to drive it."""
 
     def __init__(self, store: Store, clock: Clock, machines: Iterable[Machine]) -> None:
@@ -67,15 +64,12 @@ class Registry:
         Raises:
             ConfigurationError: Two machines share a name, or one names a change that executions do not have.
         """
-        self.store = store
+        super().__init__(store)
         self.clock = clock
         self.closed = False
         self.ids = ids.MAKER
-        self._by_name: dict[str, Machine] = {}
-        self._laws: dict[str, Law] = {}
-        self._claims: set[str] = set()
-        self._strange: set[str] = set()
         self._worker: tuple[int, str] = (0, "")
+        _registries.add(self)
         self.worker: Leaseholder | None = None
         self.closing: list[Callable[[], None]] = []
         self.listeners: dict[Callable[[], None], None] = {}  # a set that keeps its order, so that runs replay
@@ -92,74 +86,6 @@ class Registry:
         boot wrote into the store: the same for all processes, and a wall clock that jumps does not move it.
         """
         return self.clock.monotonic() + self._offset_s
-
-    # --- machines ---------------------------------------------------------------------------------------------
-
-    def add(self, machine: Machine) -> Machine:
-        """Make a machine known here and to the store.
-
-        Raises:
-            ConfigurationError: Another machine has its name, or it is not made for executions: perpetual, or with
-                changes that executions do not have.
-        """
-        known = self._by_name.get(machine.name)
-        if known is not None and known != machine:
-            raise ConfigurationError(
-                f"two different machines are called {machine.name!r}: give one of them another name"
-            )
-        if machine.perpetual:
-            raise ConfigurationError(f"machine {machine.name!r} is perpetual, and an execution has to end")
-        self._claims |= {row.event for row in machine.transitions if "claim" in row.assign}
-        if machine.content_hash not in self._laws:
-            self._laws[machine.content_hash] = law_for(machine)
-            self.store.register(record_of(machine))
-        self._by_name[machine.name] = machine
-        return machine
-
-    def machine_for(self, wanted: Machine | str | None) -> Machine:
-        """Return a machine by name or by itself; the first one that was configured if nothing is said."""
-        if wanted is None:
-            return next(iter(self._by_name.values()))
-        if isinstance(wanted, Machine):
-            return (
-                self._by_name[wanted.name] if self._by_name.get(wanted.name) is wanted else self.add(wanted)
-            )
-        if wanted not in self._by_name:
-            raise UnknownMachine(str(wanted), tuple(self._by_name))
-        return self._by_name[wanted]
-
-    def law_of(self, content_hash: str) -> Law:
-        """Return a machine and its codec by hash; one that another process registered is read from the store."""
-        law = self._laws.get(content_hash)
-        if law is None:
-            self.learn()
-            law = self._laws.get(content_hash)
-            if law is None:
-                raise UnknownMachine(content_hash, tuple(self._laws))
-        return law
-
-    def learn(self) -> None:
-        """Read the machines that other processes registered."""
-        for content_hash, document in self.store.machines().items():
-            if content_hash in self._laws or content_hash in self._strange:
-                continue
-            try:
-                machine = Machine.from_json(document)
-            except (ValidationError, InvalidMachine) as error:
-                self._strange.add(content_hash)
-                logger.warning(
-                    "the store's machine %s cannot be read and is left out: %s", content_hash, error
-                )
-                continue
-            if machine.perpetual:
-                self._strange.add(content_hash)  # the breakers' machine, say: an execution ends
-                continue
-            self._laws[content_hash] = law_for(machine, foreign=True)
-
-    def machines(self) -> tuple[Machine, ...]:
-        """Return every machine that is known, the store's included."""
-        self.learn()
-        return tuple(law.machine for law in self._laws.values())
 
     # --- commands ---------------------------------------------------------------------------------------------
 
@@ -457,3 +383,18 @@ class Registry:
             self.store.close()
             for listener in tuple(self.listeners):
                 listener()
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: the worker is its parent, which alone renews the lease."""
+        self.worker = None
+
+
+_registries: weakref.WeakSet[Registry] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for registry in list(_registries):
+        registry.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

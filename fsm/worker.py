@@ -79,14 +79,19 @@ class Worker:
             LeaseLost: It ran out before; stop working on everything that was claimed under this id.
             StoreUnavailable: The store did not answer; try again before the lease runs out.
         """
+        if self._elsewhere:
+            raise LeaseLost(self.id)  # the parent lives by it, and a child must not speak for it
         if self.lost or not self._registry.store.worker_renew(self.id, self._registry.now()):
             self.lost = True
             raise LeaseLost(self.id)
 
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether this is a forked child of the process that is the worker (`tests/test_forks.py`)."""
+        return os.getpid() != self._pid
+
     def _renew_for_ever(self) -> None:
         while not self._stop.wait(self.ttl_s / RENEWALS_PER_LEASE):
-            if os.getpid() != self._pid:
-                return
             try:
                 self.renew()
             except LeaseLost:
@@ -101,7 +106,11 @@ class Worker:
         Args:
             hand_back: Let go at once of what it still owns (another attempt, or dead if none is left); otherwise
                 others find out when the lease runs out.
+
+        In a forked child nothing happens: the worker is its parent.
         """
+        if self._elsewhere:
+            return
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=self.ttl_s)

@@ -12,11 +12,11 @@ from fsm import EXECUTION, Machine, Refused, ids
 from fsm.clock import ManualClock
 from fsm.decide import DERIVED, Facts, create, decide
 from fsm.errors import Refusal
+from fsm.laws import record_of
 from fsm.machine import row, state
 from fsm.payloads import Codec
 from fsm.process import fresh_tracker
 from fsm.records import Identity, Snapshot, Step
-from fsm.registry import record_of
 from fsm.stores.base import Conflict, open_store
 from fsm.tracker import Tracker
 

@@ -310,8 +310,8 @@ class Drive(Ending):
         """Stop because the process or the engine stops: hand the execution back if another may go on, else end it."""
         link, task = self.link, self._task
         self.run.end()
-        if self.followed:
-            return  # another engine drives it
+        if self.followed or self.home.elsewhere:
+            return  # another engine drives it, or this is a forked child
         if task is not None and task.done() and not task.cancelled():
             await self.close(*came_to(task))  # it had come to its end by itself
         await link.settled()

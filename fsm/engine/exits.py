@@ -5,6 +5,8 @@
 - SIGTERM: if nobody else handles it (its handler is the system's own, which would end the process at once), the
   engine closes itself and then lets the signal do what it does.
 - The interpreter exits with a loop that was left standing still: `atexit` speaks for the executions.
+- The process forks: the child drives nothing of its parent's and says nothing for it, whatever signal it gets and
+  however it ends (`tests/test_forks.py`). It may run agents of its own.
 - ``kill -9``, ``os._exit`` and power loss say nothing to anybody: the lease runs out, and the sweeper finds it.
 """
 
@@ -42,18 +44,58 @@ def watch_exit(engine: Launcher) -> None:
         return
     try:
         loop.add_signal_handler(signal.SIGTERM, _on_sigterm, loop)
+        _listening.add(loop)
     except (NotImplementedError, RuntimeError, FsmError):
         logger.debug("this event loop handles no signals")
 
 
 def _on_sigterm(loop: asyncio.AbstractEventLoop) -> None:
     loop.remove_signal_handler(signal.SIGTERM)  # the next one ends the process at once
+    _listening.discard(loop)
     logger.warning("SIGTERM: the engine ends or hands back what runs")
     task = loop.create_task(_terminate())
     _terminating.add(task)
 
 
 _terminating: set[asyncio.Task[None]] = set()
+_listening: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+"""Loops that hear of SIGTERM for us."""
+
+
+_masks: dict[int, set[int]] = {}
+"""What a thread that forks listened to before."""
+
+
+def _before_fork() -> None:
+    # The child has the parent's wake-up socket: a SIGTERM for the child would be the parent's, and the child would not
+    # end (python/cpython issue 66285). None may come before the child listens by itself.
+    if any(not loop.is_closed() for loop in _listening):
+        _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _after_fork_in_parent() -> None:
+    mask = _masks.pop(threading.get_ident(), None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _after_fork_in_child() -> None:
+    mask = _masks.pop(threading.get_ident(), None)
+    if mask is not None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    _masks.clear()
+    _listening.clear()
+    for engine in list(_engines):
+        engine.after_fork()
+    _engines.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )
 
 
 async def _terminate() -> None:

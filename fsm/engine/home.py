@@ -79,6 +79,8 @@ class Home:
         self.late: deque[Late] = deque(maxlen=MAX_LATE)
         self.stragglers: dict[str, str] = {}
         """Agents that go on although their execution has ended: the agent's name by the execution's id."""
+        self.elsewhere = False
+        """Whether this is a forked child's copy of what its parent drives."""
         self._ways: dict[str, Ways] = {}
         self._poll_s = poll_s
         self._lease_s = lease_s

@@ -28,6 +28,8 @@ from fsm.tracker import Tracker
 if TYPE_CHECKING:
     from fsm.records import Snapshot
 
+_inherited: list[object] = []
+"""In a forked child: what its parent drives."""
 UNSET: Any = object()
 """Nothing was said; ``None`` is a fallback like any other."""
 
@@ -262,6 +264,13 @@ class Launcher:
     def links(self) -> list[Link]:
         """Return the wires to the executions that are open here."""
         return list(self._home.links.values()) if self._home is not None else []
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child. What the parent drives is kept, unused: collected, it would run `finally`."""
+        if self._home is not None:
+            self._home.elsewhere = True
+            _inherited.append((self._home, self._drives))
+        self._home, self._drives, self._closing = None, {}, False
 
     def lives_on(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether this is the loop on which the engine runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ class Portal:
         """Start the thread."""
         self._loop = asyncio.new_event_loop()
         self._stopping = False
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="fsm-portal", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -36,8 +38,8 @@ class Portal:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
-        return self._loop.is_closed()
+        """Whether it was closed, or this is a forked child, in which the thread is not."""
+        return self._loop.is_closed() or os.getpid() != self._pid
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine and return its result; blocks. An interrupt cancels it, and waits until it has stopped.
@@ -63,7 +65,7 @@ class Portal:
 
     def close(self) -> None:
         """Cancel what runs, wait for it, and stop the thread."""
-        if self._loop.is_closed():
+        if self.closed:
             return
         atexit.unregister(self.close)
         asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result(timeout=30.0)

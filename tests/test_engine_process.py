@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_tools import WHO, events, last, legal, on_disk, only
+from engine_tools import ENDS, WHO, events, in_memory, last, legal, on_disk, only
 
 from fsm import Engine
 from fsm.errors import StoreUnavailable
@@ -118,6 +118,44 @@ def test_a_process_that_ends_leaves_nothing_open(tmp_path, body, end, status):
     assert _ends(tmp_path) == HANDED_BACK
 
 
+STUBBORN = """
+    async def stubborn(run):
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                print("told", flush=True)
+
+    engine = Engine(tracker, lease_s=30.0, sweep_every_s=None, patience_s=60.0)
+
+    async def main():
+        handle = await engine.submit(stubborn, user_id="ada", thread_id="t", timeouts={"grace_s": 50.0})
+        while handle.state == "created":
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        print("ready", flush=True)
+        await asyncio.sleep(60)
+
+    asyncio.run(main())
+"""
+
+
+def test_whoever_does_not_want_to_wait_presses_ctrl_c_twice(tmp_path):
+    """A second Ctrl-C ends a process whose agent does not stop, and its execution ends with it."""
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(HEAD) + textwrap.dedent(STUBBORN))
+    command = [sys.executable, str(script), f"sqlite:///{tmp_path}/fsm.db"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "told\n"
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=20)
+        assert child.returncode != 0
+    assert _ends(tmp_path) == ["cancelled"]
+
+
 def test_a_process_that_is_killed_is_found_by_the_sweep(tmp_path):
     """Nobody speaks for a process that was killed; its lease runs out, and a sweep deals with what it owned."""
     code, _ = _run(tmp_path, STAYS, signal.SIGKILL)
@@ -132,15 +170,18 @@ def test_a_process_that_is_killed_is_found_by_the_sweep(tmp_path):
 
 
 class Broken:
-    """A way to a store on which the appends of an event fail a few times, before or after they are carried out."""
+    """A way to a store on which appends of an event, or of any (*), fail a few times, before or after they are done."""
 
     def __init__(self, store: Any, event: str, times: int, *, after: bool) -> None:
         self._store, self._event, self._times, self._after = store, event, times, after
         self.append_ = store.append
         store.append = self.append
 
+    def mend(self) -> None:
+        self._times = 0
+
     def append(self, steps: Any) -> Any:
-        if self._times and any(step.event == self._event for step in steps):
+        if self._times and any(self._event in {step.event, "*"} for step in steps):
             self._times -= 1
             if self._after:
                 self.append_(steps)
@@ -203,6 +244,46 @@ def test_a_store_that_breaks_when_something_is_said(tmp_path, where, event, afte
 
 async def _sleeps(run):
     await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("limits", [{}, {"total_s": 20.0}], ids=["no hurry", "beyond its deadline"])
+@pytest.mark.parametrize("event", ["complete", "fail"])
+def test_an_end_outlasts_a_store_that_is_away_for_minutes(event, limits):
+    """What an agent came to in time is recorded as soon as the store is back, although its deadline has passed."""
+
+    async def scenario(engine, tracker):
+        Broken(tracker._registry.store, event, 20, after=False)
+        began = asyncio.get_running_loop().time()
+        handle = await engine.submit(_raises if event == "fail" else _returns, timeouts=limits, **WHO)
+        outcome = await handle.outcome()
+        assert asyncio.get_running_loop().time() - began > 120
+        assert outcome.state == {"fail": "failed", "complete": "completed"}[event]
+        assert outcome.result == (7 if event == "complete" else None)
+
+    in_memory(scenario)
+
+
+def test_an_engine_that_is_closed_while_the_store_is_away_does_not_wait_for_minutes():
+    """Closing an engine gives up an end that the store does not take after a few tries: its deadline will end it."""
+
+    async def scenario(engine, tracker):
+        async def agent(run):
+            await asyncio.sleep(1)
+
+        handle = await engine.submit(agent, **WHO)
+        await asyncio.sleep(0.5)
+        broken = Broken(tracker._registry.store, "*", 1000, after=False)
+        await asyncio.sleep(60)
+        began = asyncio.get_running_loop().time()
+        await engine.close()
+        assert asyncio.get_running_loop().time() - began < 15
+        assert handle.done
+        assert tracker.get(handle.id).state not in ENDS
+        broken.mend()
+        tracker.fire(handle.id, "cancel")
+        tracker.fire(handle.id, "stopped")
+
+    in_memory(scenario)
 
 
 def test_a_deadline_that_the_store_does_not_take_is_tried_again(tmp_path):

@@ -20,7 +20,7 @@ from typing import Any
 
 from fsm.engine.agents import Agent, Emit
 from fsm.engine.conduct import Conduct, Value, ask
-from fsm.engine.ending import END_TRIES, END_WAIT_S, Ending, Leaves, came_to
+from fsm.engine.ending import END_WAIT_S, FEW_TRIES, Ending, Leaves, came_to
 from fsm.engine.home import Home, Seat
 from fsm.engine.link import Link, RunOver
 from fsm.engine.outcome import Outcome, outcome_of
@@ -174,18 +174,18 @@ class Drive(Ending):
         before = link.snapshot.fence
         self._claiming = True
         wait_s = END_WAIT_S
-        for tried in range(1, END_TRIES + 1):
+        for tried in range(1, FEW_TRIES + 1):
             try:
                 link.fence = (await link.fire(event)).fence
                 break
             except LeaseLost:
-                if tried == END_TRIES:
+                if tried == FEW_TRIES:
                     raise
                 self.home.register_anew()
             except StoreUnavailable as error:
-                if tried == END_TRIES:
+                if tried == FEW_TRIES:
                     raise
-                logger.warning("%s: %r was not taken (%d of %d): %s", link.id, event, tried, END_TRIES, error)
+                logger.warning("%s: %r was not taken (%d of %d): %s", link.id, event, tried, FEW_TRIES, error)
                 await asyncio.wait({link.gone}, timeout=wait_s)
                 wait_s *= 2.0
                 if await self._claimed(before):
@@ -299,6 +299,7 @@ class Drive(Ending):
         What has been done of it is passed over the second time
         (`tests/test_engine_leftovers.py::test_whoever_is_cancelled_again_while_it_leaves_leaves_all_the_same`).
         """
+        self._leaving = True
         for _ in range(LEAVES):
             try:
                 await self._leave(reason)

@@ -19,10 +19,15 @@ from fsm.records import Receipt
 
 logger = logging.getLogger(__name__)
 
-END_TRIES = 6
-"""So often an end is handed in, if the store does not answer; then the execution's deadline is left to end it."""
+END_TRIES = 40
+"""So often an end is handed in while the store does not answer, some five minutes long; what an agent has worked out is
+not thrown away sooner. Then the execution's deadline is left to end it."""
+FEW_TRIES = 6
+"""So often, some six seconds long, what a new attempt or another process can do as well, or when the engine closes."""
 END_WAIT_S = 0.1
 """The first wait between two tries, in seconds; it doubles."""
+END_WAIT_MAX_S = 10.0
+"""The longest wait between two tries, in seconds."""
 MAX_LEFT_OPEN = 1_000
 """So many forgotten tools are closed at the end; a table does not let more be open."""
 
@@ -40,6 +45,7 @@ class Ending:
         self.error: BaseException | None = None
         self.fell_back = False
         self._said = False
+        self._leaving = False
         self._conduct = conduct
         self._task: asyncio.Task[Any] | None = None
 
@@ -165,6 +171,7 @@ class Ending:
             return False
         again = link.snapshot.owner is None
         link.fence, link.letting_go, self._said = None, False, False
+        link.look()
         return again
 
     def _kept(self, result: Any) -> Any:
@@ -185,7 +192,8 @@ class Ending:
         once = f"{event}:{link.snapshot.fence}" if key else None
         wait_s = END_WAIT_S
         failure: StoreUnavailable | None = None
-        for tried in range(1, END_TRIES + 1):
+        tried = 0
+        while (tried := tried + 1) <= self._tries:
             try:
                 if failure is not None:
                     await link.refresh()  # perhaps it was committed, in part or all of it
@@ -203,9 +211,11 @@ class Ending:
                 payload = {"note": clipped(str(error))}
             except StoreUnavailable as error:
                 failure = error
-                logger.warning("%s: %r was not taken (%d of %d): %s", link.id, event, tried, END_TRIES, error)
+                logger.warning(
+                    "%s: %r was not taken (%d of %d): %s", link.id, event, tried, self._tries, error
+                )
                 await asyncio.sleep(wait_s)
-                wait_s *= 2.0
+                wait_s = min(2.0 * wait_s, END_WAIT_MAX_S)
             else:
                 self._said = self._said or key
                 return receipt
@@ -213,14 +223,19 @@ class Ending:
         self.error = self.error or failure
         return None
 
+    @property
+    def _tries(self) -> int:
+        """How often an end is handed in; fewer as soon as the engine is closed."""
+        return FEW_TRIES if self._leaving else END_TRIES
+
     async def _surely(self, do: Callable[[], Awaitable[None]]) -> None:
         """Do what may be done twice, again if the store does not answer."""
         wait_s = END_WAIT_S
-        for tried in range(1, END_TRIES + 1):
+        for tried in range(1, FEW_TRIES + 1):
             try:
                 await do()
             except StoreUnavailable as error:
-                logger.warning("%s: not let go of (%d of %d): %s", self.link.id, tried, END_TRIES, error)
+                logger.warning("%s: not let go of (%d of %d): %s", self.link.id, tried, FEW_TRIES, error)
                 await asyncio.sleep(wait_s)
                 wait_s *= 2.0
             else:

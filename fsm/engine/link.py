@@ -363,8 +363,8 @@ class Link:
     def _arm(self) -> None:
         """Wake up at the deadline. A later one is not news: the timer that wakes up early looks again."""
         due_at = self.snapshot.due_at
-        if due_at is None or due_at >= self._armed_at or self.gone.done():
-            return
+        if due_at is None or due_at >= self._armed_at or self.gone.done() or self.letting_go:
+            return  # a deadline does not overtake an end that is on its way, here at least
         self._disarm()
         self._armed_at = due_at
         self._timer = self.home.loop.call_later(max(0.0, due_at - self.home.registry.now()), self._due)
@@ -372,7 +372,7 @@ class Link:
     def _due(self) -> None:
         self._timer, self._armed_at = None, float("inf")
         snapshot, now = self.snapshot, self.home.registry.now()
-        if snapshot.due_at is None or self.gone.done():
+        if snapshot.due_at is None or self.gone.done() or self.letting_go:
             return
         if snapshot.due_at > now:
             self._arm()

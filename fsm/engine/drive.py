@@ -68,7 +68,7 @@ class Drive(Ending):
 
     async def life(self) -> Outcome:
         """Drive it to its end, and leave nothing behind: no task, no slot, no listener."""
-        self._alive = True
+        self._alive, torn = True, False
         try:
             try:
                 await self._live()
@@ -77,8 +77,14 @@ class Drive(Ending):
         except Exception as error:
             logger.exception("%s: it could not be driven any more", self.link.id)
             await self._broken(error)
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            torn = (
+                True  # its loop was closed under it, or is about to be: whoever speaks at exit needs its link
+            )
+            raise
         finally:
-            self.finish()
+            if not torn:
+                self.finish()
         if self.link.snapshot.state == "cancelled":
             with contextlib.suppress(FsmError):
                 await self.link.why_called_off()

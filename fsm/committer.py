@@ -10,7 +10,6 @@ upon which the step is decided anew on what is there now.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import weakref
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 from fsm.command import Command, tell
 from fsm.decide import Facts, decide, refuse
 from fsm.errors import FsmError, LeaseLost, Refusal, Refused, StoreUnavailable, UnknownExecution
+from fsm.forks import at_fork
 from fsm.laws import Law
 from fsm.machine import CREATE, Machine
 from fsm.records import Receipt, Snapshot, Step
@@ -409,4 +409,4 @@ def _after_fork() -> None:
         committer.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+at_fork(_after_fork)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, NewType
 
 from fsm.errors import MalformedId
+from fsm.forks import at_fork
 
 ExecutionId = NewType("ExecutionId", str)
 WorkerId = NewType("WorkerId", str)
@@ -107,7 +108,7 @@ def _after_fork() -> None:
         maker.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+at_fork(_after_fork)
 MAKER = IdMaker()
 """The one that everybody uses, unless a simulation gives out ids that a seed decides."""
 make = MAKER.make

@@ -30,6 +30,7 @@ from fsm.errors import (
     StoreUnavailable,
     UnknownExecution,
 )
+from fsm.forks import at_fork
 from fsm.laws import LawBook
 from fsm.machine import CREATE, Category, Machine
 from fsm.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
@@ -397,4 +398,4 @@ def _after_fork() -> None:
         registry.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+at_fork(_after_fork)

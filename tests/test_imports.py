@@ -1,4 +1,4 @@
-"""What `import fsm` brings along: the core and nothing else."""
+"""What `import fsm` brings along: the core and nothing else; and what it needs of the system."""
 
 from __future__ import annotations
 
@@ -68,3 +68,19 @@ def test_the_plugin_loads_what_it_needs_when_it_is_used(name):
     text = subprocess.run([sys.executable, "-c", source], capture_output=True, check=True, text=True).stdout
     top = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
     assert not [line for line in top if name in line]
+
+
+def test_the_library_works_where_there_are_no_forks(tmp_path):
+    """On a system without forks the library is imported, and runs agents on SQLite, like everywhere."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "del os.register_at_fork, os.fork, signal.pthread_sigmask\n"
+        "from fsm import Engine\n"
+        "from fsm.process import configure\n"
+        "engine = Engine(configure(sys.argv[1]))\n"
+        "print(engine.run_sync(lambda: 7, user_id='ada', thread_id='t'))\n"
+    )
+    command = [sys.executable, str(script), f"sqlite:///{tmp_path}/fsm.db"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import weakref
@@ -21,6 +20,7 @@ from fsm.breakers.status import BreakersStatus, BreakerStatus, status_of
 from fsm.breakers.verdicts import Classifier, Verdict, has_content
 from fsm.checks import text
 from fsm.clock import Clock, SystemClock
+from fsm.forks import at_fork
 from fsm.registry import Registry
 from fsm.stores.base import BreakerEntry, Store
 
@@ -353,4 +353,4 @@ def _after_fork() -> None:
         breakers.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+at_fork(_after_fork)

@@ -22,6 +22,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from fsm.errors import FsmError
+from fsm.forks import at_fork
 
 if TYPE_CHECKING:
     from fsm.engine.launch import Launcher
@@ -92,10 +93,7 @@ def _after_fork_in_child() -> None:
     _engines.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-    )
+at_fork(_after_fork_in_child, before=_before_fork, in_parent=_after_fork_in_parent)
 
 
 async def _terminate() -> None:

@@ -8,7 +8,6 @@ its next use, in the parent as in the child (`tests/test_sqlite.py` forks).
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import weakref
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fsm.errors import StoreUnavailable
+from fsm.forks import at_fork
 from fsm.stores.sqlite.connect import connect, patiently
 
 T = TypeVar("T")
@@ -138,4 +138,4 @@ def _after_fork() -> None:
     _forking.release()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+at_fork(_after_fork, before=_before_fork, in_parent=_after_fork)

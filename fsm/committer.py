@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 from fsm.command import Command, tell
 from fsm.decide import Facts, decide, refuse
 from fsm.errors import FsmError, LeaseLost, Refusal, Refused, StoreUnavailable, UnknownExecution
-from fsm.forks import at_fork
+from fsm.forks import anew_after_fork
 from fsm.laws import Law
 from fsm.machine import CREATE, Machine
 from fsm.records import Receipt, Snapshot, Step
@@ -80,7 +79,7 @@ class Committer:
         self.watchers: dict[str, Callable[[Step], None]] = {}
         self._closed = False
         self._reset()
-        _committers.add(self)
+        anew_after_fork(self)
 
     def _reset(self) -> None:
         self._leading = threading.Lock()
@@ -208,7 +207,6 @@ class Committer:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=30.0)
         self._turn_away()
-        _committers.discard(self)
 
     def _turn_away(self) -> None:
         while self._queue:
@@ -399,14 +397,3 @@ def _own(error: BaseException) -> BaseException:
     own = StoreUnavailable(str(error), committed=error.committed)
     own.__cause__ = error
     return own
-
-
-_committers: weakref.WeakSet[Committer] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for committer in list(_committers):
-        committer.after_fork()
-
-
-at_fork(_after_fork)

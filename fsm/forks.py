@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
+from typing import Protocol
+
+
+class Anew(Protocol):
+    """What begins anew in a forked child: locks may be held by threads that it has not."""
+
+    def after_fork(self) -> None:
+        """Begin anew."""
+        ...
+
+
+_all: weakref.WeakSet[Anew] = weakref.WeakSet()
 
 
 def nothing() -> None:
@@ -25,3 +38,16 @@ def at_fork(
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+
+
+def anew_after_fork(one: Anew) -> None:
+    """Call an object's `after_fork` in every forked child, for as long as the object lives."""
+    _all.add(one)
+
+
+def _after_fork() -> None:
+    for one in list(_all):
+        one.after_fork()
+
+
+at_fork(_after_fork)

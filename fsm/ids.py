@@ -12,12 +12,11 @@ import os
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Callable
 from typing import Literal, NamedTuple, NewType
 
 from fsm.errors import MalformedId
-from fsm.forks import at_fork
+from fsm.forks import anew_after_fork
 
 ExecutionId = NewType("ExecutionId", str)
 WorkerId = NewType("WorkerId", str)
@@ -47,9 +46,6 @@ class ParsedId(NamedTuple):
     made_at: float
 
 
-_makers: weakref.WeakSet[IdMaker] = weakref.WeakSet()
-
-
 class IdMaker:
     """Makes ids that are unique, and strictly ascending within one process.
 
@@ -70,7 +66,7 @@ class IdMaker:
         self._entropy = entropy
         self._lock = threading.Lock()
         self._last = 0
-        _makers.add(self)
+        anew_after_fork(self)
 
     def after_fork(self) -> None:
         """Begin anew in a forked child."""
@@ -103,12 +99,6 @@ class IdMaker:
         )
 
 
-def _after_fork() -> None:
-    for maker in list(_makers):
-        maker.after_fork()
-
-
-at_fork(_after_fork)
 MAKER = IdMaker()
 """The one that everybody uses, unless a simulation gives out ids that a seed decides."""
 make = MAKER.make

@@ -10,7 +10,6 @@ import logging
 import os
 import random
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -30,7 +29,7 @@ from fsm.errors import (
     StoreUnavailable,
     UnknownExecution,
 )
-from fsm.forks import at_fork
+from fsm.forks import anew_after_fork
 from fsm.laws import LawBook
 from fsm.machine import CREATE, Category, Machine
 from fsm.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
@@ -70,7 +69,7 @@ class Registry(LawBook):
         self.closed = False
         self.ids = ids.MAKER
         self._worker: tuple[int, str] = (0, "")
-        _registries.add(self)
+        anew_after_fork(self)
         self.worker: Leaseholder | None = None
         self.closing: list[Callable[[], None]] = []
         self.listeners: dict[Callable[[], None], None] = {}  # a set that keeps its order, so that runs replay
@@ -388,14 +387,3 @@ class Registry(LawBook):
     def after_fork(self) -> None:
         """Begin anew in a forked child: the worker is its parent, which alone renews the lease."""
         self.worker = None
-
-
-_registries: weakref.WeakSet[Registry] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for registry in list(_registries):
-        registry.after_fork()
-
-
-at_fork(_after_fork)

@@ -36,6 +36,14 @@ def traces() -> list[Path]:
     return files
 
 
+@pytest.fixture(params=["memory", "simulated"])
+def play(request):
+    """Run a scenario in virtual time, on a store that commits at once or on one that takes its time."""
+    import engine_tools  # noqa: PLC0415 - the engine, for those who need it
+
+    return {"memory": engine_tools.in_memory, "simulated": engine_tools.simulated}[request.param]
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     """The URL of a SQLite file that does not exist yet."""

@@ -5,20 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from engine_tools import WHO, events, in_memory, last, only, simulated, states
+from engine_tools import WHO, events, last, only, states
 
 from fsm.engine import RunOver, current_run
 from fsm.errors import (
     LimitReached,
     PrerequisiteFailed,
 )
-
-
-@pytest.fixture(params=[in_memory, simulated], ids=["memory", "simulated"])
-def play(request):
-    """Run a scenario in virtual time, on a store that commits at once or on one that takes its time."""
-    return request.param
-
 
 # --- retry and fallback ---------------------------------------------------------------------------------------
 

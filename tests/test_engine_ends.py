@@ -7,16 +7,10 @@ import dataclasses
 from typing import Any
 
 import pytest
-from engine_tools import WHO, events, in_memory, last, only, simulated, states
+from engine_tools import WHO, events, in_memory, last, only, states
 
 from fsm import Engine, Timeouts
 from fsm.errors import ExecutionCancelled, ExecutionFailed, ExecutionTimedOut, LimitReached
-
-
-@pytest.fixture(params=[in_memory, simulated], ids=["memory", "simulated"])
-def play(request):
-    """Run a scenario in virtual time, on a store that commits at once or on one that takes its time."""
-    return request.param
 
 
 def test_a_result_is_returned_and_kept(play):

@@ -5,16 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from engine_tools import WHO, events, in_memory, only, open_ones, simulated
+from engine_tools import WHO, events, in_memory, only, open_ones
 
 from fsm.engine import RunOver
 from fsm.errors import ExecutionCancelled, ExecutionTimedOut
-
-
-@pytest.fixture(params=[in_memory, simulated], ids=["memory", "simulated"])
-def play(request):
-    """Run a scenario in virtual time, on a store that commits at once or on one that takes its time."""
-    return request.param
 
 
 def test_a_swallowed_cancellation_meets_run_over_at_the_next_step(play):

@@ -20,7 +20,6 @@ from engine_tools import (
     nothing_left,
     on_disk,
     only,
-    simulated,
     states,
     until,
 )
@@ -29,12 +28,6 @@ from fsm import Engine
 from fsm.engine import RunOver
 from fsm.errors import ExecutionTimedOut
 from fsm.testing import fresh_tracker
-
-
-@pytest.fixture(params=[in_memory, simulated], ids=["memory", "simulated"])
-def play(request):
-    """Run a scenario in virtual time, on a store that commits at once or on one that takes its time."""
-    return request.param
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from engine_tools import WHO, events, in_memory, last, only, simulated, states
+from engine_tools import WHO, events, in_memory, last, only, states
 
 from fsm.errors import (
     EngineFull,
@@ -13,12 +13,6 @@ from fsm.errors import (
     ExecutionTimedOut,
     FsmError,
 )
-
-
-@pytest.fixture(params=[in_memory, simulated], ids=["memory", "simulated"])
-def play(request):
-    """Run a scenario in virtual time, on a store that commits at once or on one that takes its time."""
-    return request.param
 
 
 async def sleeps(run):

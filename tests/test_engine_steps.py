@@ -13,13 +13,6 @@ from fsm.errors import (
     BreakerOpen,
 )
 
-
-@pytest.fixture(params=[in_memory, simulated], ids=["memory", "simulated"])
-def play(request):
-    """Run a scenario in virtual time, on a store that commits at once or on one that takes its time."""
-    return request.param
-
-
 # --- breakers -------------------------------------------------------------------------------------------------
 
 ONE = Policy(trip=Consecutive(failures=1), cooldown_s=30.0, cooldown_max_s=600.0, jitter=0.0)

@@ -20,7 +20,7 @@ from fsm.breakers.status import BreakersStatus, BreakerStatus, status_of
 from fsm.breakers.verdicts import Classifier, Verdict, has_content
 from fsm.checks import text
 from fsm.clock import Clock, SystemClock
-from fsm.forks import at_fork
+from fsm.forks import anew_after_fork, at_fork
 from fsm.registry import Registry
 from fsm.stores.base import BreakerEntry, Store
 
@@ -78,7 +78,7 @@ class Breakers(Calling):
         self.instant = self._shared.instant
         self._stop: threading.Event | None = None
         self._creating = threading.Lock()
-        _all.add(self)
+        anew_after_fork(self)
 
     def declare(
         self, pattern: str, policy: Policy | None = None, *, classifier: Classifier | None = None
@@ -343,14 +343,11 @@ def _worker_of(registry: Registry | None) -> str:
 
 _by_registry: weakref.WeakKeyDictionary[Registry, Breakers] = weakref.WeakKeyDictionary()
 _founding = threading.Lock()
-_all: weakref.WeakSet[Breakers] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     global _founding  # noqa: PLW0603 - another thread of the parent may have held it
     _founding = threading.Lock()
-    for breakers in list(_all):
-        breakers.after_fork()
 
 
 at_fork(_after_fork)

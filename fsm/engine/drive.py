@@ -20,7 +20,7 @@ from typing import Any
 
 from fsm.engine.agents import Agent, Emit
 from fsm.engine.conduct import Conduct, Value, ask
-from fsm.engine.ending import END_WAIT_S, FEW_TRIES, Ending, Leaves, came_to
+from fsm.engine.ending import FEW_TRIES, Ending, Leaves, came_to, few_tries
 from fsm.engine.home import Home, Seat
 from fsm.engine.link import Link, RunOver
 from fsm.engine.outcome import Outcome, outcome_of
@@ -78,9 +78,8 @@ class Drive(Ending):
             logger.exception("%s: it could not be driven any more", self.link.id)
             await self._broken(error)
         except (GeneratorExit, KeyboardInterrupt, SystemExit):
-            torn = (
-                True  # its loop was closed under it, or is about to be: whoever speaks at exit needs its link
-            )
+            # Its loop was closed under it, or is about to be: whoever speaks at exit needs its link.
+            torn = True
             raise
         finally:
             if not torn:
@@ -179,8 +178,7 @@ class Drive(Ending):
         link = self.link
         before = link.snapshot.fence
         self._claiming = True
-        wait_s = END_WAIT_S
-        for tried in range(1, FEW_TRIES + 1):
+        for tried, wait_s in few_tries():
             try:
                 link.fence = (await link.fire(event)).fence
                 break
@@ -193,7 +191,6 @@ class Drive(Ending):
                     raise
                 logger.warning("%s: %r was not taken (%d of %d): %s", link.id, event, tried, FEW_TRIES, error)
                 await asyncio.wait({link.gone}, timeout=wait_s)
-                wait_s *= 2.0
                 if await self._claimed(before):
                     break
             if link.gone.done():

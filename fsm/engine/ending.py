@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from fsm.engine.agents import Agent
@@ -190,10 +191,10 @@ class Ending:
         """
         link = self.link
         once = f"{event}:{link.snapshot.fence}" if key else None
-        wait_s = END_WAIT_S
         failure: StoreUnavailable | None = None
-        tried = 0
-        while (tried := tried + 1) <= self._tries:
+        for tried, wait_s in enumerate(_pauses(), start=1):
+            if tried > self._tries:
+                break
             try:
                 if failure is not None:
                     await link.refresh()  # perhaps it was committed, in part or all of it
@@ -215,7 +216,6 @@ class Ending:
                     "%s: %r was not taken (%d of %d): %s", link.id, event, tried, self._tries, error
                 )
                 await asyncio.sleep(wait_s)
-                wait_s = min(2.0 * wait_s, END_WAIT_MAX_S)
             else:
                 self._said = self._said or key
                 return receipt
@@ -230,14 +230,12 @@ class Ending:
 
     async def _surely(self, do: Callable[[], Awaitable[None]]) -> None:
         """Do what may be done twice, again if the store does not answer."""
-        wait_s = END_WAIT_S
-        for tried in range(1, FEW_TRIES + 1):
+        for tried, wait_s in few_tries():
             try:
                 await do()
             except StoreUnavailable as error:
                 logger.warning("%s: not let go of (%d of %d): %s", self.link.id, tried, FEW_TRIES, error)
                 await asyncio.sleep(wait_s)
-                wait_s *= 2.0
             else:
                 return
 
@@ -250,6 +248,19 @@ class Ending:
         await asyncio.wait({task}, timeout=self._conduct.patience_s)
         if not task.done():
             self._abandon(task, leaving=True)
+
+
+def _pauses() -> Iterator[float]:
+    """Yield the waits between tries, in seconds."""
+    wait_s = END_WAIT_S
+    while True:  # whoever draws has a limit of its own
+        yield wait_s
+        wait_s = min(2.0 * wait_s, END_WAIT_MAX_S)
+
+
+def few_tries() -> Iterator[tuple[int, float]]:
+    """Return the numbers of a few tries, from 1, each with the wait after it, in seconds."""
+    return enumerate(islice(_pauses(), FEW_TRIES), start=1)
 
 
 class Leaves(Exception):

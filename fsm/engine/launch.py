@@ -286,14 +286,11 @@ class Launcher:
             if tasks:
                 await asyncio.wait(tasks)
             # What a with block drives is called off, and its body is cancelled; it says the end itself.
-            orders = [
-                home.registry.order(link.id, "cancel", {"reason": "the engine was closed", "by": "engine"})
-                for home in (self._home,)
-                if home is not None and not home.registry.closed
-                for link in self.links()
-            ]
-            if orders and self._home is not None:
-                await self._home.read(self._home.registry.carry_all, orders)
+            home = self._home
+            if home is not None and home.links and not home.registry.closed:
+                said = {"reason": "the engine was closed", "by": "engine"}
+                orders = [home.registry.order(link.id, "cancel", said) for link in self.links()]
+                await home.read(home.registry.carry_all, orders)
         finally:
             self._closing = False
 

@@ -6,8 +6,10 @@
     state = await Engine().run(tracked(graph), {"messages": […]}, user_id="ada", thread_id="t-1")
 
 The graph brings its own checkpointer; the run's user and thread together are the graph's `thread_id`, since a
-checkpointer knows no users. In an agent function of your own,
-hand the handler over: `chain.ainvoke(…, config={"callbacks": [FsmCallbackHandler(run)]})`.
+checkpointer knows no users.
+
+In an agent function of your own, hand the handler over:
+`chain.ainvoke(…, config={"callbacks": [FsmCallbackHandler(run)]})`.
 
 ==============================================  ========================================================
 in LangGraph                                    in the journal

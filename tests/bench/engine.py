@@ -255,9 +255,7 @@ def sqlite(rounds: int, count: int) -> list[Row]:
 
         with fresh_tracker(f"sqlite:///{folder}/fsm.db") as tracker:
             rows = asyncio.run(main(tracker))
-        raw.grouped(None, 1)
-        raw.thread.join()
-        raw.connection.close()
+        raw.close()
     finally:
         shutil.rmtree(folder)
     return rows

@@ -177,6 +177,12 @@ class Raw:
                 self.wake.set()
             gate.acquire()
 
+    def close(self) -> None:
+        """Stop the thread that commits."""
+        self.grouped(None, 1)
+        self.thread.join()
+        self.connection.close()
+
 
 def in_threads(work: Callable[[int, int], None], threads: int) -> Callable[[int], None]:
     def run(count: int) -> None:
@@ -219,9 +225,7 @@ def sqlite(rounds: int, threads: int = 32) -> list[Row]:
                 Row(f"durable events, {threads} threads", ours, "events/s", "", None),
                 Row(f"durable, {threads} threads / raw", 100 * share, "%", ">= 60", share >= 0.6),
             ]
-        raw.grouped(None, 1)
-        raw.thread.join()
-        raw.connection.close()
+        raw.close()
     finally:
         shutil.rmtree(folder)
     return rows

@@ -34,6 +34,7 @@ from fsm.laws import LawBook
 from fsm.machine import CREATE, Category, Machine
 from fsm.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
 from fsm.stores.base import Order, Query, Store
+from fsm.supervised import Health
 from fsm.timeouts import Timeouts
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Registry(LawBook):
         self.clock = clock
         self.closed = False
         self.ids = ids.MAKER
+        self.health = Health(clock.wall)
         self._worker: tuple[int, str] = (0, "")
         anew_after_fork(self)
         self.worker: Leaseholder | None = None

@@ -21,7 +21,7 @@ class Command:
 
     __slots__ = (
         "at", "born", "effects", "error", "event", "execution_id", "fence", "gate", "holder", "jitter", "key", "later",
-        "now", "outcome", "payload", "unheard", "user_id", "version", "worker",
+        "now", "ordered", "outcome", "payload", "unheard", "user_id", "version", "worker",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - a caller's whole wish
@@ -39,6 +39,7 @@ class Command:
         version: int | None = None,
         holder: str | None = None,
         jitter: float = 0.0,
+        ordered: bool = False,
         born: Step | None = None,
     ) -> None:
         """Note what is wanted.
@@ -56,6 +57,7 @@ class Command:
             version: Refuse unless the execution is still at this version.
             holder: Refuse unless this worker still owns it.
             jitter: A number from 0 to 1 that shortens a backoff.
+            ordered: Whether the library itself asks: the owner's rows need no fence.
             born: The step that creates the execution, in place of an event.
         """
         self.execution_id = execution_id
@@ -70,6 +72,7 @@ class Command:
         self.version = version
         self.holder = holder
         self.jitter = jitter
+        self.ordered = ordered
         self.born = born
         self.outcome: Receipt | Refusal | None = None
         self.effects: tuple[str, ...] = ()

@@ -335,7 +335,7 @@ class Committer:
         payload, text = codec.encode(event, command.payload)
         facts = Facts(
             command.at, payload, text, command.fence, command.key, command.worker, command.now, command.version,
-            command.holder, command.jitter,
+            command.holder, command.jitter, command.user_id is not None, command.ordered,
         )  # fmt: skip
         decided = decide(machine, snapshot, event, facts)
         if isinstance(decided, Refusal) and not fresh and ahead is None:

@@ -33,6 +33,8 @@ class Facts(NamedTuple):
         version: Refuse as stale unless this is still the record's version; ``None`` for whatever it is.
         holder: Refuse as stale unless this worker still owns it; ``None`` for whoever does.
         jitter: A number from 0 to 1, drawn at random by the caller; it shortens a backoff.
+        narrowed: Whether the caller is a user: a row of the system is not theirs.
+        ordered: Whether the library itself asks (a sweeper, a parent's end): it needs no fence.
     """
 
     at: float
@@ -45,6 +47,8 @@ class Facts(NamedTuple):
     version: int | None = None
     holder: str | None = None
     jitter: float = 0.0
+    narrowed: bool = False
+    ordered: bool = False
 
 
 # --- facts that the record itself answers -----------------------------------------------------------------
@@ -95,17 +99,24 @@ Change = Callable[[Snapshot, Facts, dict[str, Any]], None]
 
 
 def _claim(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    # An attempt that was suspended is the same attempt: it did not fail, its worker left while a person was asked.
     change.update(
         owner=facts.payload.get("owner") or facts.worker,
-        attempt=snapshot.attempt + 1,
+        attempt=snapshot.attempt if snapshot.suspended else snapshot.attempt + 1,
         fence=snapshot.fence + 1,
         tools=(),
+        suspended=False,
     )
 
 
 def _release(snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
     # The fence grows here too: between release and the next claim the old worker must already be a stranger.
-    change.update(owner=None, fence=snapshot.fence + 1, tools=(), model_attempt=0)
+    change.update(owner=None, fence=snapshot.fence + 1, tools=(), model_attempt=0, suspended=False)
+
+
+def _suspend(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    _release(snapshot, facts, change)
+    change["suspended"] = True
 
 
 def _wait(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
@@ -170,6 +181,7 @@ def _ask(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
 CHANGES: dict[str, Change] = {
     "claim": _claim,
     "release": _release,
+    "suspend": _suspend,
     "wait": _wait,
     "pause": _pause,
     "retry_later": _retry_later,
@@ -257,19 +269,22 @@ def decide(machine: Machine, snapshot: Snapshot, event: str, facts: Facts) -> St
         A `Step` to commit, or a `Refusal`. Nothing is changed either way.
     """
     if facts.fence is not None and facts.fence != snapshot.fence:
-        return refuse(machine, snapshot, event, "fenced")
-    if facts.version is not None and facts.version != snapshot.version:
-        return refuse(machine, snapshot, event, "stale")
-    if facts.holder is not None and facts.holder != snapshot.owner:
-        return refuse(machine, snapshot, event, "stale")
+        return refuse(machine, snapshot, event, "fenced", facts=facts)
+    if (facts.version is not None and facts.version != snapshot.version) or (
+        facts.holder is not None and facts.holder != snapshot.owner
+    ):
+        return refuse(machine, snapshot, event, "stale", facts=facts)
     question = _Question(snapshot, facts.payload, machine.fact_defaults)
     trigger = machine.executor.triggers.get(event)
     if trigger is None or not trigger(question):
-        return refuse(machine, snapshot, event, _why_not(machine, snapshot, event))
+        return refuse(machine, snapshot, event, _why_not(machine, snapshot, event), facts=facts)
     arrow = question.arrow
     assert arrow is not None  # noqa: S101 - the executor sets it whenever it returns True
+    reason = None if arrow.by == "anyone" else _not_by(snapshot, arrow, facts)
     if arrow.assign and "open_tool" in arrow.assign and len(snapshot.tools) >= MAX_OPEN_TOOLS:
-        return refuse(machine, snapshot, event, "limit")
+        reason = reason or "limit"
+    if reason is not None:
+        return refuse(machine, snapshot, event, reason, facts=facts)
     return _take(machine, snapshot, arrow, facts)
 
 
@@ -282,7 +297,7 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
     at = facts.at
     now = _now(facts)
     tools, attempt, owner, fence = snapshot.tools, snapshot.attempt, snapshot.owner, snapshot.fence
-    model_attempt = snapshot.model_attempt
+    model_attempt, suspended = snapshot.model_attempt, snapshot.suspended
     if arrow.internal:
         entered_at, since_at, not_before = snapshot.entered_at, snapshot.since_at, snapshot.not_before
         breaker, limit_s = snapshot.breaker, snapshot.limit_s
@@ -300,6 +315,7 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
         not_before = change.get("not_before", not_before)
         breaker = change.get("breaker", breaker)
         limit_s = change.get("limit_s", limit_s)
+        suspended = change.get("suspended", suspended)
     if state in machine.terminal:
         due_at, kind, tools, end_json = None, None, (), facts.payload_json
     else:
@@ -308,9 +324,17 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
         due_at, kind = deadline(limits, state, identity.born_at, since_at, now, not_before, limit_s)
     after = Snapshot(
         identity, state, snapshot.version + 1, entered_at, at, due_at, kind, attempt, owner, fence, tools,
-        model_attempt, not_before, breaker, limit_s, end_json, since_at,
+        model_attempt, not_before, breaker, limit_s, end_json, since_at, suspended,
     )  # fmt: skip
     return Step(after, snapshot.state, arrow.event, facts.key, facts.payload_json, arrow.effects, snapshot)
+
+
+def _not_by(snapshot: Snapshot, arrow: Arrow, facts: Facts) -> str | None:
+    """Return why this caller may not take a row that is not for anyone, in one word; ``None`` if it may."""
+    if arrow.by == "system":
+        return "forbidden" if facts.narrowed else None
+    # A fence of 0 was never given to a worker. A given one was compared before: it is the current one.
+    return None if facts.fence is not None or snapshot.fence == 0 or facts.ordered else "fenced"
 
 
 # --- refusals -------------------------------------------------------------------------------------------------
@@ -324,7 +348,14 @@ def _why_not(machine: Machine, snapshot: Snapshot, event: str) -> str:
     return "guard" if event in machine.by_source[snapshot.state] else "not_allowed"
 
 
-def refuse(machine: Machine, snapshot: Snapshot, event: str, reason: str, detail: str = "") -> Refusal:
+def refuse(
+    machine: Machine,
+    snapshot: Snapshot,
+    event: str,
+    reason: str,
+    detail: str = "",
+    facts: Facts | None = None,
+) -> Refusal:
     """Return the refusal of an event, with the events that are allowed instead.
 
     Args:
@@ -333,15 +364,19 @@ def refuse(machine: Machine, snapshot: Snapshot, event: str, reason: str, detail
         event: The event.
         reason: Why, in one word; see `Refusal`.
         detail: One sentence; made from the table if it is not given.
+        facts: What the caller brought: without a fence it is told what needs none.
     """
     if not detail:
-        detail = _DETAILS[reason](machine, snapshot, event)
+        detail = _FENCELESS if reason == "fenced" and facts is not None and facts.fence is None else ""
+        detail = detail or _DETAILS[reason](machine, snapshot, event)
+    narrowed = facts is not None and facts.narrowed
+    fenced = reason == "fenced" and snapshot.fence > 0
     return Refusal(
         snapshot.identity.id,
         snapshot.state,
         event,
         reason,
-        allowed(machine, snapshot),
+        allowed(machine, snapshot, narrowed=narrowed, fenced=fenced),
         snapshot.version,
         detail,
     )
@@ -361,6 +396,10 @@ def _guard(machine: Machine, snapshot: Snapshot, event: str) -> str:
     return said[-1] if said else f"none of its guards holds: {', '.join(arrow.guard for arrow in arrows)}"
 
 
+_FENCELESS = (
+    "only its owner may fire this, and says so with a fence: pass fence= from the receipt of the claim; "
+    "an operator passes fence=tracker.get(id).fence"
+)
 _DETAILS: dict[str, Callable[[Machine, Snapshot, str], str]] = {
     "unknown_event": _unknown_event,
     "guard": _guard,
@@ -374,6 +413,9 @@ _DETAILS: dict[str, Callable[[Machine, Snapshot, str], str]] = {
     "fenced": lambda _, snapshot, __: (
         f"the fence is {snapshot.fence} by now: this attempt was taken away, stop working on it"
     ),
+    "forbidden": lambda _, __, event: (
+        f"{event!r} is the system's: the platform's own tracker and its sweepers fire it, not a user's"
+    ),
     "stale": lambda _, snapshot, __: (
         f"it has moved on to version {snapshot.version} meanwhile: what was observed is no longer so"
     ),
@@ -381,7 +423,9 @@ _DETAILS: dict[str, Callable[[Machine, Snapshot, str], str]] = {
 }
 
 
-def allowed(machine: Machine, snapshot: Snapshot) -> tuple[str, ...]:
+def allowed(
+    machine: Machine, snapshot: Snapshot, *, narrowed: bool = False, fenced: bool = False
+) -> tuple[str, ...]:
     """Return the events that an execution would accept now: those that some payload could make succeed.
 
     Facts that only a payload answers may come out either way; facts of the record are asked.
@@ -389,19 +433,24 @@ def allowed(machine: Machine, snapshot: Snapshot) -> tuple[str, ...]:
     Args:
         machine: Its machine.
         snapshot: Its record.
+        narrowed: Whether the caller is a user, for whom the system's rows are not.
+        fenced: Whether the caller has no current fence: the owner's rows are not for it.
 
     Returns:
         Event names in the order of the table.
     """
+    kept_out = {by for by, out in (("system", narrowed), ("owner", fenced)) if out}
     full = len(snapshot.tools) >= MAX_OPEN_TOOLS
     return tuple(
         event
         for event, arrows in machine.by_source[snapshot.state].items()
         if (
-            _could_while_full(snapshot, arrows)
+            _could_while_full(snapshot, arrows, kept_out)
             if full
             else any(
-                all(wanted in _answers(snapshot, fact) for fact, wanted in arrow.literals) for arrow in arrows
+                arrow.by not in kept_out
+                and all(wanted in _answers(snapshot, fact) for fact, wanted in arrow.literals)
+                for arrow in arrows
             )
         )
     )
@@ -414,14 +463,14 @@ def _answers(snapshot: Snapshot, fact: str) -> tuple[bool, ...]:
     return (DERIVED[fact](snapshot, {}),) if fact in DERIVED else (False, True)
 
 
-def _could_while_full(snapshot: Snapshot, arrows: tuple[Arrow, ...]) -> bool:
+def _could_while_full(snapshot: Snapshot, arrows: tuple[Arrow, ...], kept_out: set[str]) -> bool:
     """Say whether some payload takes an arrow that opens no tool; what is tried first counts here."""
     facts = list(dict.fromkeys(fact for arrow in arrows for fact, _ in arrow.literals))
     for answers in product(*(_answers(snapshot, fact) for fact in facts)):
         known = dict(zip(facts, answers, strict=True))
         for arrow in arrows:
             if all(known[fact] is wanted for fact, wanted in arrow.literals):
-                if "open_tool" not in arrow.assign:
+                if "open_tool" not in arrow.assign and arrow.by not in kept_out:
                     return True
                 break
     return False

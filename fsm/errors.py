@@ -59,8 +59,8 @@ class Refusal(NamedTuple):
         execution_id: The execution that the event was meant for.
         state: The state that it was in.
         event: The event that was refused.
-        reason: One of ``not_allowed``, ``unknown_event``, ``guard``, ``terminal``, ``fenced``, ``duplicate``,
-            ``stale``, ``limit``.
+        reason: One of ``not_allowed``, ``unknown_event``, ``guard``, ``terminal``, ``fenced``, ``forbidden``,
+            ``duplicate``, ``stale``, ``limit``.
         allowed: The events that the execution would accept now.
         version: The version of the execution that the answer is about.
         detail: One sentence for the person who reads it.

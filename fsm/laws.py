@@ -12,7 +12,7 @@ from fsm.decide import CHANGES, DERIVED
 from fsm.errors import ConfigurationError, FsmError, InvalidMachine, UnknownMachine
 from fsm.machine import Category, Machine
 from fsm.payloads import Codec
-from fsm.records import legal_rows
+from fsm.records import EFFECTS, legal_rows
 from fsm.stores.base import MachineRecord, Store
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,19 @@ class Law(NamedTuple):
 def law_for(machine: Machine, *, foreign: bool = False) -> Law:
     """Return a machine's law. A foreign one can be read even if its events cannot be checked in this process."""
     strange = {name for row in machine.transitions for name in row.assign} - CHANGES.keys()
+    unknown = {name for row in machine.transitions for name in row.effects} - EFFECTS
+    if unknown and foreign:
+        logger.warning(
+            "machine %r orders %s, which this process cannot carry out",
+            machine.name,
+            ", ".join(sorted(unknown)),
+        )
     try:
+        if unknown and not foreign:
+            raise ConfigurationError(
+                f"machine {machine.name!r} orders the effect {', '.join(sorted(unknown))}, which nothing carries "
+                f"out; effects are: {', '.join(sorted(EFFECTS))}"
+            )
         if strange:
             raise ConfigurationError(
                 f"machine {machine.name!r} assigns {', '.join(sorted(strange))}, which executions do not have; "

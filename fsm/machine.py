@@ -13,6 +13,8 @@ A row reads: in `source`, on `event`, if `guard` holds, go to `target`, noting `
   (source, event) are tried from top to bottom; the last has no guard, or says in ``otherwise`` why it refuses.
 - ``assign`` names the record's changes, which commit together with the state; ``effects`` are orders as data,
   carried out after the commit.
+- ``by`` says who may fire it: ``anyone``, the ``owner`` (the current fence is needed once a worker has claimed the
+  execution), or the ``system`` (never a tracker that is narrowed to a user).
 """
 
 from __future__ import annotations
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 DeadlineKind = Literal["queue", "phase", "input", "grace", "cooldown"]
+OutcomeKind = Literal["success", "error", "timeout", "cancelled", "lost"]
+"""What kind of end a terminal state is."""
+Authority = Literal["anyone", "owner", "system"]
+"""Who may fire a row: anyone; the owner, who passes the current fence once a worker has claimed the execution; or the
+system: the platform's own tracker and the library's sweepers, never a tracker that is narrowed to a user."""
 CREATE = "create"
 """The event of every journal's first row: nothing -> the initial state. No table declares it."""
 
@@ -77,12 +84,15 @@ class State(_Declaration):
         category: pending, running, waiting, stopping or terminal.
         deadline: The kind of limit that bounds a stay here; see `Timeouts`.
         doc: One line for the reader of the table and the drawing.
+        outcome: What kind of end a terminal state is. `Machine.outcomes` derives that of a state which declares none
+            from the events that lead to it.
     """
 
     name: Name
     category: Category
     deadline: DeadlineKind | None = None
     doc: str = ""
+    outcome: OutcomeKind | None = None
 
 
 class Fact(_Declaration):
@@ -110,6 +120,7 @@ class Transition(_Declaration):
         assign: Names of the record's changes that commit with the state.
         effects: Names of the orders that are carried out after the commit.
         otherwise: The declared refusal: one sentence for the caller when no row's guard holds.
+        by: Who may fire it.
     """
 
     source: Annotated[tuple[Selector, ...], BeforeValidator(_words), Field(min_length=1)]
@@ -119,6 +130,7 @@ class Transition(_Declaration):
     assign: Names = ()
     effects: Names = ()
     otherwise: str | None = None
+    by: Authority = "anyone"
 
     @property
     def literals(self) -> Literals:
@@ -134,9 +146,16 @@ class Transition(_Declaration):
         return f"{' '.join(self.source)} --{self.event}{guard}--> {target}"
 
 
-def state(name: str, category: str, deadline: DeadlineKind | None = None, doc: str = "") -> State:
+def state(
+    name: str,
+    category: str,
+    deadline: DeadlineKind | None = None,
+    doc: str = "",
+    *,
+    outcome: OutcomeKind | None = None,
+) -> State:
     """Write a `State` on one line of a table; the arguments are its fields."""
-    return State(name=name, category=Category(category), deadline=deadline, doc=doc)
+    return State(name=name, category=Category(category), deadline=deadline, doc=doc, outcome=outcome)
 
 
 def row(
@@ -148,6 +167,7 @@ def row(
     assign: str = "",
     effects: str = "",
     otherwise: str | None = None,
+    by: Authority = "anyone",
 ) -> Transition:
     """Write a `Transition` on one line of a table; the arguments are its fields, lists as words."""
     return Transition(
@@ -158,6 +178,7 @@ def row(
         assign=tuple(assign.split()),
         effects=tuple(effects.split()),
         otherwise=otherwise,
+        by=by,
     )
 
 
@@ -174,6 +195,7 @@ class Arrow(NamedTuple):
         otherwise: The declared refusal.
         internal: Whether the state stays by declaration.
         row: The index of the row in the machine's table.
+        by: Who may fire it.
     """
 
     source: str
@@ -185,6 +207,7 @@ class Arrow(NamedTuple):
     otherwise: str | None
     internal: bool
     row: int
+    by: Authority
 
     @property
     def guard(self) -> str:
@@ -278,6 +301,7 @@ class Machine(_Declaration):
                 row.otherwise,
                 row.target is None,
                 index,
+                row.by,
             )
             for index, row in enumerate(self.transitions)
             for source in self.sources_of(row)
@@ -296,6 +320,25 @@ class Machine(_Declaration):
     def terminal(self) -> frozenset[str]:
         """The states that nothing leaves."""
         return self.of(Category.TERMINAL)
+
+    @cached_property
+    def outcomes(self) -> Mapping[str, OutcomeKind]:
+        """What kind of end each terminal state is.
+
+        A state that declares no outcome has that of the events which lead to it: a success if `complete`, or an
+        event with no meaning of its own, leads there; else what `fail`, `time_out`, `lapse` or `cancel` means.
+        """
+        into: dict[str, set[str]] = {name: set() for name in self.terminal}
+        for arrow in self.arrows:
+            if arrow.target in into:
+                into[arrow.target].add(arrow.event)
+        return MappingProxyType(
+            {
+                state.name: state.outcome or _outcome_of(into[state.name])
+                for state in self.states
+                if state.name in into
+            }
+        )
 
     @cached_property
     def fact_defaults(self) -> Mapping[str, bool]:
@@ -440,5 +483,26 @@ class Machine(_Declaration):
         data["facts"] = [[fact.name, fact.default] for fact in self.facts]
         for row in data["transitions"]:
             row["otherwise"] = row["otherwise"] is not None
+            if row["by"] == "anyone":
+                del row["by"]  # a machine that uses no later word of the grammar keeps its hash
+        for state in data["states"]:
+            if state["outcome"] is None:
+                del state["outcome"]
         canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+_MEANS: tuple[tuple[str, OutcomeKind], ...] = (
+    ("fail", "error"),
+    ("time_out", "timeout"),
+    ("lapse", "lost"),
+    ("cancel", "cancelled"),
+    ("stopped", "cancelled"),
+)
+
+
+def _outcome_of(events: set[str]) -> OutcomeKind:
+    """Return the outcome of a state that these events lead to; see `Machine.outcomes`."""
+    if events - {event for event, _ in _MEANS}:
+        return "success"
+    return next((outcome for event, outcome in _MEANS if event in events), "success")

@@ -202,6 +202,17 @@ def _terminal_rows(machine: Machine) -> Iterator[Finding]:
             )
 
 
+def _outcomes(machine: Machine) -> Iterator[Finding]:
+    for state in machine.states:
+        if state.outcome is not None and state.category != "terminal":
+            yield Finding(
+                "outcome_without_end",
+                state.name,
+                f"it declares outcome={state.outcome!r}, but it is {state.category}, not terminal",
+                "Drop outcome=, or make the state terminal",
+            )
+
+
 # --- paths ---------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +349,7 @@ _CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _repeated_names,
     _rows,
     _terminal_rows,
+    _outcomes,
     _ends,
     _reachable,
     _waits,

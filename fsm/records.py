@@ -87,6 +87,7 @@ class Snapshot(NamedTuple):
         limit_s: A limit of its own for the stay in the current state, in seconds.
         end_json: The payload of the event that ended it.
         since_at: Since when it is in its state, on the steady timeline.
+        suspended: Whether its worker was lost while it waited for a person: the next claim goes on with this attempt.
     """
 
     identity: Identity
@@ -106,10 +107,13 @@ class Snapshot(NamedTuple):
     limit_s: float | None
     end_json: str | None
     since_at: float = 0.0
+    suspended: bool = False
 
 
 CANCEL_CHILDREN = "cancel_children"
-"""The effect that the registry itself carries out; every other one is for the engine."""
+"""The effect that cancels the children of an execution through the table."""
+EFFECTS = frozenset({CANCEL_CHILDREN})
+"""What a row's `effects` can name: every one is carried out by the registry, after the commit."""
 
 
 class Step(NamedTuple):
@@ -233,6 +237,8 @@ class Execution(BaseModel):
         breaker: The key of the breaker that it waits behind.
         timeouts: The limits that it brought.
         metadata: What its creator noted; a copy of its own.
+        ended_as: What kind of end it came to, as its machine declares: success, error, timeout, cancelled or lost;
+            ``None`` while it is open.
         outcome: Why it ended, in one word, kept apart from the state.
         result: What it returned.
         error: What went wrong.
@@ -267,6 +273,7 @@ class Execution(BaseModel):
     breaker: str | None
     timeouts: Timeouts | None
     metadata: dict[str, Any]
+    ended_as: str | None
     outcome: str | None
     result: Any
     error: str | None
@@ -275,6 +282,11 @@ class Execution(BaseModel):
     def ended(self) -> bool:
         """Whether it reached a terminal state."""
         return self.ended_at is not None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it ended as its machine declares a success."""
+        return self.ended_as == "success"
 
 
 def view(snapshot: Snapshot, machine: Machine) -> Execution:
@@ -318,6 +330,7 @@ def view(snapshot: Snapshot, machine: Machine) -> Execution:
         breaker=snapshot.breaker,
         timeouts=Timeouts.model_validate_json(identity.timeouts_json) if identity.timeouts_json else None,
         metadata=json.loads(identity.metadata_json) if identity.metadata_json else {},
+        ended_as=machine.outcomes.get(snapshot.state),
         outcome=(end.get("outcome") or end.get("kind") or snapshot.state) if ended else None,
         result=end.get("result"),
         error=end.get("error"),

@@ -222,6 +222,7 @@ class Registry(LawBook):
             version=version,
             holder=holder,
             jitter=self.rng.random(),
+            ordered=True,
         )
 
     def carry_all(self, commands: Sequence[Command]) -> int:

@@ -168,11 +168,14 @@ class Tracker:
     def allowed(self, execution_id: str) -> tuple[str, ...]:
         """Return the events that an execution would accept now, in the order of the table.
 
+        Those of its owner, which need a fence, are among them; those of the system are not for a user's tracker.
+
         Raises:
             UnknownExecution: There is no such execution, or it is another user's.
         """
         snapshot = self._registry.load(execution_id, self._user_id)
-        return allowed_events(self._registry.law_of(snapshot.identity.machine).machine, snapshot)
+        machine = self._registry.law_of(snapshot.identity.machine).machine
+        return allowed_events(machine, snapshot, narrowed=self._user_id is not None)
 
     def machine_of(self, execution_id: str) -> Machine:
         """Return the machine that an execution is an instance of.

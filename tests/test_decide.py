@@ -22,6 +22,8 @@ from fsm.records import Identity, Snapshot, Step, receipt_of
 
 CODEC = Codec(EXECUTION, frozenset(DERIVED))
 BORN_AT = 1_000.0
+CURRENT = -1
+"""Stands for the fence that the record has: the owner fires."""
 
 
 def identity(machine: Machine = EXECUTION, timeouts: Timeouts | None = None, **others: Any) -> Identity:
@@ -46,13 +48,14 @@ class Life:
         return self.step.after
 
     def ask(
-        self, event: str, *, at: float | None = None, fence: int | None = None, **given: Any
+        self, event: str, *, at: float | None = None, fence: int | None = CURRENT, **given: Any
     ) -> Step | Refusal:
         payload, text = self.codec.encode(event, given)
         when = self.at + 1.0 if at is None else at
+        fence = self.now.fence if fence == CURRENT else fence
         return decide(self.machine, self.now, event, Facts(when, payload, text, fence, None, "worker_1"))
 
-    def fire(self, *events: str, at: float | None = None, fence: int | None = None, **given: Any) -> Snapshot:
+    def fire(self, *events: str, at: float | None = None, fence: int | None = CURRENT, **given: Any) -> Snapshot:
         for event in events:
             step = self.ask(event, at=at, fence=fence, **given)
             assert isinstance(step, Step), step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fsm import Machine, Tracker
+from fsm import Machine, Receipt, Tracker
 from fsm.machine import row, state
 
 ERRAND = Machine(
@@ -20,6 +20,11 @@ ERRAND = Machine(
 """A machine of a user's own; it puts the state `created` into another category than the execution machine does."""
 
 
+def drive(tracker: Tracker, one: str, event: str, **given: Any) -> Receipt:
+    """Fire an event as the owner does, with the fence that the execution has."""
+    return tracker.fire(one, event, **{"fence": tracker.get(one).fence, **given})
+
+
 def begun(tracker: Tracker, **more: Any) -> str:
     made = tracker.create("agent", **{"user_id": "ada", "thread_id": "t", **more})
     tracker.fire(made.id, "start")
@@ -28,5 +33,5 @@ def begun(tracker: Tracker, **more: Any) -> str:
 
 def finish(tracker: Tracker, one: str, **payload: Any) -> None:
     for event in ("think", "process_results", "finish"):
-        tracker.fire(one, event)
-    tracker.fire(one, "complete", **payload)
+        drive(tracker, one, event)
+    drive(tracker, one, "complete", **payload)

@@ -84,7 +84,7 @@ class Drive(Ending):
         finally:
             if not torn:
                 self.finish()
-        if self.link.snapshot.state == "cancelled":
+        if self.link.machine.outcomes.get(self.link.snapshot.state) == "cancelled":
             with contextlib.suppress(FsmError):
                 await self.link.why_called_off()
         if isinstance(self.error, (SystemExit, KeyboardInterrupt)):

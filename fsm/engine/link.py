@@ -200,7 +200,10 @@ class Link:
             raise RunOver(f"{self.id} is {self.snapshot.state}: this run of the agent is over")
 
     def _command(self, event: str, payload: Mapping[str, Any], key: str | None) -> Command:
-        return self.home.registry.event(self.id, event, payload, fence=self.fence, key=key, user_id=None)
+        fence = self.fence
+        if fence is None and self.snapshot.owner is None:
+            fence = self.snapshot.fence  # between two claims no worker has it: what was seen is what is meant
+        return self.home.registry.event(self.id, event, payload, fence=fence, key=key, user_id=None)
 
     def _submit(self, event: str, payload: Mapping[str, Any], key: str | None) -> _Sent:
         command = self._command(event, payload, key)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fsm.errors import ExecutionCancelled, ExecutionFailed, ExecutionLost, ExecutionTimedOut, FsmError
+from fsm.machine import OutcomeKind
 
 if TYPE_CHECKING:
     from fsm.engine.drive import Drive
@@ -24,6 +25,8 @@ class Outcome:
     Attributes:
         execution_id: The execution.
         state: The state that it ended in; of one that was handed back, the state that it was left in.
+        ended_as: What kind of end the state is, as its machine declares: success, error, timeout, cancelled or lost;
+            ``None`` if it has not ended.
         result: What the agent returned: the object itself.
         error: What the agent raised, if it failed.
         fallback: Whether the result is the fallback's.
@@ -38,11 +41,12 @@ class Outcome:
     fallback: bool = False
     attempts: int = 0
     end: dict[str, Any] | None = None
+    ended_as: OutcomeKind | None = None
 
     @property
     def completed(self) -> bool:
-        """Whether there is a result."""
-        return self.state == "completed"
+        """Whether there is a result: it ended as its machine declares a success."""
+        return self.ended_as == "success"
 
     def value(self) -> Any:
         """Return the result.
@@ -64,7 +68,7 @@ class Outcome:
         if self.completed:
             return None
         end = self.end or {}
-        make = _FAILURES.get(self.state)
+        make = _FAILURES.get(self.ended_as or "")
         if make is not None:
             return make(self, end)
         # It could not even be begun, or it was handed back.
@@ -88,6 +92,7 @@ def outcome_of(drive: Drive) -> Outcome:
         drive.fell_back or end.get("outcome") == "fallback",
         snapshot.attempt,
         end,
+        drive.link.machine.outcomes.get(snapshot.state),
     )
 
 
@@ -114,7 +119,7 @@ def _cancelled(outcome: Outcome, end: dict[str, Any]) -> BaseException:
     )
 
 
-_FAILURES = {"failed": _failed, "timed_out": _timed_out, "cancelled": _cancelled}
+_FAILURES = {"error": _failed, "timeout": _timed_out, "cancelled": _cancelled}
 
 
 class Handle:

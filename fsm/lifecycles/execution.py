@@ -15,6 +15,8 @@ _THINKERS = "starting preparing_tools calling_model running_tools processing_res
 _OPEN = "@pending @running @waiting"
 _DRIVEN = "@running @waiting !awaiting_input"
 _UNOWNED = "no worker owns it, so none can be lost"
+_NOT_DRIVEN = "no worker owns it, so none can go on with it"
+_NO_CALL_LEFT = "no attempt of this model call is left: fail, or think about a fallback"
 _CLOSE_FIRST = "a tool is still open: close it first"
 
 # fmt: off
@@ -34,11 +36,11 @@ STATES = (
     state("backing_off", "waiting", "phase", "Pauses between two model calls"),
     state("circuit_open", "waiting", "phase", "Waits behind a breaker that lets no call through"),
     state("cancelling", "stopping", "grace", "Was told to stop, and has a little time to do so"),
-    state("completed", "terminal", doc="Ended as it should"),
-    state("failed", "terminal", doc="Ended with an error"),
-    state("timed_out", "terminal", doc="Ran out of time, turns or patience"),
-    state("cancelled", "terminal", doc="Was called off"),
-    state("dead", "terminal", doc="Its worker was lost and no attempt is left"),
+    state("completed", "terminal", doc="Ended as it should", outcome="success"),
+    state("failed", "terminal", doc="Ended with an error", outcome="error"),
+    state("timed_out", "terminal", doc="Ran out of time, turns or patience", outcome="timeout"),
+    state("cancelled", "terminal", doc="Was cancelled", outcome="cancelled"),
+    state("dead", "terminal", doc="Its worker was lost and no attempt is left", outcome="lost"),
 )
 
 FACTS = (
@@ -52,54 +54,55 @@ FACTS = (
 )
 
 TRANSITIONS = (
-    row("created", "enqueue", "queued"),
+    row("created", "enqueue", "queued", by="owner"),
     row("created queued", "connect", "connecting", assign="claim"),
     row("created queued", "validate", "validating", assign="claim"),
     row("created queued", "start", "starting", assign="claim"),
-    row("connecting", "validate", "validating"),
-    row("connecting validating", "start", "starting"),
+    row("connecting", "validate", "validating", by="owner"),
+    row("connecting validating", "start", "starting", by="owner"),
 
-    row(_THINKERS, "think", "thinking"),
-    row("thinking", "prepare_tools", "preparing_tools"),
-    row(_CALLERS, "call_model", "calling_model", "permit", assign="first_call"),
-    row(_CALLERS, "call_model", "circuit_open", assign="new_call wait"),
-    row("thinking preparing_tools calling_model", "run_tools", "running_tools"),
-    row("thinking calling_model running_tools", "process_results", "processing_results"),
-    row("processing_results", "finish", "completing", "not tools_open", otherwise=_CLOSE_FIRST),
-    row("completing", "complete", "completed", "not tools_open", otherwise=_CLOSE_FIRST),
+    row(_THINKERS, "think", "thinking", by="owner"),
+    row("thinking", "prepare_tools", "preparing_tools", by="owner"),
+    row(_CALLERS, "call_model", "calling_model", "permit", assign="first_call", by="owner"),
+    row(_CALLERS, "call_model", "circuit_open", assign="new_call wait", by="owner"),
+    row("thinking preparing_tools calling_model", "run_tools", "running_tools", by="owner"),
+    row("thinking calling_model running_tools", "process_results", "processing_results", by="owner"),
+    row("processing_results", "finish", "completing", "not tools_open", otherwise=_CLOSE_FIRST, by="owner"),
+    row("completing", "complete", "completed", "not tools_open", otherwise=_CLOSE_FIRST, by="owner"),
 
-    row(_ASKERS, "await_input", "awaiting_input", assign="ask"),
+    row(_ASKERS, "await_input", "awaiting_input", assign="ask", by="owner"),
     row("awaiting_input", "receive_input", "thinking", "owned"),
     row("awaiting_input", "receive_input", "queued"),
-    row("awaiting_input", "withdraw", "thinking", "owned",
-        otherwise="no worker owns it: whoever goes on with it may still need the answer"),
-    row("calling_model", "back_off", "backing_off", "model_attempts_left", assign="pause",
-        otherwise="no attempt of this model call is left: fail, or think about a fallback"),
-    row("calling_model", "trip", "circuit_open", assign="wait"),
-    row("backing_off", "call_model", "calling_model", "permit", assign="next_call"),
-    row("backing_off", "call_model", "circuit_open", assign="wait"),
-    row("circuit_open", "call_model", "calling_model", "permit", assign="next_call"),
-    row("circuit_open", "call_model", assign="wait"),
+    row("awaiting_input", "withdraw", "thinking", "owned", by="owner",
+        otherwise="no worker owns it: the worker that goes on with it may still need the answer"),
+    row("calling_model", "back_off", "backing_off", "model_attempts_left", assign="pause", by="owner",
+        otherwise=_NO_CALL_LEFT),
+    row("calling_model", "trip", "circuit_open", assign="wait", by="owner"),
+    row("backing_off", "call_model", "calling_model", "permit", assign="next_call", by="owner"),
+    row("backing_off", "call_model", "circuit_open", assign="wait", by="owner"),
+    row("circuit_open", "call_model", "calling_model", "permit and model_attempts_left", assign="next_call",
+        by="owner"),
+    row("circuit_open", "call_model", None, "model_attempts_left", assign="wait", by="owner",
+        otherwise=_NO_CALL_LEFT),
 
-    row("@running @waiting", "open_tool", assign="open_tool"),
-    row("@running @waiting", "close_tool", guard="tool_known", assign="close_tool",
+    row("@running @waiting", "open_tool", None, "owned", assign="open_tool", by="owner", otherwise=_NOT_DRIVEN),
+    row("@running @waiting", "close_tool", None, "tool_known", assign="close_tool", by="owner",
         otherwise="no such tool is open"),
-    row("@running @waiting", "progress"),
-    row("@running @waiting", "fall_back", "thinking", "owned", assign="drop_tools",
-        otherwise="no worker owns it, so none can go on with it"),
+    row("@running @waiting", "progress", None, "owned", by="owner", otherwise=_NOT_DRIVEN),
+    row("@running @waiting", "fall_back", "thinking", "owned", assign="drop_tools", by="owner", otherwise=_NOT_DRIVEN),
 
-    row(_OPEN, "fail", "queued", "retryable and attempts_left", assign="release retry_later"),
-    row(_OPEN, "fail", "failed", effects="cancel_children"),
-    row(_OPEN, "time_out", "timed_out", effects="cancel_children"),
-    row(_DRIVEN, "lapse", "queued", "owned and attempts_left", assign="release retry_later"),
-    row(_DRIVEN, "lapse", "dead", "owned", effects="cancel_children", otherwise=_UNOWNED),
-    row("awaiting_input", "lapse", guard="owned", assign="release", otherwise=_UNOWNED),
+    row(_OPEN, "fail", "queued", "retryable and attempts_left", assign="release retry_later", by="owner"),
+    row(_OPEN, "fail", "failed", effects="cancel_children", by="owner"),
+    row(_OPEN, "time_out", "timed_out", effects="cancel_children", by="system"),
+    row(_DRIVEN, "lapse", "queued", "owned and attempts_left", assign="release retry_later", by="system"),
+    row(_DRIVEN, "lapse", "dead", "owned", effects="cancel_children", by="system", otherwise=_UNOWNED),
+    row("awaiting_input", "lapse", None, "owned", assign="suspend", by="system", otherwise=_UNOWNED),
     row("@running @waiting", "cancel", "cancelling", "owned", effects="cancel_children"),
     row(_OPEN, "cancel", "cancelled", effects="cancel_children"),
-    row("cancelling", "stopped", "cancelled"),
-    row("cancelling", "time_out", "cancelled"),
-    row("cancelling", "lapse", "cancelled"),
-    row("cancelling", "fail", "cancelled"),
+    row("cancelling", "stopped", "cancelled", by="owner"),
+    row("cancelling", "time_out", "cancelled", by="system"),
+    row("cancelling", "lapse", "cancelled", by="system"),
+    row("cancelling", "fail", "cancelled", by="owner"),
 )
 # fmt: on
 

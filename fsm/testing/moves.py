@@ -109,7 +109,8 @@ def _take(dice: Dice, driver: Driver, fresh: set[Arrow]) -> Move:
     way = dice.pick((onward, onward, onward, again, again, enabled, new))
     arrow, base = dice.pick(way or onward or enabled)
     subject.last = arrow
-    fence = dice.pick((None, subject.twin.fence))
+    current = subject.twin.fence
+    fence = current if oracle.needs_fence(subject.twin, arrow) else dice.pick((None, current))
     key = f"key-{subject.twin.version}" if dice.one_in(3) else None
     payload = _payload(dice, oracle, subject.twin, arrow, base)
     fresh.discard(arrow)
@@ -130,6 +131,10 @@ def _forbid(dice: Dice, driver: Driver, _fresh: set[Arrow]) -> Move:
         event = dice.pick(machine.events)
         fitting = [base for arrow, base in oracle.enabled(subject.twin) if arrow.event == event]
         payload = fitting[0] if fitting else oracle.least(event)
+    owners = [choice for choice in oracle.enabled(subject.twin) if oracle.needs_fence(subject.twin, choice[0])]
+    if owners and fence is None and dice.one_in(3):
+        arrow, payload = dice.pick(owners)
+        reason, event = "fenced", arrow.event
     text = f"{subject}: {event} must be refused as {reason}, with {payload}, fence={fence}"
     return Move(text, lambda: driver.refuse(subject, event, payload, reason, fence=fence))
 
@@ -138,7 +143,12 @@ def _misuse(dice: Dice, driver: TrackerDriver) -> Move:
     """Draw a repeated call, a used key, a payload that does not fit, or another user."""
     subject = dice.pick(driver.subjects)
     event = dice.pick(driver.machine.events)
-    kind = dice.pick(("repeat", "duplicate", "misfit", "stranger"))
+    kind = dice.pick(("repeat", "duplicate", "misfit", "stranger", "user"))
+    systems = [choice for choice in driver.oracle.enabled(subject.twin) if choice[0].by == "system"]
+    if kind == "user" and systems:
+        arrow, payload = dice.pick(systems)
+        text = f"{subject}: {arrow.event} by its user must be refused as forbidden, with {payload}"
+        return Move(text, lambda: driver.refuse(subject, arrow.event, payload, "forbidden", narrowed=True))
     if kind == "misfit":
         return Move(f"{subject}: {event} with a bad payload", lambda: driver.misfit(subject, event))
     if kind == "stranger" or not subject.keyed:

@@ -60,6 +60,7 @@ class Twin(NamedTuple):
     not_before: float | None = None
     drawn_wait: bool = False
     limit_s: float | None = None
+    suspended: bool = False
 
 
 def _meant(twin: Twin, payload: Mapping[str, Any]) -> tuple[str, str | None] | None:
@@ -97,14 +98,20 @@ def _wait(payload: Mapping[str, Any], moment: Moment, *, drawn: bool = False) ->
     return {"not_before": None, "drawn_wait": drawn}
 
 
+def _unowned(twin: Twin, *, suspended: bool) -> dict[str, Any]:
+    return {"owner": None, "fence": twin.fence + 1, "tools": (), "model_attempt": 0, "suspended": suspended}
+
+
 CHANGES: dict[str, Callable[[Twin, Mapping[str, Any], Moment], dict[str, Any]]] = {
     "claim": lambda twin, payload, moment: {
         "owner": payload.get("owner") or moment.worker,
-        "attempt": twin.attempt + 1,
+        "attempt": twin.attempt + (not twin.suspended),
         "fence": twin.fence + 1,
         "tools": (),
+        "suspended": False,
     },
-    "release": lambda twin, *_: {"owner": None, "fence": twin.fence + 1, "tools": (), "model_attempt": 0},
+    "release": lambda twin, *_: _unowned(twin, suspended=False),
+    "suspend": lambda twin, *_: _unowned(twin, suspended=True),
     "wait": lambda _, payload, moment: _wait(payload, moment),
     "pause": lambda _, payload, moment: _wait(payload, moment, drawn=True),
     "retry_later": lambda _, payload, moment: _wait(payload, moment, drawn=True),
@@ -254,9 +261,18 @@ class Oracle:
             self._forbidden[key] = {reason: choices for reason, choices in found.items() if choices}
         return self._forbidden[key]
 
-    def allowed(self, twin: Twin) -> tuple[str, ...]:
-        """Return the events that must be listed as allowed: those that some payload makes possible."""
-        return tuple(dict.fromkeys(arrow.event for arrow, _ in self.enabled(twin)))
+    def allowed(self, twin: Twin, *without: str) -> tuple[str, ...]:
+        """Return the events that must be listed as allowed: those that some payload makes possible.
+
+        Args:
+            twin: The record.
+            *without: Rows that are by these are not the caller's.
+        """
+        return tuple(dict.fromkeys(arrow.event for arrow, _ in self.enabled(twin) if arrow.by not in without))
+
+    def needs_fence(self, twin: Twin, arrow: Arrow) -> bool:
+        """Return whether a row is taken with the current fence only."""
+        return not self.bare and arrow.by == "owner" and twin.fence > 0
 
     def take(self, twin: Twin, arrow: Arrow, payload: Mapping[str, Any], moment: Moment) -> Twin:
         """Return what the record must be after a row was taken."""
@@ -329,6 +345,8 @@ def _situation(twin: Twin) -> tuple[object, ...]:
         max(0, twin.attempts_max - twin.attempt),
         max(0, twin.model_attempts_max - twin.model_attempt),
         bool(twin.tools),
+        twin.suspended,
+        twin.fence > 0,
     )
 
 

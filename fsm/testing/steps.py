@@ -60,7 +60,7 @@ def move(before: Snapshot, event: str, *, key: str | None = None, at: float = 10
     """Return the step that an event comes to; the event must be legal."""
     content_hash = before.identity.machine
     checked, text = _CODECS[content_hash].encode(event, payload)
-    facts = Facts(at, checked, text, None, key, "worker_1")
+    facts = Facts(at, checked, text, before.fence, key, "worker_1")
     decided = decide(_MACHINES[content_hash], before, event, facts)
     assert not isinstance(decided, Refusal), decided
     return decided

@@ -27,6 +27,7 @@ _FORBIDDEN = {
     "not_allowed": "an event that has no row here is refused",
     "guard": "an event whose guards do not hold is refused",
     "fenced": "a zombie cannot write",
+    "forbidden": "what is the system's is not a user's",
     "terminal": "a terminal state is final",
     "duplicate": "a key is used for one event",
 }
@@ -153,12 +154,15 @@ class TrackerDriver(Driver):
         *,
         key: str | None = None,
         fence: int | None = None,
+        narrowed: bool = False,
     ) -> None:
         """Fire an event that must be refused for a reason, and see that nothing was changed."""
+        tracker = self.tracker.for_user(self._user) if narrowed else self.tracker
+        without = ["system"] * narrowed + ["owner"] * (reason == "fenced" and subject.twin.fence > 0)
         try:
-            receipt = self.tracker.fire(subject.id, event, fence=fence, key=key, **payload)
+            receipt = tracker.fire(subject.id, event, fence=fence, key=key, **payload)
         except Refused as error:
-            self._unmoved(subject, error.refusal, reason, self.oracle.allowed(subject.twin))
+            self._unmoved(subject, error.refusal, reason, self.oracle.allowed(subject.twin, *without))
         else:
             broken(_FORBIDDEN[reason], f"{subject} took {receipt}")
 

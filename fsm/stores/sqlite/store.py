@@ -29,6 +29,7 @@ _BORN = (
 _LIVED = (
     "state", "version", "entered_at", "updated_at", "due_at", "due_kind", "attempt", "owner", "fence", "tools",
     "model_attempt", "not_before", "breaker", "limit_s", "ending", "since_at",
+    "suspended",
 )  # fmt: skip
 _LAST = ("event", "key", "payload", "position")
 
@@ -304,6 +305,7 @@ class SqliteStore(Upkeep, SqliteBreakers):
         lived = list(row[len(_BORN) :])
         tools = lived[9]
         lived[9] = tuple((name, call_id) for name, call_id in json.loads(tools)) if tools else ()
+        lived[-1] = bool(lived[-1])
         return Snapshot(identity, *lived)
 
 
@@ -323,7 +325,8 @@ def _lived(after: Snapshot) -> tuple[Any, ...]:
 
 def _changed(before: Snapshot | None, after: Snapshot) -> tuple[str, tuple[Any, ...]]:
     """Return the statement that writes what changed, and the values of its columns."""
-    # What changes seldom: attempt, owner, fence and tools, then the waits, the breaker and the ending.
+    # What changes seldom: attempt, owner, fence and tools, then the waits, the breaker and the ending. An attempt is
+    # suspended, and goes on, together with a change of owner.
     if before is None or before[7:11] != after[7:11] or before[12:16] != after[12:16]:
         return _UPDATE, _lived(after)
     usual = (after.version, after.updated_at, after.due_at, after.due_kind, after.model_attempt)

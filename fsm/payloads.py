@@ -3,13 +3,16 @@
 A payload is JSON. It is checked strictly (no text becomes a number, nothing unknown is taken), written as JSON text
 at once, and read back from that text whenever somebody looks: so it can be neither shared nor changed afterwards,
 and every store gives back the same.
+
+An end is never refused for a value: `ending` makes it fit. A run whose agent has failed must not stay open because the
+error's text is long or the result is a tuple.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -22,9 +25,10 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pydantic_core import ErrorDetails, PydanticSerializationError
+from pydantic_core import ErrorDetails, PydanticSerializationError, to_jsonable_python
 
 from fsm.errors import BadPayload
+from fsm.results import clipped, described, jsonable
 
 if TYPE_CHECKING:
     from fsm.machine import Machine
@@ -36,7 +40,11 @@ MAX_DIGITS = 4_300
 """A whole number with more digits than this is refused: Python itself would refuse to read it back."""
 _LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 
-Text = Annotated[str, Field(max_length=10_000)]
+MAX_LINE = 10_000
+"""Maximum length of a text in a payload, in characters."""
+MAX_TRACEBACK = 100_000
+"""Maximum length of a traceback in a payload, in characters; a longer one keeps its end."""
+Text = Annotated[str, Field(max_length=MAX_LINE)]
 Duration = Annotated[float, Field(ge=0), AllowInfNan(False)]
 
 
@@ -49,6 +57,10 @@ class Payload(BaseModel):
 
     note: Text | None = None
     data: JsonValue = None
+
+
+class Ending(Payload):
+    """What comes with an event that ends an execution, or tells it to stop: see `ending`."""
 
 
 class Claim(Payload):
@@ -125,23 +137,23 @@ class FallBack(Payload):
 
     error: Text = ""
     error_type: Text | None = None
-    traceback: Annotated[str, Field(max_length=100_000)] | None = None
+    traceback: Annotated[str, Field(max_length=MAX_TRACEBACK)] | None = None
     to: Text | None = None
 
 
-class Fail(Payload):
+class Fail(Ending):
     """An error ended the attempt. A `retryable` one is tried again after `retry_in_s` if an attempt is left."""
 
     error: Text = ""
     error_type: Text | None = None
-    traceback: Annotated[str, Field(max_length=100_000)] | None = None
+    traceback: Annotated[str, Field(max_length=MAX_TRACEBACK)] | None = None
     retryable: StrictBool = False
     retry_in_s: Duration | None = None
     outcome: Text | None = None
     result: JsonValue = None
 
 
-class TimeOut(Payload):
+class TimeOut(Ending):
     """A limit was reached: its `kind`, and by how many seconds (`late_s`) this was noticed late."""
 
     kind: Literal["queue", "phase", "idle", "input", "total", "grace", "cooldown", "limit"] = "phase"
@@ -150,14 +162,14 @@ class TimeOut(Payload):
     result: JsonValue = None
 
 
-class Lapse(Payload):
+class Lapse(Ending):
     """The lease of the `worker` ran out; the next attempt may begin in `retry_in_s` seconds."""
 
     worker: Text | None = None
     retry_in_s: Duration | None = None
 
 
-class Cancel(Payload):
+class Cancel(Ending):
     """Somebody (`by`) called the execution off, for a `reason`."""
 
     reason: Text | None = None
@@ -165,7 +177,7 @@ class Cancel(Payload):
     outcome: Text | None = None
 
 
-class End(Payload):
+class End(Ending):
     """The end: a `result` of any JSON value (0, False, "" and [] are results), and an `outcome` in one word."""
 
     result: JsonValue = None
@@ -283,13 +295,97 @@ class Codec:
         if model is None:
             return {}, None  # no such event: the table refuses it, whatever it carries
         try:
-            checked = model.__pydantic_validator__.validate_python(payload)
-            text = checked.__pydantic_serializer__.to_json(checked, exclude_unset=True)
-        except ValidationError as error:
-            raise BadPayload(_explain(event, model, error)) from None
-        except (PydanticSerializationError, RecursionError) as error:
-            raise BadPayload(f"the payload of {event!r} cannot be written as JSON: {error}") from None
-        return checked.__dict__, readable(f"the payload of {event!r}", text)
+            return _written(event, model, payload)
+        except BadPayload:
+            if not issubclass(model, Ending):
+                raise
+        return _written(event, model, ending(model, payload))
+
+
+def _written(
+    event: str, model: type[Payload], payload: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], str | None]:
+    try:
+        checked = model.__pydantic_validator__.validate_python(payload)
+        text = checked.__pydantic_serializer__.to_json(checked, exclude_unset=True)
+    except ValidationError as error:
+        raise BadPayload(_explain(event, model, error)) from None
+    except (PydanticSerializationError, RecursionError) as error:
+        raise BadPayload(f"the payload of {event!r} cannot be written as JSON: {error}") from None
+    return checked.__dict__, readable(f"the payload of {event!r}", text)
+
+
+def ending(model: type[Payload], payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the payload of an end with every value made to fit.
+
+    An exception as the error becomes its message, type and traceback. A long text is clipped, with a mark. What JSON
+    cannot say is coerced as the engine coerces results (`fsm.results.jsonable`). What fits in no way is left out. The
+    `note` says what was changed. The names of the fields stay: one that the event does not have is still refused.
+
+    Args:
+        model: The event's payload model.
+        payload: The fields, by name.
+    """
+    given = dict(payload)
+    error = given.get("error")
+    if isinstance(error, BaseException):
+        given = (
+            {name: value for name, value in described(error).items() if name in model.model_fields}
+            | given
+            | {"error": described(error)["error"]}
+        )
+    fitting: dict[str, Any] = {}
+    changed: list[str] = []
+    for name, value in given.items():
+        if name not in model.model_fields or _fits(model, name, value):
+            fitting[name] = value
+            continue
+        for candidate in _coerced(name, value):
+            if _fits(model, name, candidate):
+                fitting[name] = candidate
+                if _lossy(value, candidate):
+                    changed.append(f"{name} ({type(value).__name__}) is kept in part, or as text")
+                break
+        else:
+            changed.append(f"{name} was left out: {clipped(str(jsonable(value)))}")
+    if changed:
+        said = [str(fitting["note"])] if fitting.get("note") else []
+        fitting["note"] = list(_coerced("note", "; ".join([*changed, *said])))[-1]
+    return fitting
+
+
+FIELD_BYTES = MAX_BYTES // 4
+"""The largest JSON text, in bytes, that a field keeps whole in a payload that had to be made to fit."""
+
+
+def _fits(model: type[Payload], name: str, value: Any) -> bool:
+    try:
+        checked = model.__pydantic_validator__.validate_python({name: value})
+        text = checked.__pydantic_serializer__.to_json(checked, include={name})
+        return len(readable(name, text)) <= FIELD_BYTES
+    except ValidationError as error:
+        return not any(problem["loc"][:1] == (name,) for problem in error.errors(include_url=False))
+    except (BadPayload, PydanticSerializationError, RecursionError, UnicodeError):
+        return False
+
+
+def _lossy(value: Any, candidate: Any) -> bool:
+    """Return whether a value cannot be told from what stands for it: a tuple's list says all that the tuple did."""
+    try:
+        return bool(to_jsonable_python(value, inf_nan_mode="strings") != candidate)
+    except Exception:  # noqa: BLE001 - a serializer of the user's own: whatever it raises
+        return True
+
+
+def _coerced(name: str, value: Any) -> Iterator[Any]:
+    """Yield what may stand for a value, the closest first: as JSON, as text, as the end of a text."""
+    if isinstance(value, str):
+        value = value.encode("utf-8", "replace").decode()  # a lone surrogate is a text that no store takes
+    data = jsonable(value, FIELD_BYTES)
+    yield data
+    text = value if isinstance(value, str) else data if isinstance(data, str) else json.dumps(data)
+    keep = (MAX_TRACEBACK if name == "traceback" else MAX_LINE) - 1
+    yield f"…{text[-keep:]}" if name == "traceback" else f"{text[:keep]}…" if len(text) > keep else text
 
 
 def readable(what: str, text: bytes) -> str:

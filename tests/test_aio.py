@@ -59,9 +59,9 @@ def test_a_run_through_the_asyncio_face(either):
         assert (await aio.sweep()).timed_out == 0
         assert await aio.prune(keep=0) == 0
         with pytest.raises(Refused, match="not_allowed"):
-            await aio.fire(made.id, "finish")
+            await aio.fire(made.id, "finish", fence=aio.get(made.id).fence)
         with pytest.raises(BadPayload):
-            await aio.fire(made.id, "think", nonsense=1)
+            await aio.fire(made.id, "think", fence=aio.get(made.id).fence, nonsense=1)
         with pytest.raises(BadPayload):
             await aio.create("a", thread_id="t")
         narrow = aio.for_user("bob")
@@ -99,7 +99,10 @@ def test_a_busy_file_does_not_block_the_loop(url):
         other = rogue(url.removeprefix("sqlite:///"))
         with closing(other):
             other.execute("BEGIN IMMEDIATE")
-            waiting = [asyncio.create_task(tracker.aio.fire(made.id, "progress")) for _ in range(3)]
+            waiting = [
+                asyncio.create_task(tracker.aio.fire(made.id, "progress", fence=tracker.get(made.id).fence))
+                for _ in range(3)
+            ]
             waiting.append(asyncio.create_task(tracker.aio.fire(made.id, "start")))
             turns = 0
             while turns < 1000:
@@ -183,7 +186,7 @@ def test_a_subscriber_whose_loop_is_gone_does_not_disturb_commits(either):
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
     assert either.fire(made.id, "start").version == 1
-    assert either.fire(made.id, "think").version == 2
+    assert either.fire(made.id, "think", fence=either.get(made.id).fence).version == 2
     assert not either._registry.listeners
 
 

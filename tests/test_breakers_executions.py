@@ -119,7 +119,7 @@ def test_the_fallback(tracker, clock):
     execution_id = started(tracker)
     with pytest.raises(BreakerOpen), tracker.breakers.model_call(tracker, execution_id, KEY):
         pytest.fail("it was called")
-    tracker.fire(execution_id, "think")
+    tracker.fire(execution_id, "think", fence=tracker.get(execution_id).fence)
     assert tracker.get(execution_id).breaker is None
     with tracker.breakers.model_call(tracker, execution_id, "anthropic:opus", name="opus"):
         assert tracker.get(execution_id).state == "calling_model"

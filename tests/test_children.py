@@ -93,7 +93,7 @@ def test_an_end_that_nobody_heard_of_reaches_the_children(either, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(store, "append", breaks_on_the_way_back)
         with pytest.raises(StoreUnavailable):
-            either.fire(parent, "fail")
+            either.fire(parent, "fail", fence=either.get(parent).fence)
     assert states(either, [parent, child]) == ["failed", "created"]
     assert either.sweep().orphans == 1
     assert either.get(child).state == "cancelled"
@@ -267,5 +267,5 @@ def test_an_end_without_children_writes_once(url, monkeypatch):
             return begin()
 
         monkeypatch.setattr(store, "_transaction", counted)
-        tracker.fire(alone, "fail")
+        tracker.fire(alone, "fail", fence=tracker.get(alone).fence)
         assert len(begun_) == 1

@@ -247,8 +247,8 @@ def test_a_person_answers_from_another_process(fsm, tmp_path):
     with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as tracker:
         run = tracker.create("refunds", user_id="ada", thread_id="t")
         tracker.fire(run.id, "start")
-        tracker.fire(run.id, "think")
-        tracker.fire(run.id, "await_input", question="Refund [/120] EUR?")
+        tracker.fire(run.id, "think", fence=tracker.get(run.id).fence)
+        tracker.fire(run.id, "await_input", fence=tracker.get(run.id).fence, question="Refund [/120] EUR?")
     (question,) = json.loads(fsm("answer", "--json")[1])
     assert (question["id"], question["question"], question["user_id"]) == (
         run.id,
@@ -291,7 +291,7 @@ def test_another_process_sees_it_while_it_happens(tmp_path, fsm):
         execution = tracker.create("a", user_id="u", thread_id="t")
         tracker.fire(execution.id, "start")
         assert json.loads(fsm("show", execution.id, "--json")[1])["execution"]["state"] == "starting"
-        tracker.fire(execution.id, "think")
+        tracker.fire(execution.id, "think", fence=tracker.get(execution.id).fence)
         assert json.loads(fsm("list", "--json")[1])["counts"] == {"thinking": 1}
         assert "thinking" in fsm("watch", "--once")[1]
 
@@ -320,11 +320,18 @@ def test_brackets_are_no_markup(fsm, tmp_path):
     with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as tracker:
         asks, fails = (tracker.create(odd, user_id=odd, thread_id=odd, metadata={odd: odd}) for _ in range(2))
         tracker.fire(asks.id, "start")
-        tracker.fire(asks.id, "open_tool", name=odd, arguments={odd: odd})
-        tracker.fire(asks.id, "think", note=odd)
-        tracker.fire(asks.id, "await_input", question=odd)
+        tracker.fire(asks.id, "open_tool", fence=tracker.get(asks.id).fence, name=odd, arguments={odd: odd})
+        tracker.fire(asks.id, "think", fence=tracker.get(asks.id).fence, note=odd)
+        tracker.fire(asks.id, "await_input", fence=tracker.get(asks.id).fence, question=odd)
         tracker.fire(fails.id, "start")
-        tracker.fire(fails.id, "fail", error=f"{odd}\x1b[2J\x07", error_type=odd, traceback=odd)
+        tracker.fire(
+            fails.id,
+            "fail",
+            fence=tracker.get(fails.id).fence,
+            error=f"{odd}\x1b[2J\x07",
+            error_type=odd,
+            traceback=odd,
+        )
     for command in (("list",), ("answer",), ("show", asks.id), ("show", fails.id), ("breakers",)):
         code, out, err = fsm(*command)
         assert code == 0, err

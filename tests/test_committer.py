@@ -56,7 +56,7 @@ def test_what_another_process_moved_delays_nobody_else(url):
     with fresh_tracker(url) as tracker:
         moved, other = begun(tracker), begun(tracker)
         with fresh_tracker(url) as process:
-            process.fire(moved, "progress")
+            process.fire(moved, "progress", fence=process.get(moved).fence)
         commands = orders(tracker, (moved, "think"), (other, "think"))
         tracker._registry.committer.commit_all(commands)
         assert [command.outcome.version for command in commands] == [3, 2]
@@ -73,7 +73,7 @@ def test_who_is_always_too_late_is_told(either, monkeypatch):
 
     monkeypatch.setattr(either._registry.store, "append", conflicts)
     with pytest.raises(StoreUnavailable, match="other processes were faster") as caught:
-        either.fire(one, "think")
+        either.fire(one, "think", fence=either.get(one).fence)
     assert caught.value.committed is False
     assert len(rounds) == committer.MAX_ROUNDS
 
@@ -115,7 +115,7 @@ def test_a_lone_caller_commits_on_its_own_thread_again(url, monkeypatch):
         while not tracker._registry.committer._wake._cond._waiters:  # until its thread waits for more
             threading.Event().wait(0.001)
         watched = Watched(tracker._registry.store, monkeypatch)
-        tracker.fire(one, "think")
+        tracker.fire(one, "think", fence=tracker.get(one).fence)
         assert watched.threads == [threading.current_thread()]
 
 
@@ -135,7 +135,11 @@ def test_closing_commits_what_is_queued(url):
         store.append = held
         receipts = []
         threads = [
-            threading.Thread(target=lambda one=one: receipts.append(tracker.fire(one, "think")))
+            threading.Thread(
+                target=lambda one=one: receipts.append(
+                    tracker.fire(one, "think", fence=tracker.get(one).fence)
+                )
+            )
             for one in ids
         ]
         threads[0].start()
@@ -161,11 +165,11 @@ def test_only_an_earlier_deadline_wakes_the_sweeper(either):
     mine.on_earlier = calls.append
     now = either._registry.now()
     mine.wake_at = now + 50.0
-    either.fire(one, "think")  # due exactly then
-    either.fire(one, "call_model")
+    either.fire(one, "think", fence=either.get(one).fence)  # due exactly then
+    either.fire(one, "call_model", fence=either.get(one).fence)
     assert calls == []
     mine.wake_at = now + 50.5
-    either.fire(one, "think")
+    either.fire(one, "think", fence=either.get(one).fence)
     assert calls == [now + 50.0]
 
 

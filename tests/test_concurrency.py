@@ -191,7 +191,9 @@ def test_thirty_two_threads_over_many_executions(either):
 def test_thirty_two_threads_at_one_execution(either):
     """Thirty-two threads at one execution are served one after another: every version is made once."""
     one = begun(either)
-    versions = at_once(32, lambda _: [either.fire(one, "progress").version for _ in range(5)])
+    versions = at_once(
+        32, lambda _: [either.fire(one, "progress", fence=either.get(one).fence).version for _ in range(5)]
+    )
     assert sorted(version for each in versions for version in each) == list(range(2, 162))
     assert_whole(either, one)
 
@@ -251,7 +253,7 @@ def crowd(tracker: Tracker, hurt: Hurt, ids: list[str], key: str | None = None) 
 
     def run(number: int) -> None:
         try:
-            out[number] = tracker.fire(ids[number], "think", key=key)
+            out[number] = tracker.fire(ids[number], "think", fence=tracker.get(ids[number]).fence, key=key)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the test looks at it
             out[number] = error
 
@@ -296,7 +298,7 @@ def test_a_lone_caller_commits_on_its_own_thread(durable):
     seen = []
     real = durable._registry.store.append
     durable._registry.store.append = lambda steps: (seen.append(threading.current_thread()), real(steps))[1]
-    durable.fire(one, "think")
+    durable.fire(one, "think", fence=durable.get(one).fence)
     assert seen == [threading.current_thread()]
     assert durable._registry.committer._thread is None
 
@@ -322,7 +324,7 @@ def test_an_error_of_a_batch_reaches_every_caller_of_it(committed, durable):
     hurt.store.append = hurt.real
     for one, answer in zip(ids, out, strict=True):
         if isinstance(answer, StoreUnavailable):
-            assert durable.fire(one, "think").version == 2
+            assert durable.fire(one, "think", fence=durable.get(one).fence).version == 2
 
 
 def test_an_error_before_the_commit_changed_nothing(either):
@@ -331,10 +333,10 @@ def test_an_error_before_the_commit_changed_nothing(either):
     hurt = Hurt(either)
     hurt.before = StoreUnavailable("gone")
     with pytest.raises(StoreUnavailable) as caught:
-        either.fire(one, "think", key="k")
+        either.fire(one, "think", fence=either.get(one).fence, key="k")
     assert caught.value.committed is False
     assert either.get(one).version == 1
-    assert either.fire(one, "think", key="k").version == 2
+    assert either.fire(one, "think", fence=either.get(one).fence, key="k").version == 2
 
 
 def test_an_ambiguous_commit_is_cleared_up_by_its_key(either):
@@ -343,12 +345,12 @@ def test_an_ambiguous_commit_is_cleared_up_by_its_key(either):
     hurt = Hurt(either)
     hurt.after = StoreUnavailable("the line broke", committed=None)
     with pytest.raises(StoreUnavailable) as caught:
-        either.fire(one, "think", key="k")
+        either.fire(one, "think", fence=either.get(one).fence, key="k")
     assert caught.value.committed is None
-    receipt = either.fire(one, "think", key="k")
+    receipt = either.fire(one, "think", fence=either.get(one).fence, key="k")
     assert receipt.version == 2
     assert receipt == either.history(one)[-1]
-    assert either.fire(one, "progress").version == 3
+    assert either.fire(one, "progress", fence=either.get(one).fence).version == 3
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError, MemoryError])
@@ -378,8 +380,8 @@ def test_an_interrupt_of_a_lone_caller_leaves_the_way_free(either):
     for when in ("before", "after"):
         setattr(hurt, when, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            either.fire(one, "progress")
-        [version] = at_once(1, lambda _: either.fire(one, "progress").version)
+            either.fire(one, "progress", fence=either.get(one).fence)
+        [version] = at_once(1, lambda _: either.fire(one, "progress", fence=either.get(one).fence).version)
         assert version == either.get(one).version
     assert_whole(either, one)
 
@@ -408,12 +410,17 @@ def test_a_ctrl_c_while_waiting_costs_only_the_one_who_waits(durable):
     presser.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            durable.fire(one, "think")  # nobody lets it go on: only the interrupt ends the wait
+            durable.fire(
+                one, "think", fence=durable.get(one).fence
+            )  # nobody lets it go on: only the interrupt ends the wait
     finally:
         presser.join(60)
         signal.signal(signal.SIGINT, before)
         hurt.go.set()
-    assert at_once(4, lambda _: durable.fire(one, "progress").state) == [durable.get(one).state] * 4
+    assert (
+        at_once(4, lambda _: durable.fire(one, "progress", fence=durable.get(one).fence).state)
+        == [durable.get(one).state] * 4
+    )
     assert_whole(durable, one)
 
 
@@ -438,16 +445,16 @@ def test_a_conflict_decides_anew_on_what_is_there(url):
     """A step that lost to another process is decided again on the record as it is: taken if it is still legal."""
     with fresh_tracker(url) as tracker:
         one = begun(tracker)
-        tracker.fire(one, "think")
+        tracker.fire(one, "think", fence=tracker.get(one).fence)
         with fresh_tracker(url) as other:
-            other.fire(one, "call_model")
-            other.fire(one, "open_tool", name="theirs")
-        assert tracker.fire(one, "open_tool", name="mine").version == 5
+            other.fire(one, "call_model", fence=other.get(one).fence)
+            other.fire(one, "open_tool", fence=other.get(one).fence, name="theirs")
+        assert tracker.fire(one, "open_tool", fence=tracker.get(one).fence, name="mine").version == 5
         assert tracker.get(one).open_tools == ("theirs", "mine")
         with fresh_tracker(url) as other:
-            other.fire(one, "fail")
+            other.fire(one, "fail", fence=other.get(one).fence)
         with pytest.raises(Refused) as caught:
-            tracker.fire(one, "think")
+            tracker.fire(one, "think", fence=tracker.get(one).fence)
         assert (caught.value.reason, caught.value.version) == ("terminal", 6)
 
 
@@ -473,9 +480,9 @@ def test_a_refusal_that_leans_on_a_lost_step_is_decided_anew(url):
     """A refusal because of a step that was lost to another process is decided again on what that process made."""
     with fresh_tracker(url) as tracker:
         one = begun(tracker)
-        tracker.fire(one, "think")
+        tracker.fire(one, "think", fence=tracker.get(one).fence)
         with fresh_tracker(url) as other:
-            other.fire(one, "call_model")
+            other.fire(one, "call_model", fence=other.get(one).fence)
         refused, taken = batch(tracker, (one, "prepare_tools"), (one, "back_off"))
         assert (refused.reason, refused.state, refused.version) == ("not_allowed", "calling_model", 3)
         assert (taken.version, taken.target) == (4, "backing_off")
@@ -491,16 +498,16 @@ def test_a_closed_tracker_refuses_at_once(either):
     either.close()
     either.close()
     for call in (
-        lambda: either.fire(one, "think"),
+        lambda: either.fire(one, "think", fence=either.get(one).fence),
         lambda: either.create("a", user_id="u", thread_id="t"),
         lambda: either.get(one),
         either.find,
-        lambda: asyncio.run(either.aio.fire(one, "think")),
+        lambda: asyncio.run(either.aio.fire(one, "think", fence=either.get(one).fence)),
         lambda: asyncio.run(either.aio.get(one)),
     ):
         with pytest.raises(StoreUnavailable, match="closed"):
             call()
-    answers = at_once(8, lambda _: either.fire(one, "think"))
+    answers = at_once(8, lambda _: either.fire(one, "think", fence=either.get(one).fence))
     assert {type(answer) for answer in answers} == {StoreUnavailable}
 
 
@@ -517,7 +524,7 @@ def test_closing_commits_what_is_queued_and_turns_the_rest_away(url):
                 done = 0
                 try:
                     while True:
-                        tracker.fire(ids[number], "progress")
+                        tracker.fire(ids[number], "progress", fence=tracker.get(ids[number]).fence)
                         done += 1
                 except StoreUnavailable as error:
                     return done if error.committed is False else -1
@@ -538,7 +545,12 @@ def test_a_child_has_a_committer_of_its_own(url):
         if pid == 0:
             signal.alarm(60)
             try:
-                answers = at_once(8, lambda number: tracker.fire(ids[number], "call_model").version)
+                answers = at_once(
+                    8,
+                    lambda number: (
+                        tracker.fire(ids[number], "call_model", fence=tracker.get(ids[number]).fence).version
+                    ),
+                )
                 mine = tracker.create("child", user_id="u", thread_id="t")
                 owner = tracker.fire(mine.id, "start").owner
                 os.write(write_end, json.dumps([answers, owner]).encode())
@@ -551,4 +563,12 @@ def test_a_child_has_a_committer_of_its_own(url):
         os.waitpid(pid, 0)
         assert versions == [3] * 8
         assert owner != tracker.worker_id
-        assert at_once(8, lambda number: tracker.fire(ids[number], "think").version) == [4] * 8
+        assert (
+            at_once(
+                8,
+                lambda number: (
+                    tracker.fire(ids[number], "think", fence=tracker.get(ids[number]).fence).version
+                ),
+            )
+            == [4] * 8
+        )

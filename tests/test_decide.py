@@ -55,7 +55,9 @@ class Life:
         fence = self.now.fence if fence == CURRENT else fence
         return decide(self.machine, self.now, event, Facts(when, payload, text, fence, None, "worker_1"))
 
-    def fire(self, *events: str, at: float | None = None, fence: int | None = CURRENT, **given: Any) -> Snapshot:
+    def fire(
+        self, *events: str, at: float | None = None, fence: int | None = CURRENT, **given: Any
+    ) -> Snapshot:
         for event in events:
             step = self.ask(event, at=at, fence=fence, **given)
             assert isinstance(step, Step), step
@@ -313,7 +315,10 @@ def test_what_was_observed_must_still_be_so() -> None:
         assert refusal.reason == "stale"
         assert f"version {now.version}" in refusal.detail
     same = decide(
-        EXECUTION, now, "progress", Facts(now.updated_at, {}, version=now.version, holder="worker_1")
+        EXECUTION,
+        now,
+        "progress",
+        Facts(now.updated_at, {}, fence=now.fence, version=now.version, holder="worker_1"),
     )
     assert isinstance(same, Step)
 
@@ -613,7 +618,12 @@ def test_a_wait_that_nobody_named_follows_the_policy() -> None:
     for jitter, wait in ((0.0, 10.0), (0.5, 7.5), (1.0, 5.0)):
         started = life.now._replace(state="starting", attempt=6)
         for payload, wanted in (({"retryable": True}, wait), ({"retryable": True, "retry_in_s": 3.0}, 3.0)):
-            step = decide(EXECUTION, started, "fail", Facts(started.updated_at, payload, jitter=jitter))
+            step = decide(
+                EXECUTION,
+                started,
+                "fail",
+                Facts(started.updated_at, payload, fence=started.fence, jitter=jitter),
+            )
             assert isinstance(step, Step)
             assert step.after.not_before == started.updated_at + wanted
 
@@ -637,7 +647,7 @@ def test_deadlines_lie_on_the_steady_timeline() -> None:
     assert isinstance(started, Step)
     assert (started.after.entered_at, started.after.since_at) == (BORN_AT + 9_000.0, 52.0)
     assert (started.after.due_at, started.after.due_kind) == (72.0, "phase")
-    failed = decide(EXECUTION, started.after, "fail", facts._replace(now=53.0))
+    failed = decide(EXECUTION, started.after, "fail", facts._replace(now=53.0, fence=started.after.fence))
     assert isinstance(failed, Step)
     assert (failed.after.not_before, failed.after.due_at) == (58.0, 68.0)
 
@@ -791,7 +801,7 @@ def test_a_default_answers_a_fact_that_nobody_knows() -> None:
 def test_only_true_is_yes(almost: Any) -> None:
     """A fact holds if it is answered with True, not with something that looks like it."""
     now = Life(attempts_max=2).fire("start")
-    step = decide(EXECUTION, now, "fail", Facts(now.updated_at, {"retryable": almost}))
+    step = decide(EXECUTION, now, "fail", Facts(now.updated_at, {"retryable": almost}, fence=now.fence))
     assert isinstance(step, Step)
     assert step.after.state == "failed"
 
@@ -813,7 +823,9 @@ def successes(machine: Machine, snapshot: Snapshot, facts: Sequence[str]) -> set
         event
         for event in machine.events
         for payload in payloads_for(facts)
-        if isinstance(decide(machine, snapshot, event, Facts(snapshot.updated_at, payload)), Step)
+        if isinstance(
+            decide(machine, snapshot, event, Facts(snapshot.updated_at, payload, fence=snapshot.fence)), Step
+        )
     }
 
 
@@ -853,7 +865,12 @@ def test_a_refusal_lists_what_is_allowed_and_never_what_was_refused_by_the_table
     """Whatever is refused as not allowed is not among the allowed events."""
     snapshot = data.draw(snapshots(EXECUTION))
     event = data.draw(st.sampled_from(EXECUTION.events))
-    answer = decide(EXECUTION, snapshot, event, Facts(snapshot.updated_at, CODEC.encode(event, {})[0]))
+    answer = decide(
+        EXECUTION,
+        snapshot,
+        event,
+        Facts(snapshot.updated_at, CODEC.encode(event, {})[0], fence=snapshot.fence),
+    )
     assume(isinstance(answer, Refusal))
     assert answer.allowed == allowed(EXECUTION, snapshot)
     if answer.reason in {"not_allowed", "terminal", "unknown_event"}:

@@ -51,7 +51,9 @@ def test_an_answer_reaches_the_agent(play, answer, expected):
         assert handle.state == "awaiting_input"
         asked = tracker.history(handle.id)[-1].payload
         assert asked == {"question": "Refund 120 EUR?", "data": {"order": 4711}}
-        await tracker.aio.fire(handle.id, "progress", note="somebody looks at it")
+        await tracker.aio.fire(
+            handle.id, "progress", fence=tracker.get(handle.id).fence, note="somebody looks at it"
+        )
         await tracker.aio.fire(handle.id, "receive_input", **answer)
         assert await handle == expected
 
@@ -154,10 +156,10 @@ def test_another_process_answers_and_the_agent_goes_on_at_once(tmp_path):
 
         def from_outside():
             with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as other:
-                other.fire(handle.id, "progress", note="looking")
+                other.fire(handle.id, "progress", fence=other.get(handle.id).fence, note="looking")
                 other.fire(handle.id, "receive_input", verdict="approved", by="bo")
                 at = time.monotonic()
-                other.fire(handle.id, "progress", note="done")
+                other.fire(handle.id, "progress", fence=other.get(handle.id).fence, note="done")
                 return at
 
         answered_at = await asyncio.to_thread(from_outside)

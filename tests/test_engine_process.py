@@ -282,7 +282,7 @@ def test_an_engine_that_is_closed_while_the_store_is_away_does_not_wait_for_minu
         assert tracker.get(handle.id).state not in ENDS
         broken.mend()
         tracker.fire(handle.id, "cancel")
-        tracker.fire(handle.id, "stopped")
+        tracker.fire(handle.id, "stopped", fence=tracker.get(handle.id).fence)
 
     in_memory(scenario)
 
@@ -318,7 +318,7 @@ def test_a_deadline_that_moved_elsewhere_is_not_handed_in_again_and_again(tmp_pa
 
         def from_outside():
             with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as other:
-                other.fire(handle.id, "progress")
+                other.fire(handle.id, "progress", fence=other.get(handle.id).fence)
 
         await asyncio.to_thread(from_outside)
         await handle.outcome()

@@ -118,7 +118,7 @@ def test_a_foreign_execution_is_unknown_to_the_engine(what, ended, play):
             assert one.state == "failed"
         if not ended:
             await tracker.aio.fire(theirs, "cancel")
-            await tracker.aio.fire(theirs, "stopped")
+            await tracker.aio.fire(theirs, "stopped", fence=tracker.get(theirs).fence)
 
     play(scenario)
 
@@ -155,7 +155,7 @@ def test_to_its_own_user_it_is_known(name, play):
                 await made
         assert len(tracker.find(parent_id=own)) == len(tracker.find(user_id="bob")) // 2
         await tracker.aio.fire(own, "cancel")
-        await tracker.aio.fire(own, "stopped")
+        await tracker.aio.fire(own, "stopped", fence=tracker.get(own).fence)
 
     play(scenario)
 
@@ -312,7 +312,7 @@ class Awaited:
 def test_a_foreign_execution_is_unknown_to_asyncio(what, way, either):
     """To every awaited call of another user an execution is as unknown as one that does not exist."""
     theirs = begun(either)
-    either.fire(theirs, "think", key="used")
+    either.fire(theirs, "think", fence=either.get(theirs).fence, key="used")
     narrow = either.for_user("bob").aio if way == "narrowed first" else either.aio.for_user("bob")
     errors = []
     for one in (theirs, execution_id()):

@@ -71,7 +71,12 @@ def test_exactly_one_claimer(two):
 def test_a_refusal_is_given_on_what_is_there_now(two):
     """An event that another tracker's step has made possible is done, not refused from memory."""
     ours, theirs = two
-    assert ours.fire(claimed_behind(ours, theirs), "think").target == "thinking"
+    assert (
+        ours.fire(
+            claimed_behind(ours, theirs), "think", fence=ours.get(claimed_behind(ours, theirs)).fence
+        ).target
+        == "thinking"
+    )
 
 
 @pytest.mark.parametrize("store", ["memory://", "sqlite"])
@@ -176,7 +181,7 @@ def test_a_journal_does_not_run_backwards():
         clock.advance(10.0)
         tracker.fire(execution.id, "start")
         clock.jump(-3600.0)
-        tracker.fire(execution.id, "think")
+        tracker.fire(execution.id, "think", fence=tracker.get(execution.id).fence)
         instants = [receipt.at - execution.created_at for receipt in tracker.history(execution.id)]
         assert instants == [0.0, 10.0, 10.0]
         assert tracker.durations(execution.id) == {"created": 10.0, "starting": 0.0, "thinking": 0.0}

@@ -61,15 +61,20 @@ def to(target: str) -> Cases:
 def stays(state: str) -> dict[str, Cases]:
     """What holds in any running or waiting state, mostly without moving it."""
     return {
-        "open_tool": to(state),
+        "open_tool": [({"owned": True}, state), ({}, REFUSED)],
         "close_tool": [({"tool_known": True}, state), ({}, REFUSED)],
-        "progress": to(state),
+        "progress": [({"owned": True}, state), ({}, REFUSED)],
         "fall_back": [({"owned": True}, "thinking"), ({}, REFUSED)],
     }
 
 
 FAIL: Cases = [({"retryable": True, "attempts_left": True}, "queued"), ({}, "failed")]
 LAPSE: Cases = [({"owned": True, "attempts_left": True}, "queued"), ({"owned": True}, "dead"), ({}, REFUSED)]
+LEFT: Cases = [
+    ({"permit": True, "model_attempts_left": True}, "calling_model"),
+    ({"model_attempts_left": True}, "circuit_open"),
+    ({}, REFUSED),
+]
 CANCEL: Cases = [({"owned": True}, "cancelling"), ({}, "cancelled")]
 ENDS = {"fail": FAIL, "time_out": to("timed_out"), "lapse": LAPSE, "cancel": CANCEL}
 
@@ -145,7 +150,7 @@ EXPECTED: dict[str, dict[str, Cases]] = {
         "lapse": [({"owned": True}, "awaiting_input"), ({}, REFUSED)],
     },
     "backing_off": {"call_model": model(), "think": to("thinking"), **stays("backing_off"), **ENDS},
-    "circuit_open": {"call_model": model(), "think": to("thinking"), **stays("circuit_open"), **ENDS},
+    "circuit_open": {"call_model": LEFT, "think": to("thinking"), **stays("circuit_open"), **ENDS},
     "cancelling": {
         "stopped": to("cancelled"),
         "time_out": to("cancelled"),
@@ -358,7 +363,7 @@ def test_every_arrow_of_the_execution_machine_is_taken() -> None:
             for event in EXECUTION.events:
                 given = {"fail": ("retryable",), "call_model": ("permit",)}.get(event, ())
                 payload, text = CODEC.encode(event, {name: answers[name] for name in given})
-                step = decide(EXECUTION, snapshot, event, Facts(1.0, payload, text))
+                step = decide(EXECUTION, snapshot, event, Facts(1.0, payload, text, snapshot.fence))
                 if isinstance(step, Step):
                     arrow = arrow_of(EXECUTION, snapshot, event, payload)
                     assert (step.source, step.event, step.after.state) == (arrow.source, event, arrow.target)
@@ -438,11 +443,16 @@ STORIES: list[tuple[list[tuple[str, dict[str, Any]]], str]] = [
 @pytest.mark.parametrize(("story", "end"), STORIES, ids=[end for _, end in STORIES])
 def test_whole_lives_end_where_they_should(story: list[tuple[str, dict[str, Any]]], end: str) -> None:
     """A life told event by event ends in the designed state, and its journal replays to the same state."""
-    step = create(EXECUTION, IDENTITY)
+    step = create(EXECUTION, IDENTITY._replace(model_attempts_max=3))  # the third call is let through late
     journal = [receipt_of(step, 0)]
     for version, (event, given) in enumerate(story, start=1):
         payload, text = CODEC.encode(event, given)
-        answer = decide(EXECUTION, step.after, event, Facts(float(version), payload, text, worker="worker_1"))
+        answer = decide(
+            EXECUTION,
+            step.after,
+            event,
+            Facts(float(version), payload, text, step.after.fence, worker="worker_1"),
+        )
         assert isinstance(answer, Step), answer
         step = answer
         assert step.after.version == version
@@ -512,7 +522,7 @@ def test_a_legal_old_edge_is_legal_here(pair: tuple[str, str]) -> None:
     event = legacy_event(source, target)
     for snapshot in (at(LEGACY_PHASES[source]), at(LEGACY_PHASES[source], owner="worker_1", attempt=1)):
         payload, text = CODEC.encode(event, {})
-        step = decide(EXECUTION, snapshot, event, Facts(1.0, payload, text))
+        step = decide(EXECUTION, snapshot, event, Facts(1.0, payload, text, snapshot.fence))
         assert isinstance(step, Step), step
         assert step.after.state == LEGACY_PHASES[target]
 

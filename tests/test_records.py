@@ -46,7 +46,9 @@ def told(*story: tuple[str, dict[str, Any], float]) -> tuple[list[Receipt], Snap
     receipts = [receipt_of(step, 1)]
     for event, fields, at in story:
         payload, text = codec.encode(event, fields)
-        answer = decide(EXECUTION, step.after, event, Facts(at, payload, text, worker="worker_1"))
+        answer = decide(
+            EXECUTION, step.after, event, Facts(at, payload, text, step.after.fence, worker="worker_1")
+        )
         assert isinstance(answer, Step), answer
         step = answer
         receipts.append(receipt_of(step, len(receipts) + 1))

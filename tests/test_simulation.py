@@ -210,10 +210,14 @@ def test_a_write_that_fails(kind, told, rows_at_once):
         await worker.tracker.aio.fire(execution_id, "start", key="1")
         worker.arm(Fault(1, kind))
         with pytest.raises(StoreUnavailable) as error:
-            await worker.tracker.aio.fire(execution_id, "progress", key="2")
+            await worker.tracker.aio.fire(
+                execution_id, "progress", fence=worker.tracker.get(execution_id).fence, key="2"
+            )
         assert error.value.committed is told
         assert events_of(sim, execution_id).count("progress") == rows_at_once
-        receipt = await worker.tracker.aio.fire(execution_id, "progress", key="2")
+        receipt = await worker.tracker.aio.fire(
+            execution_id, "progress", fence=worker.tracker.get(execution_id).fence, key="2"
+        )
         assert sim.tracker.history(execution_id)[-1] == receipt
         assert events_of(sim, execution_id).count("progress") == 1
 
@@ -232,9 +236,13 @@ def test_a_write_that_is_late(kind, rows_at_once):
         begun = sim.loop.time()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(10.0):
-                await worker.tracker.aio.fire(execution_id, "progress", key="2")
+                await worker.tracker.aio.fire(
+                    execution_id, "progress", fence=worker.tracker.get(execution_id).fence, key="2"
+                )
         assert events_of(sim, execution_id).count("progress") == rows_at_once
-        receipt = await worker.tracker.aio.fire(execution_id, "progress", key="2")
+        receipt = await worker.tracker.aio.fire(
+            execution_id, "progress", fence=worker.tracker.get(execution_id).fence, key="2"
+        )
         assert sim.loop.time() - begun == pytest.approx(60.0)
         assert sim.tracker.history(execution_id)[-1] == receipt
         assert events_of(sim, execution_id).count("progress") == 1
@@ -425,7 +433,9 @@ async def careless(sim):
     async def progress():
         for _ in range(3):
             try:
-                return await worker.tracker.aio.fire(execution_id, "progress")
+                return await worker.tracker.aio.fire(
+                    execution_id, "progress", fence=worker.tracker.get(execution_id).fence
+                )
             except StoreUnavailable:
                 await asyncio.sleep(1.0)
         return None

@@ -143,7 +143,7 @@ def test_a_child_and_its_parent_keep_working_on_one_file(url, file):
 
         pid, answers = fork(child)
         assert os.read(answers, 1) == b"1"
-        tracker.fire(mine.id, "think")
+        tracker.fire(mine.id, "think", fence=tracker.get(mine.id).fence)
         assert {one.agent: one.version for one in tracker.find()} == {"parent": 2, "child": 1}
     os.write(go_write, b"x")
     assert os.read(answers, 1) == b"2"
@@ -165,8 +165,8 @@ def test_a_fork_in_the_middle_of_commits_hangs_nobody(url, file):
         def work(execution_id: str) -> None:
             tracker.fire(execution_id, "start")
             while not stop.is_set():
-                tracker.fire(execution_id, "think")
-                tracker.fire(execution_id, "call_model")
+                tracker.fire(execution_id, "think", fence=tracker.get(execution_id).fence)
+                tracker.fire(execution_id, "call_model", fence=tracker.get(execution_id).fence)
                 tracker.get(execution_id)
 
         threads = [threading.Thread(target=work, args=(one,)) for one in made]

@@ -76,7 +76,7 @@ def test_progress_keeps_an_idle_execution_alive(tracker, clock):
     for _ in range(10):
         clock.advance(2.9)
         assert tracker.sweep().timed_out == 0
-        tracker.fire(execution_id, "progress")
+        tracker.fire(execution_id, "progress", fence=tracker.get(execution_id).fence)
         assert tracker.sweep().timed_out == 0
     clock.advance(3.1)
     assert tracker.sweep().timed_out == 1
@@ -88,7 +88,7 @@ def test_a_stale_deadline_is_harmless(tracker, clock):
     clock.advance(2.0)
     registry = tracker._registry
     (due,) = registry.store.due(registry.now(), 10)
-    tracker.fire(execution_id, "think")
+    tracker.fire(execution_id, "think", fence=tracker.get(execution_id).fence)
     order = registry.order(due.execution_id, "time_out", {"kind": due.kind}, version=due.version)
     assert registry.carry_all([order]) == 0
     assert tracker.get(execution_id).state == "thinking"
@@ -105,7 +105,7 @@ def test_a_deadline_that_moves_while_it_is_swept_is_left_alone(tracker, clock, m
     def due(now, limit):
         found = real(now, limit)
         if found and tracker.get(execution_id).state == "starting":
-            tracker.fire(execution_id, "think")
+            tracker.fire(execution_id, "think", fence=tracker.get(execution_id).fence)
         return found
 
     monkeypatch.setattr(store, "due", due)
@@ -133,7 +133,14 @@ def test_two_sweepers_time_out_once(tracker, clock):
 def test_waiting_for_a_retry_is_not_silence(tracker, clock):
     """The queue's limit counts from the moment when a retry may begin."""
     execution_id = begin(tracker, "start", timeouts={"queue_s": 10.0}, retry=Retry(attempts_max=2))
-    tracker.fire(execution_id, "fail", error="x", retryable=True, retry_in_s=100.0)
+    tracker.fire(
+        execution_id,
+        "fail",
+        fence=tracker.get(execution_id).fence,
+        error="x",
+        retryable=True,
+        retry_in_s=100.0,
+    )
     clock.advance(105.0)
     assert tracker.sweep().timed_out == 0
     clock.advance(6.0)
@@ -147,7 +154,7 @@ def test_a_retry_waits_longer_every_time(tracker):
     waits = []
     for _ in range(6):
         tracker.fire(execution_id, "start")
-        tracker.fire(execution_id, "fail", error="x", retryable=True)
+        tracker.fire(execution_id, "fail", fence=tracker.get(execution_id).fence, error="x", retryable=True)
         execution = tracker.get(execution_id)
         waits.append(execution.not_before - tracker._registry.now())
     for wait, full in zip(waits, (1, 2, 4, 8, 8, 8), strict=True):
@@ -157,11 +164,11 @@ def test_a_retry_waits_longer_every_time(tracker):
 def test_a_person_may_have_a_limit_of_their_own(tracker, clock):
     """A question's own expiry takes the place of the general limit for input, and of that wait only."""
     execution_id = begin(tracker, "start", "think", timeouts={"input_s": 5.0})
-    tracker.fire(execution_id, "await_input", expires_s=50.0)
+    tracker.fire(execution_id, "await_input", fence=tracker.get(execution_id).fence, expires_s=50.0)
     clock.advance(40.0)
     assert tracker.sweep().timed_out == 0
     tracker.fire(execution_id, "receive_input", text="hello")
-    tracker.fire(execution_id, "await_input")
+    tracker.fire(execution_id, "await_input", fence=tracker.get(execution_id).fence)
     clock.advance(6.0)
     assert tracker.sweep().timed_out == 1
 
@@ -178,7 +185,7 @@ def test_a_wall_clock_that_jumps_neither_kills_nor_blocks(tracker, clock, jump_s
         clock.jump(-jump_s / 2)
         clock.advance(9.0)
         assert tracker.sweep() == (0, 0, 0, 0, 0)
-        tracker.fire(execution_id, "call_model")
+        tracker.fire(execution_id, "call_model", fence=tracker.get(execution_id).fence)
         clock.advance(61.0)
         worker.renew()
         assert tracker.sweep().timed_out == 1
@@ -370,8 +377,10 @@ def test_memory_holds_nothing_of_what_was_pruned(clock):
         def generation():
             for number in range(300):
                 execution_id = begin(tracker, "start", "think")
-                tracker.fire(execution_id, "progress", key=f"k{number}")
-                tracker.fire(execution_id, "fail", error="x")
+                tracker.fire(
+                    execution_id, "progress", fence=tracker.get(execution_id).fence, key=f"k{number}"
+                )
+                tracker.fire(execution_id, "fail", fence=tracker.get(execution_id).fence, error="x")
             clock.advance(10.0)
             tracker.sweep()
             tracker.prune(keep=5)
@@ -385,13 +394,13 @@ def test_memory_holds_nothing_of_what_was_pruned(clock):
         assert after["_rows"] == before["_rows"] == 6
         assert {name: size for name, size in after.items() if size > 2 * before[name] + 100} == {}
         assert len(store._journal._pieces) <= 3
-        tracker.fire(lasting, "think")
+        tracker.fire(lasting, "think", fence=tracker.get(lasting).fence)
 
 
 def test_an_ordered_wait_does_not_count_against_a_limit(tracker, clock):
     """A pause that is longer than the phase's limit is waited for; the limit counts from its end."""
     execution_id = begin(tracker, "start", "call_model", timeouts={"phase_s": 10.0})
-    tracker.fire(execution_id, "back_off", retry_in_s=100.0)
+    tracker.fire(execution_id, "back_off", fence=tracker.get(execution_id).fence, retry_in_s=100.0)
     clock.advance(105.0)
     assert tracker.sweep().timed_out == 0
     clock.advance(6.0)

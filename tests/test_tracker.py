@@ -154,12 +154,12 @@ def test_the_fixture_is_fresh_every_time(tracker, number):
 def test_the_same_key_gives_the_first_receipt_for_ever(either):
     """The same key again gives the first receipt: at once, after later transitions, and after the end."""
     one = begun(either)
-    first = either.fire(one, "think", key="k", note="once")
-    assert either.fire(one, "think", key="k", note="once") == first
-    either.fire(one, "process_results")
-    assert either.fire(one, "think", key="k") == first
-    either.fire(one, "finish")
-    either.fire(one, "complete")
+    first = either.fire(one, "think", fence=either.get(one).fence, key="k", note="once")
+    assert either.fire(one, "think", fence=either.get(one).fence, key="k", note="once") == first
+    either.fire(one, "process_results", fence=either.get(one).fence)
+    assert either.fire(one, "think", fence=either.get(one).fence, key="k") == first
+    either.fire(one, "finish", fence=either.get(one).fence)
+    either.fire(one, "complete", fence=either.get(one).fence)
     assert either.fire(one, "think", key="k", fence=99) == first
     assert either.get(one).version == 5
 
@@ -167,9 +167,9 @@ def test_the_same_key_gives_the_first_receipt_for_ever(either):
 def test_a_key_for_another_event_is_refused(either):
     """A key that was used for another event is refused as a duplicate, and names its first use."""
     one = begun(either)
-    either.fire(one, "think", key="k")
+    either.fire(one, "think", fence=either.get(one).fence, key="k")
     with pytest.raises(Refused, match="was used for 'think' at version 2") as caught:
-        either.fire(one, "process_results", key="k")
+        either.fire(one, "process_results", fence=either.get(one).fence, key="k")
     assert caught.value.reason == "duplicate"
     assert either.get(one).version == 2
 
@@ -182,7 +182,7 @@ def test_concurrent_calls_with_one_key_make_one_transition(either):
 
     def call() -> None:
         together.wait()
-        receipts.append(either.fire(one, "progress", key="k"))
+        receipts.append(either.fire(one, "progress", fence=either.get(one).fence, key="k"))
 
     threads = [threading.Thread(target=call) for _ in range(16)]
     for thread in threads:
@@ -198,7 +198,7 @@ def test_a_refused_call_does_not_use_its_key_up(either):
     """A key of a refused call is free: the same call succeeds once it is legal."""
     one = begun(either)
     with pytest.raises(Refused):
-        either.fire(one, "finish", key="k")
-    either.fire(one, "think")
-    either.fire(one, "process_results")
-    assert either.fire(one, "finish", key="k").target == "completing"
+        either.fire(one, "finish", fence=either.get(one).fence, key="k")
+    either.fire(one, "think", fence=either.get(one).fence)
+    either.fire(one, "process_results", fence=either.get(one).fence)
+    assert either.fire(one, "finish", fence=either.get(one).fence, key="k").target == "completing"

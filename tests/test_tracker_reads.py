@@ -65,9 +65,9 @@ def test_allowed_is_what_the_table_allows_now(either):
     )
     either.fire(made.id, "start")
     assert "close_tool" not in either.allowed(made.id)
-    either.fire(made.id, "open_tool", name="s")
+    either.fire(made.id, "open_tool", fence=either.get(made.id).fence, name="s")
     assert "close_tool" in either.allowed(made.id)
-    either.fire(made.id, "fail")
+    either.fire(made.id, "fail", fence=either.get(made.id).fence)
     assert either.allowed(made.id) == ()
 
 
@@ -94,7 +94,7 @@ def test_time_is_booked_to_where_it_was_spent_and_stops_at_the_end(store, url):
         assert tracker.durations(one) == spent
         clock.advance(1.0)
         assert tracker.durations(one)["completing"] == 129.0
-        tracker.fire(one, "complete")
+        tracker.fire(one, "complete", fence=tracker.get(one).fence)
         clock.advance(3600.0)
         assert tracker.durations(one) == spent | {"completing": 129.0}
         assert tracker.get(one).ended_at == clock.wall() - 3600.0
@@ -104,7 +104,7 @@ def test_a_wall_clock_that_jumps_back_does_not_turn_a_journal_round(tracker, clo
     """A journal's instants never go back, whatever an administrator does to the clock."""
     one = begun(tracker)
     clock.jump(-7200.0)
-    tracker.fire(one, "think")
+    tracker.fire(one, "think", fence=tracker.get(one).fence)
     instants = [receipt.at for receipt in tracker.history(one)]
     assert instants == sorted(instants)
     assert min(tracker.durations(one).values()) >= 0
@@ -140,7 +140,7 @@ def test_children_of_another_machine_are_called_off_too(url):
     with fresh_tracker(url, machines=[ERRAND]) as tracker:
         parent = begun(tracker)
         errand = tracker.create("a", user_id="ada", thread_id="t", machine="errand", parent_id=parent).id
-        tracker.fire(parent, "fail")
+        tracker.fire(parent, "fail", fence=tracker.get(parent).fence)
         assert tracker.get(errand).state == "back"
         assert tracker.history(errand)[-1].payload["by"] == parent
 
@@ -165,7 +165,7 @@ def test_a_child_is_not_born_while_its_parent_ends(either, monkeypatch):
     def late(command):
         if command.born is not None:
             monkeypatch.undo()
-            either.fire(parent, "fail")
+            either.fire(parent, "fail", fence=either.get(parent).fence)
         commit(command)
 
     monkeypatch.setattr(registry.committer, "commit", late)
@@ -184,7 +184,7 @@ def test_a_child_is_not_born_while_its_parent_is_pruned(either, monkeypatch):
     def late(command):
         if command.born is not None:
             monkeypatch.undo()
-            either.fire(parent, "fail")
+            either.fire(parent, "fail", fence=either.get(parent).fence)
             assert either.prune(keep=0) == 1
         commit(command)
 
@@ -203,5 +203,5 @@ def test_an_effect_that_fails_does_not_deny_the_transition(either, monkeypatch, 
         raise StoreUnavailable("gone")
 
     monkeypatch.setattr(either._registry.store, "find", broken)
-    assert either.fire(parent, "fail").target == "failed"
+    assert either.fire(parent, "fail", fence=either.get(parent).fence).target == "failed"
     assert "could not carry out" in caplog.text

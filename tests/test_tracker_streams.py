@@ -21,7 +21,7 @@ def test_a_stream_from_now_on_begins_with_the_call(either):
     """A subscription begins with what is committed after the call, even if it is read later."""
     one = begun(either)
     stream = either.subscribe()
-    receipt = either.fire(one, "think")
+    receipt = either.fire(one, "think", fence=either.get(one).fence)
     assert next(stream) == receipt
     stream.close()
 
@@ -30,7 +30,7 @@ def test_a_stream_from_the_beginning_is_the_whole_journal(either):
     """A subscription from 0 yields everything that ever happened, page after page, without a gap."""
     one = begun(either)
     for _ in range(600):
-        either.fire(one, "progress")
+        either.fire(one, "progress", fence=either.get(one).fence)
     assert [receipt.position for receipt in either.subscribe(after=0, follow=False)] == list(range(1, 603))
     assert [receipt.position for receipt in either.subscribe(after=600, follow=False)] == [601, 602]
 
@@ -49,9 +49,9 @@ def test_a_stream_of_one_execution_ends_with_it(either):
     thread = threading.Thread(target=read)
     thread.start()
     assert ready.wait(60)
-    either.fire(other, "think")
+    either.fire(other, "think", fence=either.get(other).fence)
     either.fire(one, "cancel", by="ada")
-    either.fire(one, "stopped")
+    either.fire(one, "stopped", fence=either.get(one).fence)
     thread.join(60)
     assert not thread.is_alive()
     assert seen == ["create", "start", "cancel", "stopped"]
@@ -153,5 +153,5 @@ def test_executions_of_another_processes_machine_are_readable(url):
         assert [receipt.event for receipt in tracker.history(one)] == ["create"]
         with pytest.raises(ConfigurationError, match="register_payload"):
             tracker.fire(one, "send", weight_kg=2.0)
-        assert tracker.fire(mine, "think").version == 2
+        assert tracker.fire(mine, "think", fence=tracker.get(mine).fence).version == 2
         child.communicate("\n")

@@ -51,7 +51,7 @@ EMPTY: dict[str, Callable[[Tracker, str], object]] = {
 def test_a_foreign_execution_is_unknown(what, either):
     """To every call of another user an execution is as unknown as one that does not exist, and stays untouched."""
     theirs = begun(either)
-    either.fire(theirs, "think", key="used")
+    either.fire(theirs, "think", fence=either.get(theirs).fence, key="used")
     narrow = either.for_user("bob")
     errors = []
     for one in (theirs, execution_id()):

@@ -227,7 +227,7 @@ def test_only_the_lost_workers_work_is_taken(tracker, clock):
     execution_id, _ = claimed(tracker, retry=Retry(attempts_max=3))
     registry = tracker._registry
     stale = registry.order(execution_id, "lapse", {"worker": first.id}, holder=first.id)
-    tracker.fire(execution_id, "fail", error="x", retryable=True)
+    tracker.fire(execution_id, "fail", fence=tracker.get(execution_id).fence, error="x", retryable=True)
     lone_worker(tracker)
     tracker.fire(execution_id, "start")
     assert registry.carry_all([stale]) == 0
@@ -247,7 +247,9 @@ def test_work_that_was_claimed_anew_is_not_taken(tracker, clock, monkeypatch):
         found = real(worker_id, limit)
         if found and not looked:
             looked.append(worker_id)
-            tracker.fire(execution_id, "fail", error="x", retryable=True)
+            tracker.fire(
+                execution_id, "fail", fence=tracker.get(execution_id).fence, error="x", retryable=True
+            )
             second = lone_worker(tracker)
             assert tracker.fire(execution_id, "start").owner == second.id
         return found

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsm.engine.agents import Agent
-from fsm.engine.results import why
 from fsm.errors import LimitReached, PrerequisiteFailed
+from fsm.results import why
 
 Hook = Callable[..., Any]
 

@@ -24,7 +24,6 @@ from fsm.engine.ending import FEW_TRIES, Ending, Leaves, came_to, few_tries
 from fsm.engine.home import Home, Seat
 from fsm.engine.link import Link, RunOver
 from fsm.engine.outcome import Outcome, outcome_of
-from fsm.engine.results import described
 from fsm.engine.run import Run, _current
 from fsm.errors import (
     FsmError,
@@ -32,6 +31,7 @@ from fsm.errors import (
     Refused,
     StoreUnavailable,
 )
+from fsm.results import described
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from fsm.engine.agents import Agent
 from fsm.engine.conduct import Conduct
 from fsm.engine.home import Home, Late
 from fsm.engine.link import Link, RunOver
-from fsm.engine.results import clipped, described, jsonable, why
 from fsm.engine.run import UNHEARD, Run
 from fsm.errors import BadPayload, BreakerOpen, LimitReached, PrerequisiteFailed, Refused, StoreUnavailable
 from fsm.records import Receipt
+from fsm.results import clipped, described, jsonable, why
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fsm.breakers.execution import ModelCall
-from fsm.engine.results import clipped, jsonable, why
 from fsm.errors import Refused
+from fsm.results import clipped, jsonable, why
 
 if TYPE_CHECKING:
     from fsm.breakers.permit import Permit

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from fsm.engine.link import RunOver
 from fsm.engine.phases import ModelPhase, ToolPhase
-from fsm.engine.results import jsonable
 from fsm.errors import FsmError
+from fsm.results import jsonable
 
 if TYPE_CHECKING:
     from fsm.engine.run import Run

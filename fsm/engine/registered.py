@@ -107,14 +107,16 @@ def waiting_for(
     """
     now = registry.now()
     found: list[Registration] = []
-    pending = frozenset(
-        one.name for one in registry.machine_for(None).states if one.category is Category.PENDING
-    )
+    # A name may be pending in one machine and mean something else in another: each record's own machine decides.
+    pending = frozenset(name for machine in registry.machines() for name in machine.of(Category.PENDING))
     for name in agents:
         after: str | None = None
         while len(found) < limit:
             page = registry.store.find(Query(states=pending, agent=name, limit=limit, after=after))
             for snapshot in page:
+                machine = registry.law_of(snapshot.identity.machine).machine
+                if machine.by_name[snapshot.state].category is not Category.PENDING:
+                    continue
                 call = _call_of(snapshot)
                 waits = snapshot.not_before is not None and snapshot.not_before > now
                 begun = snapshot.version > 0 or snapshot.attempt > 0

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from fsm.engine.answers import Answer, answer_of, asked
 from fsm.engine.link import RunOver
 from fsm.engine.phases import Fires, ModelPhase, ToolPhase
-from fsm.engine.results import clipped, jsonable
 from fsm.errors import BreakerOpen, Refused
+from fsm.results import clipped, jsonable
 
 if TYPE_CHECKING:
     from fsm.breakers import Backoff

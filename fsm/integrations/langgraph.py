@@ -37,9 +37,9 @@ from functools import partial
 from typing import Any, cast
 
 from fsm.engine import Answer, Run
-from fsm.engine.results import jsonable
 from fsm.errors import ConfigurationError, FsmError, LimitReached
 from fsm.integrations.common import MAX_QUESTIONS, TooManyQuestions, cut
+from fsm.results import jsonable
 
 try:
     from langchain_core.callbacks import BaseCallbackManager

@@ -109,8 +109,7 @@ def _take(dice: Dice, driver: Driver, fresh: set[Arrow]) -> Move:
     way = dice.pick((onward, onward, onward, again, again, enabled, new))
     arrow, base = dice.pick(way or onward or enabled)
     subject.last = arrow
-    current = subject.twin.fence
-    fence = current if oracle.needs_fence(subject.twin, arrow) else dice.pick((None, current))
+    fence = dice.pick((None, subject.twin.fence))
     key = f"key-{subject.twin.version}" if dice.one_in(3) else None
     payload = _payload(dice, oracle, subject.twin, arrow, base)
     fresh.discard(arrow)
@@ -131,7 +130,9 @@ def _forbid(dice: Dice, driver: Driver, _fresh: set[Arrow]) -> Move:
         event = dice.pick(machine.events)
         fitting = [base for arrow, base in oracle.enabled(subject.twin) if arrow.event == event]
         payload = fitting[0] if fitting else oracle.least(event)
-    owners = [choice for choice in oracle.enabled(subject.twin) if oracle.needs_fence(subject.twin, choice[0])]
+    owners = [
+        choice for choice in oracle.enabled(subject.twin) if oracle.needs_fence(subject.twin, choice[0])
+    ]
     if owners and fence is None and dice.one_in(3):
         arrow, payload = dice.pick(owners)
         reason, event = "fenced", arrow.event

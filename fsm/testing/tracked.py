@@ -124,8 +124,10 @@ class TrackerDriver(Driver):
         key: str | None = None,
         fence: int | None = None,
     ) -> None:
-        """Take a row that must be taken; see `Driver.fire`."""
+        """Take a row that must be taken, as its owner where it needs one; see `Driver.fire`."""
         moment, source = self._moment(), subject.twin.state
+        if fence is None and self.oracle.needs_fence(subject.twin, arrow):
+            fence = subject.twin.fence
         try:
             receipt = self.tracker.fire(subject.id, arrow.event, fence=fence, key=key, **payload)
         except Refused as error:

@@ -1,4 +1,7 @@
-"""What agents return and raise, as the journal keeps it: JSON, of a bounded size."""
+"""What agents return and raise, as the journal keeps it: JSON, of a bounded size.
+
+`jsonable` is the one coercion of a result, for the engine and for whom drives by hand (`fsm.payloads.ending`).
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,14 @@ MAX_TEXT = 2_000
 """So many characters of an error's message are kept."""
 
 
-def jsonable(value: Any) -> Any:
+def jsonable(value: Any, limit: int = MAX_RESULT_BYTES) -> Any:
     """Return a value as JSON-ready data; what JSON cannot say becomes text, what is too large its beginning.
+
+    A value that is too large becomes ``{"truncated": true, "characters": …, "begins": …}``.
 
     Args:
         value: Anything: pydantic models, dataclasses, dates … are written as pydantic writes them.
+        limit: The largest JSON text that is kept whole, in bytes.
     """
     if value is None or value is True or value is False:
         return value
@@ -37,7 +43,7 @@ def jsonable(value: Any) -> Any:
         return _shown(value)
     except Exception:  # noqa: BLE001 - a __repr__ or a serializer of the user's own: whatever it raises
         return f"<{type(value).__name__} that cannot be shown>"
-    if len(text) <= MAX_RESULT_BYTES and len(text.encode()) <= MAX_RESULT_BYTES:
+    if len(text) <= limit and len(text.encode()) <= limit:
         return data
     return {"truncated": True, "characters": len(text), "begins": text[: MAX_RESULT_BYTES // 8]}
 

@@ -133,18 +133,18 @@ def replay_one(
             retry=Retry(model_attempts_max=MAX_MODEL_ATTEMPTS),
             metadata={"trajectory": trajectory.id, "source": trajectory.source},
         )
-        state, last = execution.state, 0.0
+        state, fence, last = execution.state, execution.fence, 0.0
         for step in driver.steps():
             for order in step:
                 last = order.t if order.t is not None else last
                 live_at(last)
                 try:
-                    receipt = tracker.fire(execution.id, order.event, **order.payload)
+                    receipt = tracker.fire(execution.id, order.event, fence=fence, **order.payload)
                 except Refused as error:
                     refusals.append(error.refusal)
                     break  # what would have followed this order leans on it
                 transitions += 1
-                state = receipt.target
+                state, fence = receipt.target, receipt.fence
                 driver.went(state)
                 if on_receipt is not None:
                     on_receipt(receipt)

@@ -59,7 +59,7 @@ def test_a_run_through_the_asyncio_face(either):
         assert (await aio.sweep()).timed_out == 0
         assert await aio.prune(keep=0) == 0
         with pytest.raises(Refused, match="not_allowed"):
-            await aio.fire(made.id, "finish", fence=aio.get(made.id).fence)
+            await aio.fire(made.id, "finish", fence=receipt.fence)
         with pytest.raises(BadPayload):
             await aio.fire(made.id, "think", fence=aio.get(made.id).fence, nonsense=1)
         with pytest.raises(BadPayload):
@@ -85,7 +85,7 @@ def test_a_stream_begins_with_the_call(either):
         made = await either.aio.create("a", user_id="ada", thread_id="t")
         stream = either.aio.subscribe(execution_id=made.id)
         for event in ("start", "cancel", "stopped"):
-            await either.aio.fire(made.id, event)
+            await either.aio.fire(made.id, event, fence=either.get(made.id).fence)
         return [receipt.event async for receipt in stream]
 
     assert asyncio.run(scenario()) == ["start", "cancel", "stopped"]
@@ -198,7 +198,7 @@ def test_many_tasks_share_the_loop_and_the_disk(url):
 
         async def run(execution_id: str) -> list[int]:
             return [
-                (await tracker.aio.fire(execution_id, event)).version
+                (await tracker.aio.fire(execution_id, event, fence=tracker.get(execution_id).fence)).version
                 for event in ("start", "think", "cancel")
             ]
 

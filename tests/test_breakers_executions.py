@@ -55,7 +55,8 @@ def open_it(tracker, key: str = KEY) -> None:
 
 
 def run(tracker, kind, execution_id, function, clock, **options):
-    """Make the model call in one of its two faces."""
+    """Make the model call in one of its two faces, as the owner."""
+    options.setdefault("fence", tracker.get(execution_id).fence)
     if kind == "sync":
         return tracker.breakers.call_model(tracker, execution_id, KEY, function, **options)
 
@@ -294,7 +295,7 @@ def test_a_call_of_an_execution_that_was_cancelled_meanwhile(tracker):
         dead()
 
     with pytest.raises(ConnectionError):
-        tracker.breakers.call_model(tracker, execution_id, KEY, cancelled_meanwhile)
+        tracker.breakers.call_model(tracker, execution_id, KEY, cancelled_meanwhile, fence=1)
     assert tracker.get(execution_id).state == "cancelling"
     assert tracker.breakers.status_of(KEY).state == "open"
 
@@ -316,7 +317,7 @@ def test_a_hundred_executions_and_one_dead_provider(tracker, clock):
         await tracker.aio.fire(execution.id, "start")
         try:
             await tracker.breakers.call_model_async(
-                tracker, execution.id, KEY, provider, backoff=Backoff(attempts=3), sleep=sleep
+                tracker, execution.id, KEY, provider, fence=1, backoff=Backoff(attempts=3), sleep=sleep
             )
         except (BreakerOpen, ConnectionError):
             return (await tracker.aio.get(execution.id)).state
@@ -350,7 +351,9 @@ def test_a_hundred_executions_at_the_same_time(clock):
             ids = [started(tracker) for _ in range(100)]
             return await asyncio.gather(
                 *(
-                    tracker.breakers.call_model_async(tracker, execution_id, KEY, provider, sleep=sleep)
+                    tracker.breakers.call_model_async(
+                        tracker, execution_id, KEY, provider, fence=1, sleep=sleep
+                    )
                     for execution_id in ids
                 ),
                 return_exceptions=True,

@@ -35,7 +35,7 @@ def die_after_commit(tracker, parent_id, event, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "carry_out", die)
         with pytest.raises(Killed):
-            tracker.fire(parent_id, event)
+            tracker.fire(parent_id, event, fence=tracker.get(parent_id).fence)
 
 
 def states(tracker, ids):

@@ -95,7 +95,7 @@ def test_a_known_execution_is_not_read_again(url, monkeypatch):
         one = begun(tracker)
         watched = Watched(tracker._registry.store, monkeypatch)
         for event in ("think", "call_model", "think", "progress"):
-            tracker.fire(one, event)
+            tracker.fire(one, event, fence=1)
         assert watched.loads == []
         commands = orders(tracker, (one, "finish"))
         tracker._registry.committer.commit_all(commands)
@@ -178,7 +178,7 @@ def test_users_are_told_apart_by_their_name(owner, stranger, url):
     """A user is whoever has the same name: neither the text's identity nor its order matters."""
     with fresh_tracker(url) as tracker:
         one = begun(tracker, user_id=owner)
-        tracker.for_user("".join(list(owner))).fire(one, "think")
+        tracker.for_user("".join(list(owner))).fire(one, "think", fence=1)
         for _ in range(2):
             with pytest.raises(UnknownExecution):
                 tracker.for_user(stranger).fire(one, "progress")

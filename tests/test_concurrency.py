@@ -73,7 +73,7 @@ def assert_one_end(tracker: Tracker, one: str, answers: list[tuple[str, str, str
 
 def end(tracker: Tracker, one: str, event: str) -> tuple[str, str, str]:
     try:
-        return event, "won", tracker.fire(one, event).target
+        return event, "won", tracker.fire(one, event, fence=tracker.get(one).fence).target
     except Refused as error:
         return event, error.reason if "an end is final" in str(error) else str(error), error.state
 
@@ -97,7 +97,7 @@ def test_of_many_tasks_ends_one_wins(either):
 
     async def finish(one: str, event: str) -> tuple[str, str, str]:
         try:
-            return event, "won", (await either.aio.fire(one, event)).target
+            return event, "won", (await either.aio.fire(one, event, fence=either.get(one).fence)).target
         except Refused as error:
             return event, error.reason, error.state
 
@@ -122,7 +122,7 @@ FIRING = """
             for one in ids:
                 for event in events:
                     try:
-                        answers.append((one, event, "won", tracker.fire(one, event).target))
+                        answers.append((one, event, "won", tracker.fire(one, event, fence=tracker.get(one).fence).target))
                     except Refused as error:
                         answers.append((one, event, error.reason, error.state))
             print(json.dumps(answers), flush=True)
@@ -172,7 +172,7 @@ def test_thirty_two_threads_over_many_executions(either):
         mine = [begun(either) for _ in range(4)]
         for one in mine:
             for event in ("think", "call_model", "think", "progress"):
-                either.fire(one, event)
+                either.fire(one, event, fence=either.get(one).fence)
             assert either.get(one).version == 5
         assert len(either.find(agent="a", limit=4)) == 4
         return mine

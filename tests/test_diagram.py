@@ -93,8 +93,8 @@ def test_category_rows_are_drawn_once():
     assert len(EXECUTION.arrows) == 192
     heads = re.findall(r'^  "[^"]+" -> "[^"]+"(?! \[arrow(?:head|tail)=none)', text, re.MULTILINE)
     assert len(heads) < 60
-    assert text.count(">time_out<") == 2  # the row from the categories, and the one from cancelling
-    assert text.count(">progress<") == 1
+    assert text.count(">time_out (system)<") == 2  # the row from the categories, and the one from cancelling
+    assert text.count(">progress [owned]<") == 1
 
 
 # --- bytes -------------------------------------------------------------------------------------------------------
@@ -243,14 +243,14 @@ def test_the_path_is_strong_and_the_rest_fades():
     calling = line_of(text, '"calling_model" [')
     assert "<b>calling_model</b>" in calling
     assert "2x, 2.8 s" in calling
-    assert "open_tool 1x" in calling
+    assert "open_tool [owned] 1x" in calling
     assert "penwidth=1.8" in calling
     assert ">1x</font>" in line_of(text, '"failed" [')  # an end: visited, but no time is spent there
     assert "#A7B0B9" in line_of(text, '"thinking" [')
     assert "fail [else] 1x" in text
     assert "6 steps in 4.0 s" in text
     mermaid = to_mermaid(EXECUTION, path=path)
-    assert 'state "calling_model<br/>2x, 2.8 s<br/>open_tool 1x" as s_calling_model' in mermaid
+    assert 'state "calling_model<br/>2x, 2.8 s<br/>open_tool [owned] 1x" as s_calling_model' in mermaid
     assert "s_thinking" in line_of(mermaid, "class s_queued").split()[1]
 
 

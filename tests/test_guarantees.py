@@ -49,7 +49,7 @@ def born() -> Step:
 
 def step(snapshot: Snapshot, event: str, **payload: Any) -> Step:
     fields, text = CODEC.encode(event, payload)
-    decided = decide(EXECUTION, snapshot, event, Facts(1001.0, fields, text))
+    decided = decide(EXECUTION, snapshot, event, Facts(1001.0, fields, text, snapshot.fence))
     assert isinstance(decided, Step)
     return decided
 
@@ -71,12 +71,8 @@ def test_exactly_one_claimer(two):
 def test_a_refusal_is_given_on_what_is_there_now(two):
     """An event that another tracker's step has made possible is done, not refused from memory."""
     ours, theirs = two
-    assert (
-        ours.fire(
-            claimed_behind(ours, theirs), "think", fence=ours.get(claimed_behind(ours, theirs)).fence
-        ).target
-        == "thinking"
-    )
+    one = claimed_behind(ours, theirs)
+    assert ours.fire(one, "think", fence=1).target == "thinking"
 
 
 @pytest.mark.parametrize("store", ["memory://", "sqlite"])
@@ -119,7 +115,7 @@ def test_an_end_is_final_for_a_rogue_script(url, tmp_path):
 def test_only_true_is_true(answer):
     """A guard holds for the answer True alone: text and numbers that count as true in Python do not."""
     running = step(born().after, "start").after._replace(attempt=0)
-    decided = decide(EXECUTION, running, "fail", Facts(1001.0, {"retryable": answer}))
+    decided = decide(EXECUTION, running, "fail", Facts(1001.0, {"retryable": answer}, fence=running.fence))
     assert not isinstance(decided, Refusal)
     assert decided.after.state == "failed"
 

@@ -64,6 +64,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         {"transitions": (GO, row("a", "stay", guard="yes", otherwise="no"))},
     ),
     ("reserved_event", "a --create--> b", {"transitions": (GO, row("a", "create", "b"))}),
+    (
+        "outcome_without_end",
+        "a",
+        {"states": (state("a", "running", outcome="success"), state("b", "terminal"))},
+    ),
     ("reserved_fact", "copy", {"facts": (Fact(name="copy"),)}),
     ("reserved_fact", "not", {"facts": (Fact(name="not"),)}),
     ("duplicate_state", "b", {"states": (A, B, B)}),

@@ -184,7 +184,7 @@ def test_a_file_that_may_only_be_read_says_so(written, monkeypatch):
         with fresh_tracker(f"sqlite:///{written}") as tracker:
             assert tracker.get("open").state == "starting"
             with pytest.raises(StoreUnavailable, match="permissions") as caught:
-                tracker.fire("open", "think")
+                tracker.fire("open", "think", fence=1)
             assert caught.value.committed is False
         assert contents_of(held) == before
 

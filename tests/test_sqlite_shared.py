@@ -135,9 +135,8 @@ def test_a_child_and_its_parent_keep_working_on_one_file(url, file):
             os.write(out, b"1")
             os.read(go_read, 1)  # the parent has closed by now
             for _ in range(50):
-                tracker.fire(
-                    theirs.id, "think" if tracker.get(theirs.id).state != "thinking" else "call_model"
-                )
+                event = "think" if tracker.get(theirs.id).state != "thinking" else "call_model"
+                tracker.fire(theirs.id, event, fence=1)
             os.write(out, b"2")
             tracker.close()
 

@@ -36,7 +36,7 @@ def tracker(store, clock):
 def begin(tracker, *events, **options):
     execution = tracker.create("a", user_id="u", thread_id="t", **options)
     for event in events:
-        tracker.fire(execution.id, event)
+        tracker.fire(execution.id, event, fence=tracker.get(execution.id).fence)
     return execution.id
 
 

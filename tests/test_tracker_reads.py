@@ -85,7 +85,7 @@ def test_time_is_booked_to_where_it_was_spent_and_stops_at_the_end(store, url):
             ("await_input", 32.0), ("receive_input", 0.25), ("process_results", 64.0), ("finish", 128.0),
         ):  # fmt: skip
             if event:
-                tracker.fire(one, event)
+                tracker.fire(one, event, fence=tracker.get(one).fence)
             clock.advance(seconds)
         spent = {
             "created": 1.0, "starting": 2.0, "thinking": 4.75, "calling_model": 24.0, "awaiting_input": 32.0,
@@ -125,7 +125,7 @@ def test_a_parents_end_reaches_its_children_and_theirs(event, state_, either):
     finish(either, done)
     many = [either.create("a", user_id="ada", thread_id="t", parent_id=parent).id for _ in range(105)]
     stranger = begun(either)
-    either.fire(parent, event)
+    either.fire(parent, event, fence=either.get(parent).fence)
     assert either.get(parent).state == state_
     assert either.get(child).state == "cancelling"
     assert either.get(grandchild).state == "cancelled"
@@ -149,7 +149,7 @@ def test_children_of_another_machine_are_called_off_too(url):
 def test_an_ended_parent_starts_no_children(event, either):
     """A parent that has ended, or was told to stop, cannot start children any more."""
     parent = begun(either)
-    either.fire(parent, event)
+    either.fire(parent, event, fence=either.get(parent).fence)
     with pytest.raises(Refused, match="cannot start children") as caught:
         either.create("a", user_id="ada", thread_id="t", parent_id=parent)
     assert caught.value.reason == "terminal"

@@ -95,7 +95,7 @@ def test_a_stream_shows_what_other_processes_commit(url):
             print("ready", flush=True)
             sys.stdin.readline()
             for event in ("start", "think", "cancel", "stopped"):
-                tracker.fire(sys.argv[2], event)
+                tracker.fire(sys.argv[2], event, fence=tracker.get(sys.argv[2]).fence)
     """
     with fresh_tracker(url) as tracker:
         one = tracker.create("a", user_id="u", thread_id="t").id

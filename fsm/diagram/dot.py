@@ -25,7 +25,7 @@ from fsm.diagram.palette import (
     Paint,
 )
 from fsm.diagram.path import Path, duration
-from fsm.diagram.plan import Box, Label, Plan, plan_of
+from fsm.diagram.plan import Box, Label, Plan, plan_of, says_who
 from fsm.machine import Category, Machine, State
 
 WRAP = 16
@@ -119,6 +119,8 @@ class _Drawing:
         if self.marks.follows:
             seconds = sum(visit.seconds for visit in self.marks.visits.values())
             about += f" - {sum(self.marks.taken.values())} steps in {duration(seconds)}"
+        elif says_who(self.machine):
+            about += " - a row with no (word) is its owner's"
         used = [category for category in Category if self.machine.of(category)]
         cells = "".join(
             f'<td width="10"></td><td width="12" height="12" fixedsize="true" border="1" '

@@ -28,6 +28,7 @@ class Label(NamedTuple):
         guard: Its guard, ``"else"`` where every source has tried a row of that event before it, or empty.
         note: All that the row declares, for the reader who points at it.
         arrows: The resolved arrows that the label stands for.
+        by: Who may fire it, where that is worth a word: in a machine that says so, unless it is the owner.
     """
 
     row: int
@@ -35,11 +36,13 @@ class Label(NamedTuple):
     guard: str
     note: str
     arrows: tuple[Triple, ...]
+    by: str = ""
 
     @property
     def text(self) -> str:
-        """The event with its guard in brackets."""
-        return f"{self.event} [{self.guard}]" if self.guard else self.event
+        """The event with its guard in brackets, and who may fire it."""
+        text = f"{self.event} [{self.guard}]" if self.guard else self.event
+        return f"{text} ({self.by})" if self.by else text
 
     def keep(self, arrows: Iterable[Triple]) -> Label:
         """Return the label for these of its arrows only."""
@@ -203,6 +206,7 @@ def _labels(machine: Machine) -> tuple[Label, ...]:
     arrows: dict[int, list[Arrow]] = {}
     for arrow in machine.arrows:
         arrows.setdefault(arrow.row, []).append(arrow)
+    told = says_who(machine)
     return tuple(
         Label(
             index,
@@ -210,9 +214,15 @@ def _labels(machine: Machine) -> tuple[Label, ...]:
             row.guard or ("else" if all(_is_second(machine, arrow) for arrow in arrows[index]) else ""),
             _note(row),
             tuple((arrow.source, arrow.event, arrow.target) for arrow in arrows[index]),
+            row.by if told and row.by != "owner" else "",
         )
         for index, row in enumerate(machine.transitions)
     )
+
+
+def says_who(machine: Machine) -> bool:
+    """Return whether a machine declares who may fire its rows."""
+    return any(row.by != "anyone" for row in machine.transitions)
 
 
 def _is_second(machine: Machine, arrow: Arrow) -> bool:
@@ -221,6 +231,8 @@ def _is_second(machine: Machine, arrow: Arrow) -> bool:
 
 def _note(row: Transition) -> str:
     parts = [f"{row.event} [{row.guard}]" if row.guard else row.event]
+    if row.by != "anyone":
+        parts.append(f"by the {row.by}")
     if row.assign:
         parts.append(f"notes {', '.join(row.assign)}")
     if row.effects:

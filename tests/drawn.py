@@ -49,15 +49,16 @@ def machines(draw):
             chosen.append("!s1")  # what stands before @running is left to come from
         source = " ".join(chosen)
         guard = draw(st.sampled_from([None, "f0", "not f1", "f0 and not f1"]))
+        by = draw(st.sampled_from(["anyone", "owner", "system"]))
         if guard is not None:
-            rows.append(row(source, f"event_{index}", draw(targets), guard))
+            rows.append(row(source, f"event_{index}", draw(targets), guard, by=by))
         rows.append(row(source, f"event_{index}", draw(targets)))
     return made(states, rows)
 
 
 def arrows_of(machine):
-    """Return every arrow of the table as (source, event, guard, target)."""
-    return {(arrow.source, arrow.event, arrow.guard, arrow.target) for arrow in machine.arrows}
+    """Return every arrow of the table as (source, event, guard and who may fire it, target)."""
+    return {(arrow.source, arrow.event, (arrow.guard, arrow.by), arrow.target) for arrow in machine.arrows}
 
 
 def from_mermaid(machine, text):
@@ -101,7 +102,7 @@ def _read(machine, nodes, lines, states, boxes):
     out = {
         (name, event, guard, name)
         for key, names in starts.items()
-        for event, guard in _rows(nodes[key].partition("<br/>")[2])
+        for event, guard in _rows(machine, nodes[key].partition("<br/>")[2])
         for name in names
     }
     before = {}
@@ -113,16 +114,17 @@ def _read(machine, nodes, lines, states, boxes):
 
     for tail, head in lines:
         if head in states:
-            for event, guard in _rows(nodes[tail]):
+            for event, guard in _rows(machine, nodes[tail]):
                 out |= {(name, event, guard, states[head]) for name in sources(tail)}
     return out
 
 
-def _rows(text):
+def _rows(machine, text):
     """Read the rows in the text of a node; a guard that has a line of its own is joined to its event."""
-    for line in re.sub(r"<br/>(\[|and )", r" \1", text).split("<br/>") if text else ():
-        event, _, guard = line.partition(" [")
-        yield event, "" if guard == "else]" else guard.removesuffix("]")
+    unsaid = "owner" if any(arrow.by != "anyone" for arrow in machine.arrows) else "anyone"
+    for line in re.sub(r"<br/>(\[|and |\()", r" \1", text).split("<br/>") if text else ():
+        event, guard, by = re.fullmatch(r"(\w+)(?: \[(.*)\])?(?: \((\w+)\))?", line).groups()
+        yield event, ("" if guard in {None, "else"} else guard, by or unsaid)
 
 
 def _stands_for(machine, title):

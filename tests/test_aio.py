@@ -61,7 +61,7 @@ def test_a_run_through_the_asyncio_face(either):
         with pytest.raises(Refused, match="not_allowed"):
             await aio.fire(made.id, "finish", fence=receipt.fence)
         with pytest.raises(BadPayload):
-            await aio.fire(made.id, "think", fence=aio.get(made.id).fence, nonsense=1)
+            await aio.fire(made.id, "think", fence=receipt.fence, nonsense=1)
         with pytest.raises(BadPayload):
             await aio.create("a", thread_id="t")
         narrow = aio.for_user("bob")

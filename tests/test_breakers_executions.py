@@ -118,11 +118,11 @@ def test_the_fallback(tracker, clock):
     """An execution behind an open breaker may think of something else and call another model."""
     open_it(tracker)
     execution_id = started(tracker)
-    with pytest.raises(BreakerOpen), tracker.breakers.model_call(tracker, execution_id, KEY):
+    with pytest.raises(BreakerOpen), tracker.breakers.model_call(tracker, execution_id, KEY, fence=1):
         pytest.fail("it was called")
     tracker.fire(execution_id, "think", fence=tracker.get(execution_id).fence)
     assert tracker.get(execution_id).breaker is None
-    with tracker.breakers.model_call(tracker, execution_id, "anthropic:opus", name="opus"):
+    with tracker.breakers.model_call(tracker, execution_id, "anthropic:opus", name="opus", fence=1):
         assert tracker.get(execution_id).state == "calling_model"
     assert tracker.history(execution_id)[-1].payload == {"name": "opus", "breaker": "anthropic:opus"}
 

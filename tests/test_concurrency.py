@@ -122,7 +122,8 @@ FIRING = """
             for one in ids:
                 for event in events:
                     try:
-                        answers.append((one, event, "won", tracker.fire(one, event, fence=tracker.get(one).fence).target))
+                        receipt = tracker.fire(one, event, fence=tracker.get(one).fence)
+                        answers.append((one, event, "won", receipt.target))
                     except Refused as error:
                         answers.append((one, event, error.reason, error.state))
             print(json.dumps(answers), flush=True)
@@ -461,7 +462,7 @@ def test_a_conflict_decides_anew_on_what_is_there(url):
 def batch(tracker: Tracker, *wanted: tuple[str, str]) -> list[object]:
     """Carry several events out in one batch, and return what each came to."""
     registry = tracker._registry
-    commands = [registry.event(one, event, {}, fence=None, key=None, user_id=None) for one, event in wanted]
+    commands = [registry.event(one, event, {}, fence=1, key=None, user_id=None) for one, event in wanted]
     registry.committer.commit_all(commands)
     return [command.outcome or command.error for command in commands]
 

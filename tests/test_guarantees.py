@@ -49,7 +49,9 @@ def born() -> Step:
 
 def step(snapshot: Snapshot, event: str, **payload: Any) -> Step:
     fields, text = CODEC.encode(event, payload)
-    decided = decide(EXECUTION, snapshot, event, Facts(1001.0, fields, text, snapshot.fence))
+    decided = decide(
+        EXECUTION, snapshot, event, Facts(1001.0, fields, text, snapshot.fence, None, "worker_1")
+    )
     assert isinstance(decided, Step)
     return decided
 

@@ -50,8 +50,8 @@ MUTANTS = (
         "a claim does not raise the fence",
         "a zombie cannot write",
         "decide.py",
-        "attempt=snapshot.attempt + 1,\n        fence=snapshot.fence + 1,",
-        "attempt=snapshot.attempt + 1,\n        fence=snapshot.fence,",
+        "attempt=snapshot.attempt if snapshot.suspended else snapshot.attempt + 1,\n        fence=snapshot.fence + 1,",
+        "attempt=snapshot.attempt if snapshot.suspended else snapshot.attempt + 1,\n        fence=snapshot.fence,",
     ),
     Mutant(
         "a release does not raise the fence",
@@ -134,7 +134,7 @@ MUTANTS = (
         "committer.py",
         "if isinstance(decided, Refusal):\n            command.outcome = decided",
         "if isinstance(decided, Refusal):\n"
-        '            sign = decide(machine, snapshot, "progress", Facts(command.at, {}))\n'
+        '            sign = decide(machine, snapshot, "progress", Facts(command.at, {}, fence=snapshot.fence))\n'
         "            if isinstance(sign, Step):\n"
         "                self._store.append([sign])\n"
         "            command.outcome = decided",

@@ -257,7 +257,7 @@ decide = decide_module.decide
 
 def no_fence_check(monkeypatch):
     monkeypatch.setattr(
-        committer_module, "decide", lambda m, s, e, facts: decide(m, s, e, facts._replace(fence=None))
+        committer_module, "decide", lambda m, s, e, facts: decide(m, s, e, facts._replace(fence=s.fence))
     )
 
 

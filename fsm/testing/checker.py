@@ -215,6 +215,8 @@ class Checker:
         elif model.called_off and row.target in model.terminal and row.target != "cancelled":
             raise Broken("a cancel ends cancelled", f"it was called off before: {row}")
         model.rows.append(row)
+        if row.fence > model.fence:
+            model.suspended = row.owner is None and row.source == row.target
         model.state, model.attempt, model.fence, model.owner = row.target, row.attempt, row.fence, row.owner
         if row.target in model.terminal:
             self._open.pop(row.execution_id, None)
@@ -243,7 +245,8 @@ class Checker:
             or not model.attempt <= row.attempt <= model.attempt + 1
         ):
             raise Broken("exactly one claimer", f"attempt {model.attempt}, fence {model.fence} became {row}")
-        claims = row.attempt > model.attempt
+        resumes = model.suspended and row.owner is not None and row.fence > model.fence
+        claims = row.attempt > model.attempt or resumes
         if claims and (row.fence == model.fence or row.owner is None):
             raise Broken("exactly one claimer", f"claimed without a new fence, or by nobody: {row}")
         if row.owner != model.owner and (row.fence == model.fence or (row.owner is not None and not claims)):

@@ -63,7 +63,7 @@ class Model:
 
     __slots__ = (
         "attempt", "called_off", "fence", "gone", "holder", "keys", "last", "legal", "machine", "owner", "rows",
-        "state", "terminal",
+        "state", "suspended", "terminal",
     )  # fmt: skip
 
     def __init__(self, machine: Machine, legal: frozenset[tuple[str | None, str, str]]) -> None:
@@ -77,6 +77,9 @@ class Model:
         self.fence = 0
         self.owner: str | None = None
         self.called_off = False
+        self.suspended = (
+            False  # its owner was lost while it waited for a person: the next claim is the same attempt
+        )
         self.gone = False  # it was pruned
         self.last: Step | None = None
         self.holder: str | None = None  # the owner as the commits tell, while it is open

@@ -117,8 +117,9 @@ async def by_hand(tracker: Tracker, engine: Engine) -> Callable[[int], Coroutine
 
     async def one(number: int) -> None:
         made = tracker.create("bench", user_id=f"user {number % 10}", thread_id="t")
+        fence = 0
         for row in rows:
-            tracker.fire(made.id, row.event, **row.payload)
+            fence = tracker.fire(made.id, row.event, fence=fence, **row.payload).fence
 
     return one
 

@@ -62,8 +62,8 @@ def versus(
 
 def begun(tracker: Tracker, number: int = 0) -> str:
     execution_id = tracker.create("bench", user_id=f"user {number % 100}", thread_id=f"thread {number}").id
-    tracker.fire(execution_id, "start")
-    tracker.fire(execution_id, "think")
+    fence = tracker.fire(execution_id, "start").fence
+    tracker.fire(execution_id, "think", fence=fence)
     return execution_id
 
 
@@ -91,8 +91,8 @@ def memory(rounds: int) -> list[Row]:
 
         def fire(count: int) -> None:
             for _ in range(count // 2):
-                tracker.fire(execution_id, "call_model")
-                tracker.fire(execution_id, "think")
+                tracker.fire(execution_id, "call_model", fence=1)
+                tracker.fire(execution_id, "think", fence=1)
 
         ours, theirs = versus(fire, trigger, 20_000, rounds)
     return [
@@ -206,8 +206,8 @@ def sqlite(rounds: int, threads: int = 32) -> list[Row]:
 
             def fire(number: int, count: int) -> None:
                 for _ in range(count // 2):
-                    tracker.fire(ids[number], "call_model")
-                    tracker.fire(ids[number], "think")
+                    tracker.fire(ids[number], "call_model", fence=1)
+                    tracker.fire(ids[number], "think", fence=1)
 
             ours, theirs = versus(lambda count: fire(0, count), raw.one_by_one, 600, rounds)
             share = ours / theirs

@@ -96,11 +96,11 @@ class Reading:
         assert seen == sorted(set(seen))
         assert len(seen) == len(store.find(Query()))
 
-    def test_an_id_from_the_past_is_found_in_its_place(self, store: Store) -> None:
-        """An execution whose id sorts before others is found in the order of the ids all the same."""
+    def test_an_id_from_the_past_is_found_where_it_was_committed(self, store: Store) -> None:
+        """An execution whose id sorts before others comes after them if it was committed later."""
         steps = [birth() for _ in range(5)]
         committed(store, *reversed(steps))
-        ordered = [begin.after for begin in steps]
+        ordered = [begin.after for begin in reversed(steps)]
         assert store.find(Query()) == ordered
         assert store.find(Query(user_id="ada", agent="agent")) == ordered
         assert store.find(Query(frozenset({"created"}))) == ordered

@@ -320,7 +320,7 @@ def view(snapshot: Snapshot, machine: Machine) -> Execution:
         open_tools=tuple(name for name, _ in snapshot.tools),
         model_attempt=snapshot.model_attempt,
         breaker=snapshot.breaker,
-        timeouts=_effective(machine.timeouts, identity.timeouts_json),
+        timeouts=_effective(machine, identity.timeouts_json),
         metadata=json.loads(identity.metadata_json) if identity.metadata_json else {},
         outcome=(end.get("outcome") or end.get("kind") or snapshot.state) if ended else None,
         result=end.get("result"),
@@ -329,10 +329,10 @@ def view(snapshot: Snapshot, machine: Machine) -> Execution:
 
 
 @lru_cache(maxsize=1024)
-def _effective(base: Timeouts, brought_json: str | None) -> Timeouts:
+def _effective(machine: Machine, brought_json: str | None) -> Timeouts:
     """Return the limits that apply to an execution; they are frozen, so that all who look share them."""
     brought = Timeouts.model_validate_json(brought_json) if brought_json else Timeouts()
-    return brought.effective(base)
+    return brought.effective(machine.timeouts)
 
 
 def durations(receipts: Iterable[Receipt], terminal: frozenset[str], now: float) -> dict[str, float]:

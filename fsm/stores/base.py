@@ -241,8 +241,12 @@ class Store(Protocol):
     def timeline(self, era: str) -> Known:
         """Return what is known of the steady timeline, and of one era of it.
 
-        The mark is the higher one of what `timeline_mark` was told and of the last commit; the floor covers renewed
-        leases besides. Both are only needed, and may be left out, while the era is unknown.
+        The mark is what `timeline_mark` was told or, if that is later, what the last commit tells; the floor covers
+        renewed leases besides. Both are only needed, and may be left out, while the era is unknown.
+
+        Args:
+            era: The era; empty for a process that is an era of its own. Such eras are not kept, and only a mark that
+                holds the monotonic clock's reading is of use to them.
         """
         ...
 

@@ -289,7 +289,7 @@ class SqliteStore(Upkeep, SqliteBreakers):
         states = None if query.states is None else sorted(query.states)
         if states is not None and not states:
             return []
-        if states is not None and len(where) > (query.after is not None):
+        if states is not None and (len(states) == 1 or len(where) > (query.after is not None)):
             where.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
             states = None

@@ -76,8 +76,9 @@ class Upkeep:
             return Known(Era(*rows[0]), None, None)
         marks = [Mark(*row) for row in self._rows("SELECT steady_at, wall_at, monotonic_s FROM mark")]
         marks += [Mark(*row) for row in self._rows(_LAST)]
-        mark = max(marks, default=None)
-        instants = [mark.steady_at] if mark is not None else []
+        # A process that is an era of its own needs the monotonic clock's reading, which commits do not tell.
+        mark = max(marks[:1] if not era else marks, key=lambda one: one.steady_at, default=None)
+        instants = [one.steady_at for one in marks]
         instants += [row[0] for row in self._rows("SELECT renewed_at FROM workers")]
         return Known(None, mark, max(instants, default=None))
 

@@ -15,7 +15,7 @@ from fsm.clock import ManualClock
 from fsm.errors import LeaseLost
 from fsm.stores import WorkerRow, open_store
 from fsm.stores.base import SPARED_MAX
-from fsm.stores.sqlite import upkeep
+from fsm.stores.sqlite import connect, upkeep
 from fsm.sweeper import STOPPED_S, Sweeper
 from fsm.testing import fresh_tracker
 
@@ -75,10 +75,13 @@ def test_a_sweeper_that_waited_for_the_lock_itself_takes_nothing_away(url, file,
     monkeypatch.setattr(upkeep, "STALL_S", 0.05)
     with closing(open_store(url)) as store:
         store.worker_add(WorkerRow("worker_1", "one", 10.0, 0.0, 100.0, lost=False))
-        held, lost = Held(file), []
+        held, lost, waiting = Held(file), [], threading.Event()
+        drawn = connect.random.uniform
+        monkeypatch.setattr(connect.random, "uniform", lambda *span: waiting.set() or drawn(*span))
         thread = threading.Thread(target=lambda: lost.append(store.lose(150.0)))
         thread.start()
-        time.sleep(0.3)  # the other program's work: what is waited for is the lock
+        assert waiting.wait(60)
+        time.sleep(0.1)  # more than STALL_S since it began to wait
         held.release()
         thread.join(60)
         assert lost == [[]]

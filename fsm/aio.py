@@ -46,6 +46,7 @@ class AsyncTracker:
         retry_of: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         machine: Machine | str | None = None,
+        key: str | None = None,
     ) -> Execution:
         """Register an execution; see `Tracker.create`."""
         command = await self._read(
@@ -59,6 +60,7 @@ class AsyncTracker:
             retry_of=retry_of,
             metadata=metadata,
             machine=machine,
+            key=key,
         )
         await self._registry.committer.commit_async(command)
         return self._registry.created(command)

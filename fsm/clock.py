@@ -1,16 +1,27 @@
 """Time comes in from outside: the wall clock for records, the monotonic clock for waits.
 
-The two are never mixed. A wall clock may jump by an hour; nothing that waits looks at it.
+The two are never mixed. A wall clock may jump by an hour; nothing that waits looks at it. `fsm.timeline` makes of the
+monotonic clock the timeline on which deadlines lie, and says what a boot, a suspended machine and a wrong wall clock do
+to it.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from functools import cache
 from pathlib import Path
 from typing import Protocol
+
+from fsm.forks import at_fork
+
+ALONE = "process-"
+"""How the name of an era begins that is one process: its monotonic clock is compared with no other's."""
+APART = "virtual-"
+"""How the name of an era begins whose time has nothing to do with that of others: its wall clock is all there is."""
+_FIRST_TIME_NAMESPACE = 0xEFFFFFFA  # PROC_TIME_INIT_INO of the Linux kernel
 
 
 class Clock(Protocol):
@@ -25,7 +36,10 @@ class Clock(Protocol):
         ...
 
     def era(self) -> str:
-        """Return a name for the origin of `monotonic`: two clocks of one era can be compared with each other."""
+        """Return a name for the origin of `monotonic`: two clocks of one era can be compared with each other.
+
+        A name that begins with `ALONE` or `APART` is that of one process, whoever else may have it.
+        """
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -45,12 +59,12 @@ class SystemClock:
         return time.time()
 
     def monotonic(self) -> float:
-        """Return the system's monotonic time in seconds."""
-        return time.monotonic()
+        """Return the system's monotonic time in seconds; the shift of a time namespace is taken out of it."""
+        return time.monotonic() - _time_namespace()[0]
 
     def era(self) -> str:
         """Return the boot's id: the monotonic clock counts from the boot, for all processes alike."""
-        return _boot_id()
+        return _boot_id() + _time_namespace()[1]
 
     def sleep(self, seconds: float) -> None:
         """Sleep for real, for `seconds`."""
@@ -62,8 +76,32 @@ def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
-        # No such file on this system. The process's own id is safe: its instants are compared with its own only.
-        return f"process-{os.getpid()}"
+        # No such file on this system. A process id alone is given out again: the random part makes it this process.
+        return f"{ALONE}{os.getpid()}-{secrets.token_hex(8)}"
+
+
+@cache
+def _time_namespace() -> tuple[float, str]:
+    """Return by how many seconds a Linux time namespace shifts the monotonic clock, and what to add to the era.
+
+    The kernel tells the shift of the namespace that children are put into. Nearly always that is the process's own;
+    otherwise its own is the first one, which is not shifted, or one of which nothing is known: an era of its own.
+    """
+    try:
+        own = Path("/proc/self/ns/time").stat().st_ino
+        children = Path("/proc/self/ns/time_for_children").stat().st_ino
+        shifts = Path("/proc/self/timens_offsets").read_text(encoding="ascii")
+        if own == children:
+            [(seconds, nanoseconds)] = [
+                fields[1:] for line in shifts.splitlines() if (fields := line.split())[0] == "monotonic"
+            ]
+            return int(seconds) + int(nanoseconds) / 1e9, ""
+    except (OSError, ValueError, IndexError):
+        return 0.0, ""
+    return 0.0, "" if own == _FIRST_TIME_NAMESPACE else f"+time-{own}"
+
+
+at_fork(_time_namespace.cache_clear)  # a child may be born into another namespace
 
 
 class ManualClock:

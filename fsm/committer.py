@@ -9,6 +9,7 @@ upon which the step is decided anew on what is there now.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -17,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fsm.command import Command, tell
-from fsm.decide import Facts, decide, refuse
-from fsm.errors import FsmError, LeaseLost, Refusal, Refused, StoreUnavailable, UnknownExecution
+from fsm.decide import UNDERCUT, Facts, decide, refuse
+from fsm.errors import FsmError, KeyTaken, LeaseLost, Refusal, Refused, StoreUnavailable, UnknownExecution
 from fsm.forks import anew_after_fork
 from fsm.laws import Law
 from fsm.machine import CREATE, Machine
@@ -288,6 +289,7 @@ class Committer:
             due_at = step.after.due_at
             if due_at is not None and due_at < self.wake_at:
                 self.on_earlier(due_at)
+            _warn(step)
             if not self._instant:
                 self._remember(step.after)
             if self.watchers and (watch := self.watchers.get(command.execution_id)) is not None:
@@ -383,9 +385,19 @@ def _closed() -> StoreUnavailable:
     return StoreUnavailable("the tracker is closed: configure() a new one")
 
 
+def _warn(step: Step) -> None:
+    """Say that a question was asked whose execution ends before it expires."""
+    after = step.after
+    if after.limit_s is not None and after.due_kind == "total" and step.source != after.state:
+        payload = json.loads(step.payload_json) if step.payload_json else {}
+        logger.warning("%s: %s", after.identity.id, payload.get(UNDERCUT))
+
+
 def _barred(outcome: Barred) -> FsmError:
     if outcome.why == "lease":
         return LeaseLost(outcome.who)
+    if outcome.why == "key":
+        return KeyTaken(outcome.who)
     detail = "the parent has ended or is about to: it cannot start children any more"
     return Refused(Refusal(outcome.who, "ended", CREATE, "terminal", (), 0, detail))
 

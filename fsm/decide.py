@@ -6,6 +6,7 @@ committed, as data) or a `Refusal` (why nothing is), and changes nothing (after 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from fsm.machine import CREATE, Arrow, Machine
 from fsm.records import Identity, Snapshot, Step
 from fsm.timeouts import Limits
 
+UNDERCUT = "undercut"
+"""The key under which the journal says of a question that it cannot be answered as long as its expiry promises."""
 MAX_OPEN_TOOLS = 1000
 """More tool calls than this cannot be open at once; the next one is refused with the reason ``limit``."""
 
@@ -207,6 +210,7 @@ def deadline(
     now: float,
     not_before: float | None = None,
     limit_s: float | None = None,
+    paused_s: float = 0.0,
 ) -> tuple[float | None, str | None]:
     """Return the nearest deadline of an open execution, and its kind. All instants are of the steady timeline.
 
@@ -218,6 +222,8 @@ def deadline(
         now: When it last did something, which is now; `idle` counts from here.
         not_before: A wait that was ordered; it does not count against the state's limit.
         limit_s: A limit of its own for this stay, in seconds.
+        paused_s: The time spent waiting for a person before this stay, in seconds; `total` does not count it, unless
+            the execution brought that limit itself.
 
     Returns:
         The instant and the kind, or ``(None, None)`` if nothing limits it.
@@ -232,8 +238,12 @@ def deadline(
         due_at = begins_at + (seconds if limit_s is None else limit_s)
     elif limit_s is not None:
         due_at, kind = since_at + limit_s, "input"
-    if limits.total_s is not None and (due_at is None or born_at + limits.total_s < due_at):
-        due_at, kind = born_at + limits.total_s, "total"
+    if limits.total_s is not None and (
+        limits.total_given or due_at is None or state not in limits.input_states
+    ):
+        total_at = born_at + limits.total_s + (0.0 if limits.total_given else paused_s)
+        if due_at is None or total_at < due_at:
+            due_at, kind = total_at, "total"
     if (
         limits.idle_s is not None
         and state in limits.idle_states
@@ -316,17 +326,30 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
         breaker = change.get("breaker", breaker)
         limit_s = change.get("limit_s", limit_s)
         suspended = change.get("suspended", suspended)
+    limits = machine.limits_for(identity.timeouts_json)
+    paused_s = snapshot.paused_s
+    if not arrow.internal and snapshot.state in limits.input_states:
+        paused_s += max(0.0, now - snapshot.since_at)
+    payload_json = facts.payload_json
     if state in machine.terminal:
-        due_at, kind, tools, end_json = None, None, (), facts.payload_json
+        due_at, kind, tools, end_json = None, None, (), payload_json
     else:
         end_json = None
-        limits = machine.limits_for(identity.timeouts_json)
-        due_at, kind = deadline(limits, state, identity.born_at, since_at, now, not_before, limit_s)
+        due_at, kind = deadline(limits, state, identity.born_at, since_at, now, not_before, limit_s, paused_s)
+        if kind == "total" and due_at is not None and limit_s is not None and not arrow.internal:
+            payload_json = _undercut(payload_json, due_at - now, limit_s)
     after = Snapshot(
         identity, state, snapshot.version + 1, entered_at, at, due_at, kind, attempt, owner, fence, tools,
-        model_attempt, not_before, breaker, limit_s, end_json, since_at, suspended,
+        model_attempt, not_before, breaker, limit_s, end_json, since_at, paused_s, suspended,
     )  # fmt: skip
-    return Step(after, snapshot.state, arrow.event, facts.key, facts.payload_json, arrow.effects, snapshot)
+    return Step(after, snapshot.state, arrow.event, facts.key, payload_json, arrow.effects, snapshot)
+
+
+def _undercut(payload_json: str | None, left_s: float, expires_s: float) -> str:
+    """Return the payload of a question with a note that the execution ends before the question expires."""
+    payload: dict[str, Any] = json.loads(payload_json) if payload_json else {}
+    payload[UNDERCUT] = f"its total_s ends in {left_s:g} s, before the question expires after {expires_s:g} s"
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
 
 
 def _not_by(snapshot: Snapshot, arrow: Arrow, facts: Facts) -> str | None:

@@ -164,6 +164,14 @@ class LeaseLost(FsmError):
         )
 
 
+class KeyTaken(FsmError):
+    """A creation's key has created an execution before: the registry returns that one, or says what is different."""
+
+    def __init__(self, execution_id: str) -> None:
+        self.execution_id = execution_id
+        super().__init__(f"the key has created {execution_id} already: take a new key for another execution")
+
+
 class ConfigurationError(FsmError):
     """The registry was configured twice, too late, with bad options, or built by hand."""
 

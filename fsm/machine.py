@@ -393,7 +393,14 @@ class Machine(_Declaration):
                 seconds = merged.by_kind.get(state.deadline)
             bounded = seconds is not None and state.category != Category.TERMINAL
             by_state[state.name] = (state.deadline or "phase", seconds) if bounded and seconds else None
-        return Limits(by_state, merged.total_s, merged.idle_s, self.of("running"))
+        return Limits(
+            by_state,
+            merged.total_s,
+            merged.idle_s,
+            self.of("running"),
+            frozenset(state.name for state in self.states if state.deadline == "input"),
+            total_given=timeouts is not None and timeouts.total_s is not None,
+        )
 
     def limits_for(self, timeouts_json: str | None) -> Limits:
         """Return the resolved limits of an execution; the same text gives the same object.

@@ -46,7 +46,7 @@ class Identity(NamedTuple):
     """What an execution is born with and keeps for ever.
 
     `created_at` is for people, on the wall clock. `born_at` is the same instant on the registry's steady timeline,
-    on which deadlines are laid (see `Registry.now`).
+    on which deadlines are laid (see `Registry.now`). `key` makes its creation safe to repeat.
     """
 
     id: str
@@ -64,6 +64,7 @@ class Identity(NamedTuple):
     born_at: float = 0.0
     backoff_s: float = 1.0
     backoff_cap_s: float = 60.0
+    key: str | None = None
 
 
 class Snapshot(NamedTuple):
@@ -87,6 +88,7 @@ class Snapshot(NamedTuple):
         limit_s: A limit of its own for the stay in the current state, in seconds.
         end_json: The payload of the event that ended it.
         since_at: Since when it is in its state, on the steady timeline.
+        paused_s: The time that it spent waiting for a person and has left behind, in seconds.
         suspended: Whether its worker was lost while it waited for a person: the next claim goes on with this attempt.
     """
 
@@ -107,6 +109,7 @@ class Snapshot(NamedTuple):
     limit_s: float | None
     end_json: str | None
     since_at: float = 0.0
+    paused_s: float = 0.0
     suspended: bool = False
 
 
@@ -235,7 +238,8 @@ class Execution(BaseModel):
         open_tools: The names of the tools that are open, oldest first.
         model_attempt: Which try of the current model call this is.
         breaker: The key of the breaker that it waits behind.
-        timeouts: The limits that it brought.
+        timeouts: The limits that apply; ``timeouts.model_fields_set`` names those that it brought, the others are the
+            machine's.
         metadata: What its creator noted; a copy of its own.
         ended_as: What kind of end it came to, as its machine declares: success, error, timeout, cancelled or lost;
             ``None`` while it is open.
@@ -328,13 +332,20 @@ def view(snapshot: Snapshot, machine: Machine) -> Execution:
         open_tools=tuple(name for name, _ in snapshot.tools),
         model_attempt=snapshot.model_attempt,
         breaker=snapshot.breaker,
-        timeouts=Timeouts.model_validate_json(identity.timeouts_json) if identity.timeouts_json else None,
+        timeouts=_effective(machine, identity.timeouts_json),
         metadata=json.loads(identity.metadata_json) if identity.metadata_json else {},
         ended_as=machine.outcomes.get(snapshot.state),
         outcome=(end.get("outcome") or end.get("kind") or snapshot.state) if ended else None,
         result=end.get("result"),
         error=end.get("error"),
     )
+
+
+@lru_cache(maxsize=1024)
+def _effective(machine: Machine, brought_json: str | None) -> Timeouts:
+    """Return the limits that apply to an execution; they are frozen, so that all who look share them."""
+    brought = Timeouts.model_validate_json(brought_json) if brought_json else Timeouts()
+    return brought.effective(machine.timeouts)
 
 
 def durations(receipts: Iterable[Receipt], terminal: frozenset[str], now: float) -> dict[str, float]:

@@ -23,6 +23,7 @@ from fsm.errors import (
     BadPayload,
     ConfigurationError,
     FsmError,
+    KeyTaken,
     LeaseLost,
     Refusal,
     Refused,
@@ -33,6 +34,7 @@ from fsm.forks import anew_after_fork
 from fsm.laws import LawBook
 from fsm.machine import CREATE, Category, Machine
 from fsm.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
+from fsm.steady import SteadyClock
 from fsm.stores.base import Order, Query, Store
 from fsm.supervised import Health
 from fsm.timeouts import Timeouts
@@ -76,7 +78,7 @@ class Registry(LawBook):
         self.closing: list[Callable[[], None]] = []
         self.listeners: dict[Callable[[], None], None] = {}  # a set that keeps its order, so that runs replay
         self.rng = random.Random()  # noqa: S311 - jitter, not a secret
-        self._offset_s = store.timeline(clock.era(), clock.wall() - clock.monotonic())
+        self.steady = SteadyClock(store, clock)
         self.committer = Committer(store, self.law_of)
         for machine in machines:
             self.add(machine)
@@ -85,9 +87,10 @@ class Registry(LawBook):
         """Return the instant on the steady timeline, in seconds since the epoch, near enough.
 
         Deadlines and leases live here. It is the monotonic clock, shifted by an offset that the first process of a
-        boot wrote into the store: the same for all processes, and a wall clock that jumps does not move it.
+        boot wrote into the store: the same for all processes, and a wall clock that jumps does not move it. See
+        `fsm.timeline` for what a boot does.
         """
-        return self.clock.monotonic() + self._offset_s
+        return self.steady.now()
 
     # --- commands ---------------------------------------------------------------------------------------------
 
@@ -118,6 +121,7 @@ class Registry(LawBook):
         retry_of: str | None,
         metadata: Mapping[str, Any] | None,
         machine: Machine | str | None,
+        key: str | None = None,
     ) -> Command:
         """Return the command that creates an execution; see `Tracker.create` for the arguments."""
         chosen = self.machine_for(machine)
@@ -126,9 +130,10 @@ class Registry(LawBook):
             check_limits(chosen, limits)
         tries = model(Retry, retry, "retry") or Retry()
         user_id = text("user_id", user_id)
-        if parent_id is not None:
+        repeated = key is not None and self.store.born(user_id, text("key", key)) is not None
+        if parent_id is not None and not repeated:  # what it leaned on then may have ended since
             self._parent(parent_id, user_id)
-        if retry_of is not None:
+        if retry_of is not None and not repeated:
             self.load(retry_of, user_id)
         at = self.clock.wall()
         identity = Identity(
@@ -147,6 +152,7 @@ class Registry(LawBook):
             self.now(),
             tries.backoff_s,
             tries.backoff_cap_s,
+            key,
         )
         return Command(identity.id, CREATE, at=at, born=create(chosen, identity))
 
@@ -298,12 +304,30 @@ class Registry(LawBook):
         assert command.born is not None  # noqa: S101 - only births come here
         try:
             self.receipt(command)
+        except KeyTaken as taken:
+            return self._repeated(command.born.after.identity, taken.execution_id)
         except Refused:
             parent_id = command.born.after.identity.parent_id
             if parent_id is not None:
                 self._parent(parent_id, None)  # says how it ended
             raise
         return self.show(command.born.after)
+
+    def _repeated(self, identity: Identity, first_id: str) -> Execution:
+        """Return what an earlier creation with the same key made, if it was the same creation."""
+        first = self.load(first_id, identity.user_id)
+        made = first.identity._replace(
+            id=identity.id, created_at=identity.created_at, born_at=identity.born_at
+        )
+        if made == identity:
+            return self.show(first)
+        different = ", ".join(
+            name.removesuffix("_json")
+            for name, one, other in zip(Identity._fields, made, identity, strict=True)
+            if one != other
+        )
+        detail = f"the key {identity.key!r} created it with another {different}: take a new key"
+        raise Refused(Refusal(first_id, first.state, CREATE, "duplicate", (), first.version, detail))
 
     def carry_out(self, command: Command) -> None:
         """Carry out the effects of a committed command. They are orders: a failure is logged, never lost silently.

@@ -18,7 +18,8 @@ class Retention(BaseModel):
     """Which ended executions to keep; both limits hold. Open executions are never touched.
 
     Attributes:
-        max_age_s: Delete what ended longer ago, in seconds.
+        max_age_s: Delete what ended longer ago, in seconds on the steady timeline: a wall clock that jumps deletes
+            nothing. 0 deletes everything that has ended.
         max_count: Keep so many ended executions at most; the oldest ends go first.
     """
 
@@ -33,6 +34,10 @@ def prune(
 ) -> int:
     """Delete ended executions with their journals.
 
+    Any number of processes may prune at the same time: what the policy keeps is counted again where it is deleted.
+    Nothing is deleted that was not archived. Where several prune, one that was archived may be kept for now, and is
+    then archived again.
+
     Args:
         registry: The registry.
         policy: Which ones.
@@ -44,12 +49,12 @@ def prune(
     """
     done = 0
     if policy.max_age_s is not None:
-        before_at = registry.clock.wall() - policy.max_age_s
-        while (gone := _batch(registry, before_at, BATCH, archive)) > 0:
+        before_at = registry.now() - policy.max_age_s if policy.max_age_s > 0 else float("inf")
+        while (gone := _batch(registry, before_at, BATCH, archive, 0)) > 0:
             done += gone
     if policy.max_count is not None:
         while (excess := registry.store.ended_count() - policy.max_count) > 0:
-            gone = _batch(registry, float("inf"), min(excess, BATCH), archive)
+            gone = _batch(registry, float("inf"), min(excess, BATCH), archive, policy.max_count)
             if not gone:
                 break
             done += gone
@@ -57,7 +62,11 @@ def prune(
 
 
 def _batch(
-    registry: Registry, before_at: float, limit: int, archive: Callable[[dict[str, Any]], None] | None
+    registry: Registry,
+    before_at: float,
+    limit: int,
+    archive: Callable[[dict[str, Any]], None] | None,
+    keep: int,
 ) -> int:
     ids = registry.store.ended(before_at, limit)
     if archive is not None:
@@ -66,7 +75,7 @@ def _batch(
             if snapshot is not None:
                 history = [receipt.as_dict() for receipt in registry.store.history(execution_id)]
                 archive({"execution": registry.show(snapshot).model_dump(mode="json"), "history": history})
-    return registry.store.forget(ids) if ids else 0
+    return registry.store.forget(ids, keep) if ids else 0
 
 
 def archive_to(stream: TextIO) -> Callable[[dict[str, Any]], None]:

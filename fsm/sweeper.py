@@ -23,6 +23,9 @@ BATCH = 500
 MAX_BATCHES = 2_000
 """So many batches at most in one sweep; what is left is found by the next."""
 
+STOPPED_S = 1.0
+"""A sweeper that wakes up later than this, in seconds, was stopped, perhaps with the whole machine: the workers whose
+lease ran out get another term (see `fsm.stores.base.Store.lose`)."""
 REMEMBER_S = 3_600.0
 """A lost worker that owns nothing any more is listed for so long, in seconds, for people to see. That it may never
 claim again is remembered beyond (`fsm.stores.base.DEPARTED`)."""
@@ -70,6 +73,7 @@ class Sweeper:
         self._registry = registry
         self._every_s = float(every_s)
         self._retention = retention
+        self._wakes_at: float | None = None
         self._wake = threading.Event()
         self._stopped = False
         self._thread: threading.Thread | None = None
@@ -83,6 +87,7 @@ class Sweeper:
         Raises:
             StoreUnavailable: The store did not answer; the next sweep goes on where this one ended.
         """
+        self._registry.steady.keep()
         timed_out = self._deadlines()
         lapsed, lost = self._leases()
         orphans = self._orphans()
@@ -110,7 +115,8 @@ class Sweeper:
         now = self._registry.now()
         rows = {row.id: row for row in store.workers()}
         lapsed = found = 0
-        for worker_id in store.lose(now):
+        stopped = self._wakes_at is not None and now > self._wakes_at + STOPPED_S
+        for worker_id in store.lose(now, spare=stopped):
             taken = lapse(self._registry, worker_id)
             lapsed += taken
             row = rows.get(worker_id)
@@ -124,7 +130,7 @@ class Sweeper:
         done = 0
         for _ in range(MAX_BATCHES):
             now = self._registry.now()
-            due = self._registry.store.due(now, BATCH)
+            due = self._registry.store.due(self._registry.steady.met_until(), BATCH)
             commands = [
                 self._registry.order(
                     one.execution_id,
@@ -174,7 +180,9 @@ class Sweeper:
         next_due = self._registry.store.next_due()  # after wake_at is set: a commit in between wakes us up
         if next_due is not None and next_due < committer.wake_at:
             committer.wake_at = next_due
-        return max(0.0, min(self._every_s, committer.wake_at - now))
+        pause_s = max(0.0, min(self._every_s, committer.wake_at - now))
+        self._wakes_at = now + pause_s
+        return pause_s
 
     def stop(self) -> None:
         """Stop the thread; a sweep that is under way is finished."""

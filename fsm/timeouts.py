@@ -19,7 +19,10 @@ class Timeouts(BaseModel):
     """The time limits of an execution. ``None`` means that there is no such limit.
 
     Attributes:
-        total_s: From creation to the end, waiting included.
+        total_s: From creation to the end. Where the machine sets it, the time spent waiting for a person does not
+            count, so that neither a question's own expiry nor the run that follows a late answer is cut short. Where
+            the execution brings it, it is a limit on everything: a question that outlives it is noted as such in the
+            log and the journal when it is asked.
         queue_s: In a pending state, counted from the moment when the execution may start.
         phase_s: In any one running phase, and in a wait between two calls.
         idle_s: Without any event while it runs (heartbeat by progress).
@@ -65,6 +68,12 @@ class Timeouts(BaseModel):
         phases = dict(base.phases) | dict(self.phases)
         return base.model_copy(update={**given, "phases": tuple(sorted(phases.items()))})
 
+    def effective(self, base: Timeouts) -> Timeouts:
+        """Return the limits that apply, as `over`; `model_fields_set` of it names those that were given here."""
+        merged = self.over(base)
+        values = {name: getattr(merged, name) for name in type(self).model_fields}
+        return Timeouts.model_construct(_fields_set=set(self.model_fields_set), **values)
+
     @property  # not cached: model_copy would carry the cache of the old limits over into the new ones
     def by_kind(self) -> dict[str, float | None]:
         """The general limit in seconds of each kind of deadline that a state can declare."""
@@ -79,9 +88,13 @@ class Limits(NamedTuple):
         total_s: The limit in seconds from creation to the end.
         idle_s: The limit in seconds without an event, for the states in `idle_states`.
         idle_states: The states in which silence counts.
+        input_states: The states that wait for a person.
+        total_given: Whether the execution brought `total_s` itself: waiting for a person then counts.
     """
 
     by_state: Mapping[str, tuple[str, float] | None]
     total_s: float | None
     idle_s: float | None
     idle_states: frozenset[str]
+    input_states: frozenset[str] = frozenset()
+    total_given: bool = False

@@ -63,6 +63,7 @@ class Tracker:
         retry_of: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         machine: Machine | str | None = None,
+        key: str | None = None,
     ) -> Execution:
         """Register an execution; it begins in its machine's initial state.
 
@@ -76,6 +77,8 @@ class Tracker:
             retry_of: The execution that it is a rerun of.
             metadata: JSON to note with it; it is copied.
             machine: The machine, or its name; the execution machine if nothing is said.
+            key: Makes the call safe to repeat: the same key of the same user returns the execution that it created,
+                as it is now, as long as that is kept.
 
         Returns:
             The execution, with its new id.
@@ -83,7 +86,7 @@ class Tracker:
         Raises:
             BadPayload: An argument has a wrong type or value.
             UnknownExecution: The parent or the earlier execution is unknown, or another user's.
-            Refused: The parent has ended.
+            Refused: The parent has ended, or the key created an execution with other arguments (``duplicate``).
             StoreUnavailable: The store did not take it.
         """
         command = self._registry.birth(
@@ -96,6 +99,7 @@ class Tracker:
             retry_of=retry_of,
             metadata=metadata,
             machine=machine,
+            key=key,
         )
         self._registry.committer.commit(command)
         return self._registry.created(command)
@@ -198,10 +202,10 @@ class Tracker:
         limit: int = 100,
         after: str | None = None,
     ) -> list[Execution]:
-        """Return a page of executions in the order of their creation.
+        """Return a page of executions in the order in which their creation was committed.
 
         Paging is stable: pass the last id of a page as `after` and nothing is seen twice or missed, whatever is
-        created meanwhile.
+        created or deleted in between. The order is that of the commits and not of the ids, which are made before.
 
         Args:
             state: A state, or several.
@@ -303,7 +307,7 @@ class Tracker:
         """Delete ended executions with their journals; open ones are never touched.
 
         Args:
-            older_than_s: Those that ended longer ago, in seconds.
+            older_than_s: Those that ended longer ago, in seconds on the steady timeline; 0 for all.
             keep: All but so many; the oldest ends go first.
             archive: Called with each execution and its history before it is deleted.
 

@@ -81,7 +81,7 @@ class Worker:
         """
         if self._elsewhere:
             raise LeaseLost(self.id)  # the parent lives by it, and a child must not speak for it
-        if self.lost or not self._registry.store.worker_renew(self.id, self._registry.now()):
+        if self.lost or not self._registry.store.worker_renew(self.id, self._registry.now):
             self.lost = True
             raise LeaseLost(self.id)
 

@@ -690,6 +690,52 @@ def test_the_nearest_deadline_counts(timeouts, where, stay, wait, own) -> None:
         assert found == expected
 
 
+@settings(max_examples=200)
+@given(
+    st.booleans(),
+    seconds,
+    seconds,
+    st.sampled_from(EXECUTION.states),
+    st.none() | st.floats(0.1, 1_000.0),
+    st.floats(0.0, 500.0),
+)
+def test_waiting_for_a_person_counts_against_a_total_of_ones_own_only(
+    given_, total_s, input_s, where, own, paused
+) -> None:
+    """The machine's total leaves earlier questions out and never ends a bounded one; one's own does both."""
+    limits = EXECUTION.limits(Timeouts(input_s=input_s, queue_s=None, phase_s=None, idle_s=None))
+    limits = limits._replace(total_s=total_s, total_given=given_)
+    due_at, kind = deadline(limits, where.name, BORN_AT, BORN_AT, BORN_AT, None, own, paused)
+    if where.category == "terminal":
+        return
+    stay_s = (
+        own
+        if own is not None
+        else None
+        if limits.by_state[where.name] is None
+        else limits.by_state[where.name][1]
+    )
+    asks = where.deadline == "input"
+    bounds = [(BORN_AT + stay_s, 0)] if stay_s is not None else []
+    if total_s is not None and (given_ or not asks or stay_s is None):
+        bounds.append((BORN_AT + total_s + (0.0 if given_ else paused), 1))
+    assert due_at == (min(bounds)[0] if bounds else None)
+    assert (kind == "total") == bool(bounds and min(bounds)[1])
+
+
+def test_time_spent_waiting_for_a_person_is_kept_with_the_record() -> None:
+    """Each stay that waits for a person adds its length to the record when it is left, and no other stay does."""
+    life = Life(timeouts=None)
+    life.fire("start", "think", at=BORN_AT + 10.0)
+    life.fire("await_input", at=BORN_AT + 20.0)
+    assert life.fire("progress", at=BORN_AT + 50.0).paused_s == 0.0
+    assert life.fire("receive_input", at=BORN_AT + 120.0).paused_s == 100.0
+    life.fire("await_input", at=BORN_AT + 130.0)
+    now = life.fire("withdraw", at=BORN_AT + 135.0)
+    assert now.paused_s == 105.0
+    assert life.fire("call_model", at=BORN_AT + 500.0).paused_s == 105.0
+
+
 def test_a_clock_that_goes_back_does_not_take_the_journal_along() -> None:
     """After a jump back of the wall clock, records stand still instead of running backwards, and waits stay whole."""
     life = Life(SHORT, attempts_max=2)

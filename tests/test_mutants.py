@@ -257,9 +257,9 @@ MUTANTS = (
     Mutant(
         "deadlines are laid on the wall clock",
         "a wall clock that jumps neither kills nor blocks",
-        "registry.py",
-        "return self.clock.monotonic() + self._offset_s",
-        "return self.clock.wall()",
+        "steady.py",
+        "return monotonic + self._era.offset_s",
+        "return self._clock.wall()",
         "test_time.py::test_a_wall_clock_that_jumps_neither_kills_nor_blocks",
     ),
 )

@@ -351,7 +351,8 @@ def test_a_view_shares_nothing() -> None:
     again = view(after, EXECUTION)
     assert again.metadata == {"tags": ["a"]}
     assert again.result == [1]
-    assert again.timeouts == Timeouts(phase_s=0.5)
+    assert again.timeouts == Timeouts(phase_s=0.5).over(EXECUTION.timeouts)
+    assert again.timeouts.model_fields_set == {"phase_s"}
 
 
 def test_a_view_is_frozen() -> None:

@@ -131,8 +131,8 @@ class RenewsNothing(MemoryStore):
 class LosesEarly(MemoryStore):
     """It holds workers for lost that have half of their lease left."""
 
-    def lose(self, now):
-        return super().lose(now + 7.5)
+    def lose(self, now, *, spare=False):
+        return super().lose(now + 7.5, spare=spare)
 
 
 class NeverDue(MemoryStore):
@@ -183,10 +183,10 @@ class PrunesWhatIsOpen(MemoryStore):
     def ended(self, before_at, limit):
         return [*super().ended(before_at, limit), *(self._ids[-1:])]
 
-    def forget(self, execution_ids):
+    def forget(self, execution_ids, keep=0):
         terminal, self._terminal = self._terminal, {one: frozenset(self._by_state) for one in self._terminal}
         try:
-            return super().forget(execution_ids)
+            return super().forget(execution_ids, keep)
         finally:
             self._terminal = terminal
 
@@ -194,7 +194,7 @@ class PrunesWhatIsOpen(MemoryStore):
 class PrunesTooMuch(MemoryStore):
     """With an execution that it prunes it deletes another ended one."""
 
-    def forget(self, execution_ids):
+    def forget(self, execution_ids, keep=0):
         others = [one for _, one in self._ended if one not in execution_ids][:1]
         return super().forget([*execution_ids, *others])
 
@@ -202,9 +202,9 @@ class PrunesTooMuch(MemoryStore):
 class PrunesHalf(MemoryStore):
     """It deletes the journal of what it prunes and leaves the record."""
 
-    def forget(self, execution_ids):
+    def forget(self, execution_ids, keep=0):
         kept = {one: self._rows[one][:2] for one in execution_ids if one in self._rows}
-        gone = super().forget(execution_ids)
+        gone = super().forget(execution_ids, keep)
         self._rows.update(kept)
         return gone
 

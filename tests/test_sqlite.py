@@ -71,6 +71,25 @@ def test_a_file_of_an_older_schema_is_brought_forward(file, url):
     sound(file)
 
 
+def test_what_was_born_under_an_older_schema_is_paged_first(file, url):
+    """Executions of a file from before births were counted come first, by their ids, and no page misses one."""
+    olds = ["exec_b", "exec_a", "exec_c"]
+    with fresh_tracker(url) as tracker:
+        committed(tracker._registry.store, *(birth(id=one) for one in olds))
+    with closing(rogue(file)) as connection:
+        connection.execute("DROP TRIGGER execution_born_there")
+        connection.execute("DROP TRIGGER execution_moves")
+        connection.execute("DROP TRIGGER execution_moved")
+        connection.execute("UPDATE executions SET born = 0")
+    with fresh_tracker(url) as tracker:
+        committed(tracker._registry.store, birth(id="exec_0"), birth(id="exec_d"))
+        for filters in ({}, {"user_id": "ada"}, {"state": "created"}, {"state": ["created", "queued"]}):
+            seen = []
+            while page := tracker.find(limit=1, after=seen[-1] if seen else None, **filters):
+                seen += [one.id for one in page]
+            assert seen == [*sorted(olds), "exec_0", "exec_d"]
+
+
 def test_a_migration_that_fails_leaves_the_file_as_it_was(file, url, monkeypatch):
     """A migration is all or nothing: when its last statement fails the file is at its old version."""
     real = connecting._scripts()

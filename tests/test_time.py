@@ -173,6 +173,83 @@ def test_a_person_may_have_a_limit_of_their_own(tracker, clock):
     assert tracker.sweep().timed_out == 1
 
 
+def test_an_answer_may_take_as_long_as_the_question_allows(tracker, clock):
+    """An answer within a question's own expiry is in time, and the run has what was left of its total_s before."""
+    execution_id = begin(tracker, "start", "think")
+    clock.advance(1200.0)
+    assert (
+        "undercut"
+        not in tracker.fire(
+            execution_id, "await_input", fence=tracker.get(execution_id).fence, expires_s=7 * 86_400.0
+        ).payload
+    )
+    assert tracker.get(execution_id).due_at == tracker._registry.now() + 7 * 86_400.0
+    tracker._registry.carry_all([tracker._registry.order(execution_id, "lapse", {})])
+    clock.advance(6 * 86_400.0)
+    tracker.sweep()
+    assert tracker.get(execution_id).state == "awaiting_input"
+    tracker.fire(execution_id, "receive_input", text="yes")
+    clock.advance(3000.0)
+    tracker.sweep()
+    assert tracker.get(execution_id).state == "queued"
+    tracker.fire(execution_id, "start")
+    for _ in range(47):
+        clock.advance(1700.0)
+        tracker.fire(execution_id, "think", fence=tracker.get(execution_id).fence)
+        tracker.sweep()
+        assert tracker.get(execution_id).state == "thinking"
+        tracker.fire(execution_id, "call_model", fence=tracker.get(execution_id).fence)
+    clock.advance(1000.0)
+    tracker.fire(execution_id, "think", fence=tracker.get(execution_id).fence)
+    assert tracker.get(execution_id).due_kind == "total"
+    clock.advance(1300.5)
+    tracker.sweep()
+    assert last(tracker, execution_id).payload["kind"] == "total"
+
+
+def test_a_question_that_nobody_answers_expires(tracker, clock):
+    """A question ends when its expiry says so, also one that outlives the machine's total_s."""
+    execution_id = begin(tracker, "start", "think")
+    tracker.fire(execution_id, "await_input", fence=tracker.get(execution_id).fence, expires_s=7 * 86_400.0)
+    clock.advance(7 * 86_400.0 + 1.0)
+    assert tracker.sweep().timed_out == 1
+    assert last(tracker, execution_id).payload["kind"] == "input"
+
+
+def test_a_total_of_ones_own_is_a_limit_on_everything_and_says_so(tracker, clock, caplog):
+    """A total_s that the execution brought ends its questions too: log and journal say so when one is asked."""
+    execution_id = begin(tracker, "start", "think", timeouts={"total_s": 3600.0})
+    receipt = tracker.fire(
+        execution_id,
+        "await_input",
+        fence=tracker.get(execution_id).fence,
+        question="ok?",
+        expires_s=7 * 86_400.0,
+    )
+    assert receipt.payload["question"] == "ok?"
+    assert "total_s ends in 3600 s" in receipt.payload["undercut"]
+    assert last(tracker, execution_id) == receipt
+    assert caplog.text.count("before the question expires") == 1
+    tracker.fire(execution_id, "progress", fence=tracker.get(execution_id).fence)
+    assert caplog.text.count("before the question expires") == 1
+    clock.advance(3601.0)
+    assert tracker.sweep().timed_out == 1
+    assert last(tracker, execution_id).payload["kind"] == "total"
+    short = begin(tracker, "start", "think", timeouts={"total_s": 3600.0})
+    assert (
+        "undercut"
+        not in tracker.fire(short, "await_input", fence=tracker.get(short).fence, expires_s=60.0).payload
+    )
+    assert (
+        "undercut"
+        not in tracker.fire(
+            begin(tracker, "start", "think"),
+            "await_input",
+            fence=tracker.get(begin(tracker, "start", "think")).fence,
+        ).payload
+    )
+
+
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
 def test_a_wall_clock_that_jumps_neither_kills_nor_blocks(tracker, clock, jump_s):
     """The wall clock jumping an hour either way kills nothing that is healthy and saves nothing that is overdue."""
@@ -321,6 +398,44 @@ def test_pruning_by_count_keeps_the_youngest(tracker, clock):
     assert tracker.prune(keep=3) == 4
     assert [one.id for one in tracker.find()] == sorted(ids[-3:])
     assert tracker.counts() == {"cancelled": 3}
+
+
+@pytest.mark.parametrize("jump_s", [40 * 86_400.0, -40 * 86_400.0])
+def test_a_wall_clock_that_jumps_prunes_nothing_and_keeps_nothing(tracker, clock, jump_s):
+    """What has ended ages with the steady timeline: a wall clock that jumps deletes and saves nothing."""
+    sweeper = Sweeper(tracker._registry, 1.0, Retention(max_age_s=30 * 86_400.0))
+    young = finish(tracker, begin(tracker))
+    clock.jump(jump_s)
+    during = finish(tracker, begin(tracker))
+    assert sweeper.sweep().pruned == 0
+    clock.jump(-jump_s)
+    clock.advance(29 * 86_400.0)
+    assert sweeper.sweep().pruned == 0
+    assert {one.id for one in tracker.find()} == {young, during}
+    clock.advance(2 * 86_400.0)
+    assert sweeper.sweep().pruned == 2
+
+
+def test_everything_that_has_ended_is_pruned_at_age_zero(tracker, clock):
+    """An age of 0 means everything that has ended, also at this very instant."""
+    finish(tracker, begin(tracker))
+    still_open = begin(tracker)
+    clock.jump(-3600.0)
+    assert tracker.prune(older_than_s=0) == 1
+    assert [one.id for one in tracker.find()] == [still_open]
+
+
+def test_several_pruners_keep_what_the_policy_keeps(tracker, monkeypatch):
+    """A pruner that counted before another one deleted deletes nothing that is to be kept."""
+    for _ in range(20):
+        finish(tracker, begin(tracker))
+    store = tracker._registry.store
+    real = store.ended_count
+    turns = [20, 20]  # both counted before either deleted
+    monkeypatch.setattr(store, "ended_count", lambda: turns.pop() if turns else real())
+    assert tracker.prune(keep=15) == 5
+    assert tracker.prune(keep=15) == 0
+    assert real() == 15
 
 
 def test_an_archive_has_what_is_deleted(tracker):

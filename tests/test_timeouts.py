@@ -159,3 +159,12 @@ def test_any_positive_duration_survives_json(seconds: float) -> None:
     """Every positive finite duration comes back from JSON as the same number."""
     timeouts = Timeouts(total_s=seconds, phases={"thinking": seconds})
     assert Timeouts.model_validate_json(timeouts.model_dump_json()) == timeouts
+
+
+@given(limits(), limits())
+def test_effective_limits_say_which_were_brought(own: Timeouts, base: Timeouts) -> None:
+    """Effective limits equal the merged ones, and name exactly the fields that were given."""
+    shown = own.effective(base)
+    assert shown == own.over(base)
+    assert shown.model_fields_set == own.model_fields_set
+    assert Timeouts().effective(base) == base

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from random import Random
+
 import pytest
 from tracker_tools import ERRAND, begun, finish
 
-from fsm import (
-    Refused,
-    StoreUnavailable,
-    UnknownExecution,
-)
+from fsm import EXECUTION, BadPayload, Execution, Refused, StoreUnavailable, UnknownExecution
 from fsm.clock import ManualClock
 from fsm.testing import fresh_tracker
 
@@ -49,6 +49,162 @@ def test_pages_follow_each_other(either):
     while page := either.find(limit=4, after=pages[-1] if pages else None):
         pages += [one.id for one in page]
     assert pages == made
+
+
+@pytest.mark.parametrize("store", ["memory://", "sqlite"])
+def test_a_pager_sees_what_others_create_under_earlier_ids(store, url):
+    """Whoever pages to the end while others create sees each execution once, however late its commit is."""
+    with fresh_tracker(url if store == "sqlite" else store) as tracker:
+        born = [
+            tracker._registry.birth(
+                "a", user_id="u", thread_id="t", timeouts=None, retry=None, parent_id=None, retry_of=None,
+                metadata=None, machine=None,
+            )
+            for _ in range(30)
+        ]  # fmt: skip
+        Random(7).shuffle(born)
+        seen: list[str] = []
+        for begin in range(0, 30, 5):
+            tracker._registry.committer.commit_all(born[begin : begin + 5])
+            while page := tracker.find(limit=2, after=seen[-1] if seen else None):
+                seen += [one.id for one in page]
+            if begin == 10:
+                tracker.fire(seen[-1], "cancel")
+                tracker.prune(older_than_s=0)  # the page's last one is gone
+        assert seen == [command.execution_id for command in born]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{}, {"user_id": "u"}, {"thread_id": "t"}, {"agent": "a"}, {"parent_id": "p"}, {"state": "created"}],
+)
+def test_a_page_is_read_from_an_index_in_its_order(url, filters):
+    """A page of a SQLite file costs what it holds: nothing is scanned or sorted, however many others there are."""
+    with fresh_tracker(url) as tracker:
+        one = tracker.create("a", user_id="u", thread_id="t")
+        store = tracker._registry.store
+        plans, real = [], store._rows
+
+        def explained(sql, values=()):
+            if "FROM executions" in sql and "ORDER BY born, id" in sql:
+                plans.extend(row[3] for row in real(f"EXPLAIN QUERY PLAN {sql}", values))
+            return real(sql, values)
+
+        store._rows = explained
+        assert tracker.find(after=one.id, **filters) == []
+        assert plans
+        assert all(plan.startswith("SEARCH executions USING INDEX executions_") for plan in plans), plans
+        assert all("(born,id)>" in plan for plan in plans), plans
+
+
+# --- keys of creations --------------------------------------------------------------------------------------------
+
+
+def test_a_creation_with_a_key_is_safe_to_repeat(either):
+    """The same key and arguments return the execution that was created first, as it is now."""
+    options = {
+        "user_id": "u",
+        "thread_id": "t",
+        "metadata": {"a": 1},
+        "timeouts": {"queue_s": 5.0},
+        "key": "k",
+    }
+    first = either.create("pay", **options)
+    either.fire(first.id, "start", key="k")  # a key of its own
+    assert either.create("pay", **options) == either.get(first.id)
+    assert either.create("pay", **{**options, "user_id": "v"}).id != first.id
+    assert either.create("pay", **{**options, "key": "l"}).id != first.id
+    assert len(either.find()) == 3
+    assert either.history(first.id)[0].key is None
+
+
+@pytest.mark.parametrize(
+    "other", [{"thread_id": "x"}, {"metadata": {"a": 2}}, {"timeouts": None}, {"retry": {"attempts_max": 2}}]
+)
+def test_a_key_that_created_something_else_is_refused(either, other):
+    """The same key with other arguments is a typed conflict that names them, and creates nothing."""
+    options = {
+        "user_id": "u",
+        "thread_id": "t",
+        "metadata": {"a": 1},
+        "timeouts": {"queue_s": 5.0},
+        "key": "k",
+    }
+    first = either.create("pay", **options)
+    with pytest.raises(Refused, match="take a new key") as refused:
+        either.create("pay", **{**options, **other})
+    assert (refused.value.reason, refused.value.refusal.execution_id) == ("duplicate", first.id)
+    assert [one.id for one in either.find()] == [first.id]
+    with pytest.raises(BadPayload, match="key"):
+        either.create("pay", user_id="u", thread_id="t", key="")
+
+
+def test_an_ambiguous_creation_can_be_repeated(either, monkeypatch):
+    """When the answer to a creation is lost, the same call with the same key returns what was created."""
+    store = either._registry.store
+    real, lost = store.append, []
+
+    def append(steps):
+        outcomes = real(steps)
+        if not lost:
+            lost.append(outcomes)
+            raise StoreUnavailable("the answer was lost", committed=None)
+        return outcomes
+
+    monkeypatch.setattr(store, "append", append)
+    with pytest.raises(StoreUnavailable):
+        either.create("pay", user_id="u", thread_id="t", key="k")
+    [[receipt]] = lost
+    assert either.create("pay", user_id="u", thread_id="t", key="k").id == receipt.execution_id
+    assert len(either.find()) == 1
+
+
+def test_a_child_can_be_created_again_after_its_parents_end(either):
+    """A repeated creation returns the child although its parent has ended since."""
+    parent = begun(either)
+    options = {"user_id": "ada", "thread_id": "t", "parent_id": parent, "key": "k"}
+    child = either.create("a", **options)
+    either.fire(parent, "fail", fence=either.get(parent).fence)
+    assert either.create("a", **options).id == child.id
+    with pytest.raises(Refused, match="parent"):
+        either.create("a", **{**options, "key": "l"})
+
+
+def test_callers_of_one_key_at_once_create_one_execution(either):
+    """Of many callers with one key at the same time all are given the same execution; asyncio callers too."""
+    made = []
+    threads = [
+        threading.Thread(
+            target=lambda: made.append(either.create("a", user_id="u", thread_id="t", key="k").id)
+        )
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    async def again():
+        calls = [either.aio.create("a", user_id="u", thread_id="t", key="k") for _ in range(8)]
+        return [one.id for one in await asyncio.gather(*calls)]
+
+    assert len({*made, *asyncio.run(again())}) == 1
+    assert len(either.find()) == 1
+    assert either.for_user("u").create("a", thread_id="t", key="k").id == made[0]
+
+
+# --- limits -------------------------------------------------------------------------------------------------------
+
+
+def test_the_limits_that_apply_are_shown(either):
+    """`timeouts` are the limits that hold, the machine's included; which ones were brought can be told."""
+    plain = either.create("a", user_id="u", thread_id="t")
+    assert plain.timeouts == EXECUTION.timeouts
+    assert plain.timeouts.model_fields_set == set()
+    own = either.create("a", user_id="u", thread_id="t", timeouts={"phase_s": 5.0, "queue_s": None})
+    assert (own.timeouts.total_s, own.timeouts.phase_s, own.timeouts.queue_s) == (86_400.0, 5.0, None)
+    assert own.timeouts.model_dump(exclude_unset=True) == {"phase_s": 5.0, "queue_s": None}
+    assert Execution.model_validate_json(own.model_dump_json()).timeouts == own.timeouts
 
 
 def test_allowed_is_what_the_table_allows_now(either):

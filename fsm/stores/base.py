@@ -6,11 +6,12 @@ the journal: both or neither. One thread at a time appends (the committer sees t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from fsm.errors import NotAStore
 from fsm.records import Receipt, Snapshot, Step
+from fsm.timeline import Era, Known, Mark
 
 
 class Conflict(NamedTuple):
@@ -31,15 +32,23 @@ class Barred(NamedTuple):
     Attributes:
         execution_id: The execution.
         why: ``parent``: it starts no children any more, since it has ended, is about to, or is gone. ``lease``: the
-            worker that claims was lost, or has left.
-        who: The parent, or the worker.
+            worker that claims was lost, or has left. ``key``: the key has created an execution of this user already.
+        who: The parent, the worker, or the execution that is there.
     """
 
     execution_id: str
-    why: Literal["parent", "lease"]
+    why: Literal["parent", "lease", "key"]
     who: str
 
 
+MAX_ERAS = 100
+"""Number of eras that a store keeps; the oldest rows are dropped. Only the present boot's is ever asked for."""
+FUTURE_S = 60.0
+"""A lease that was renewed further in the future than this, in seconds, is taken to be renewed now."""
+SPARED_MAX = 3
+"""How often in a row a lease is given another term because the store was busy; then its worker counts as lost."""
+PLACES = 1_000
+"""How many deleted executions' places in the order of births are remembered, for pages that go on after them."""
 DEPARTED = 10_000
 """So many workers that were removed are remembered, so that nothing is claimed in their names any more."""
 
@@ -122,7 +131,8 @@ class Query(NamedTuple):
         thread_id: The conversation.
         parent_id: The execution that started them.
         limit: How many at the most.
-        after: The id after which to go on.
+        after: The execution after which to go on. If it was deleted since, a store remembers its place at least for
+            the latest `PLACES` deletions; of an id that it does not know the place is that among the ids.
     """
 
     states: frozenset[str] | None = None
@@ -137,8 +147,7 @@ class Query(NamedTuple):
 class Store(Protocol):
     """The protocol of every store; `tests/test_stores.py` holds each of them to it.
 
-    Every method may raise `StoreUnavailable`. Executions are found in the order of their ids, which is the order of
-    their creation.
+    Every method may raise `StoreUnavailable`. Executions are found in the order in which their births were committed.
     """
 
     @property
@@ -166,8 +175,9 @@ class Store(Protocol):
     def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:
         """Commit a batch, each step all or nothing.
 
-        Nobody becomes owner who was registered as a worker and is lost or removed; one who never registered may. A
-        child is born under an open parent only. A step whose effects name `CANCEL_CHILDREN` leaves the order with
+        Nobody becomes owner who was registered as a worker and is lost or removed; one who never registered may. Of
+        one user's births with the same key (`Identity.key`) the first is committed; that is looked at first. A child
+        is born under an open parent only. A step whose effects name `CANCEL_CHILDREN` leaves the order with
         the store, if there are children: both or neither (a transactional outbox).
 
         Args:
@@ -201,7 +211,15 @@ class Store(Protocol):
         ...
 
     def find(self, query: Query) -> list[Snapshot]:
-        """Return the executions that fit, ascending by id."""
+        """Return the executions that fit, in the order in which their births were committed.
+
+        What is committed after a page was read comes after its last execution, so that whoever pages sees everything
+        once, whatever the ids are.
+        """
+        ...
+
+    def born(self, user_id: str, key: str) -> str | None:
+        """Return the execution of a user that was created with this key, if any."""
         ...
 
     def counts(self, user_id: str | None = None) -> dict[str, int]:
@@ -220,8 +238,30 @@ class Store(Protocol):
 
     # --- time -------------------------------------------------------------------------------------------------
 
-    def timeline(self, era: str, offset_s: float) -> float:
-        """Return the offset from monotonic to steady time of an era; the first who asks decides it for all."""
+    def timeline(self, era: str) -> Known:
+        """Return what is known of the steady timeline, and of one era of it.
+
+        The mark is what `timeline_mark` was told or, if that is later, what the last commit tells; the floor covers
+        renewed leases besides. Both are only needed, and may be left out, while the era is unknown.
+
+        Args:
+            era: The era; empty for a process that is an era of its own. Such eras are not kept, and only a mark that
+                holds the monotonic clock's reading is of use to them.
+        """
+        ...
+
+    def timeline_set(self, era: str, before: Era | None, after: Era) -> Era:
+        """Write an era's row if it is still `before`, and return the row as it is then: all processes follow one.
+
+        Args:
+            era: The era; the latest `MAX_ERAS` are kept.
+            before: What the decision was made on; ``None`` for an era without a row.
+            after: The row.
+        """
+        ...
+
+    def timeline_mark(self, mark: Mark) -> None:
+        """Keep a mark, unless a later one is kept."""
         ...
 
     def due(self, now: float, limit: int) -> list[Due]:
@@ -238,8 +278,14 @@ class Store(Protocol):
         """Register a worker."""
         ...
 
-    def worker_renew(self, worker_id: str, now: float) -> bool:
-        """Renew a lease: one write, whatever the worker owns. False if it was lost or never registered."""
+    def worker_renew(self, worker_id: str, now: Callable[[], float]) -> bool:
+        """Renew a lease: one write, whatever the worker owns. False if it was lost or never registered.
+
+        Args:
+            worker_id: The worker.
+            now: Returns the instant on the steady timeline. It is asked once the write can no longer be held up: a
+                renewal that had to wait is worth as much as any other.
+        """
         ...
 
     def worker_remove(self, worker_id: str) -> None:
@@ -250,8 +296,19 @@ class Store(Protocol):
         """Return every registered worker, the lost ones included."""
         ...
 
-    def lose(self, now: float) -> list[str]:
-        """Mark the workers whose lease ran out before `now` as lost, for good, and return all that are lost."""
+    def lose(self, now: float, *, spare: bool = False) -> list[str]:
+        """Mark the workers whose lease ran out before `now` as lost, for good, and return all that are lost.
+
+        A worker that could not renew because the store could not be written to is not lost. A store in which writers
+        wait for each other therefore lets the others go first, and gives every lease that ran out another term if it
+        has itself had to wait long; `SPARED_MAX` times in a row at most. A lease that was renewed in the future (the
+        timeline was set back) is taken to be renewed now.
+
+        Args:
+            now: The instant on the steady timeline.
+            spare: Whether the caller itself was stopped for a while, so that the workers may have been too: give the
+                leases that ran out another term.
+        """
         ...
 
     def owned(self, worker_id: str, limit: int) -> list[tuple[str, int]]:
@@ -261,15 +318,23 @@ class Store(Protocol):
     # --- retention --------------------------------------------------------------------------------------------
 
     def ended(self, before_at: float, limit: int) -> list[str]:
-        """Return executions that ended before an instant of the wall clock, the oldest end first."""
+        """Return executions that ended before an instant of the steady timeline, the oldest end first."""
         ...
 
     def ended_count(self) -> int:
         """Return how many executions have ended and are still kept."""
         ...
 
-    def forget(self, execution_ids: Sequence[str]) -> int:
-        """Delete ended executions with their journals; open ones are left alone. Returns how many were deleted."""
+    def forget(self, execution_ids: Sequence[str], keep: int = 0) -> int:
+        """Delete ended executions with their journals, in one transaction; open ones are left alone.
+
+        Args:
+            execution_ids: Which ones; the first go first.
+            keep: Delete only so many of them that this many ended executions are left, counted in the transaction.
+
+        Returns:
+            How many were deleted.
+        """
         ...
 
     def close(self) -> None:

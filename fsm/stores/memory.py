@@ -1,7 +1,7 @@
 """The store in memory: everything in dicts, nothing that grows slower with the number of executions.
 
 Per execution one list holds the record and its journal; indexes hold ids. The indexes by user, agent, thread and
-parent are sorted lists, which ids make cheap: they ascend as they are made. The index by state is a set per state,
+parent are lists in the order of the births, which only grow at their end. The index by state is a set per state,
 since an execution changes its state far more often than anybody asks; a query sorts what it needs. Deadlines stand in
 a heap that is put right lazily: an entry is only ever too early, never too late.
 """
@@ -15,10 +15,11 @@ from typing import Any
 
 from fsm.errors import StoreUnavailable
 from fsm.records import CANCEL_CHILDREN, Receipt, Snapshot, Step, receipt_of
-from fsm.stores.base import Barred, Conflict, Due, MachineRecord, Order, Query
+from fsm.stores.base import MAX_ERAS, PLACES, Barred, Conflict, Due, MachineRecord, Order, Query
 from fsm.stores.memory_breakers import MemoryBreakers
-from fsm.stores.memory_index import CHUNK, Index, Journal, insert
+from fsm.stores.memory_index import CHUNK, Index, Journal
 from fsm.stores.memory_workers import MemoryWorkers
+from fsm.timeline import Era, Known, Mark
 
 
 class MemoryStore(MemoryWorkers, MemoryBreakers):
@@ -37,6 +38,8 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         self._journal = Journal()
         self._keys: dict[tuple[str, str], Receipt] = {}
         self._ids: list[str] = []
+        self._places: dict[str, int] = {}  # of what was deleted
+        self._born_keys: dict[tuple[str, str], str] = {}
         self._by_state: dict[str, set[str]] = {}
         self._by_agent = Index()
         self._by_user = Index()
@@ -47,7 +50,8 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         self._due: list[tuple[float, str]] = []
         self._armed: dict[str, float] = {}  # the time of each execution's entry in the heap
         self._ended: list[tuple[float, str]] = []
-        self._eras: dict[str, float] = {}
+        self._eras: dict[str, Era] = {}
+        self._mark: Mark | None = None
         self._closed = False
 
     def _check_open(self) -> None:
@@ -129,11 +133,17 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         identity = snapshot.identity
         if snapshot.version != 0:
             return Conflict(identity.id, None)
+        if identity.key is not None:
+            first = self._born_keys.get((identity.user_id, identity.key))
+            if first is not None:
+                return Barred(identity.id, "key", first)
         if identity.parent_id is not None and not self._goes_on(identity.parent_id):
             return Barred(identity.id, "parent", identity.parent_id)
         receipt = receipt_of(step, self._journal.last + 1)
         self._rows[identity.id] = [snapshot, receipt]
-        insert(self._ids, identity.id)
+        self._ids.append(identity.id)
+        if identity.key is not None:
+            self._born_keys[identity.user_id, identity.key] = identity.id
         self._by_state.setdefault(snapshot.state, set()).add(identity.id)
         self._by_agent.add(identity.agent, identity.id)
         self._by_user.add(identity.user_id, identity.id)
@@ -158,7 +168,7 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             ids = self._by_state[after.state] = set()
         ids.add(execution_id)
         if after.state in self._terminal.get(after.identity.machine, ()):
-            heapq.heappush(self._ended, (after.updated_at, execution_id))
+            heapq.heappush(self._ended, (after.since_at, execution_id))
             self._own(after.owner, None, execution_id)
 
     def _own(self, before: str | None, after: str | None, execution_id: str) -> bool:
@@ -239,7 +249,8 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         with self._lock:
             self._check_open()
             ids = self._narrowest(query)
-            start = bisect_right(ids, query.after) if query.after is not None else 0
+            after = 0 if query.after is None else self._place(query.after)
+            start = bisect_right(ids, after, key=self._born) if after else 0
             rest = len(ids) - start
             if query.states is not None:
                 members = sum(len(self._by_state.get(state, ())) for state in query.states)
@@ -250,11 +261,31 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
                         execution_id
                         for state in query.states
                         for execution_id in self._by_state.get(state, ())
-                        if query.after is None or execution_id > query.after
+                        if self._born(execution_id) > after
                     )
                     fits = (execution_id for execution_id in chosen if self._fits(execution_id, query))
-                    return [self._rows[one][0] for one in heapq.nsmallest(query.limit, fits)]
+                    return [self._rows[one][0] for one in heapq.nsmallest(query.limit, fits, key=self._born)]
             return list(self._walk(ids, start, query))
+
+    def _born(self, execution_id: str) -> int:
+        """Return the position of an execution's birth."""
+        receipt: Receipt = self._rows[execution_id][1]
+        return receipt.position
+
+    def _place(self, execution_id: str) -> int:
+        """Return the position after which a page goes on; see `Query.after`."""
+        if execution_id in self._rows:
+            return self._born(execution_id)
+        if execution_id in self._places:
+            return self._places[execution_id]
+        before = max((one for one in self._ids if one < execution_id), default=None)
+        return 0 if before is None else self._born(before)
+
+    def born(self, user_id: str, key: str) -> str | None:
+        """Return the execution that was created with a key."""
+        with self._lock:
+            self._check_open()
+            return self._born_keys.get((user_id, key))
 
     def _narrowest(self, query: Query) -> list[str]:
         lists = [
@@ -319,9 +350,28 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
 
     # --- time and workers -------------------------------------------------------------------------------------
 
-    def timeline(self, era: str, offset_s: float) -> float:
-        """Return the offset of an era."""
-        return self._eras.setdefault(era, offset_s)
+    def timeline(self, era: str) -> Known:
+        """Return what is known of an era. Nothing outlives the process here, so the mark is the mark alone."""
+        with self._lock:
+            self._check_open()
+            return Known(self._eras.get(era), self._mark, None)
+
+    def timeline_set(self, era: str, before: Era | None, after: Era) -> Era:
+        """Write an era's row, if it is as expected."""
+        with self._lock:
+            self._check_open()
+            if self._eras.get(era) == before:
+                self._eras[era] = after
+                while len(self._eras) > MAX_ERAS:
+                    del self._eras[next(iter(self._eras))]
+            return self._eras[era]
+
+    def timeline_mark(self, mark: Mark) -> None:
+        """Keep a mark."""
+        with self._lock:
+            self._check_open()
+            if self._mark is None or mark.steady_at > self._mark.steady_at:
+                self._mark = mark
 
     def due(self, now: float, limit: int) -> list[Due]:
         """Return executions whose deadline has passed."""
@@ -375,18 +425,25 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         """Return how many ended executions are kept."""
         return len(self._ended)
 
-    def forget(self, execution_ids: Sequence[str]) -> int:
+    def forget(self, execution_ids: Sequence[str], keep: int = 0) -> int:
         """Delete ended executions with their journals."""
         with self._lock:
             self._check_open()
             gone: dict[str, list[Any]] = {}
             for execution_id in execution_ids:
                 rows = self._rows.get(execution_id)
+                if keep and len(self._ended) - len(gone) <= keep:
+                    break
                 if rows is not None and rows[0].state in self._terminal.get(rows[0].identity.machine, ()):
-                    gone[execution_id] = self._rows.pop(execution_id)
+                    gone[execution_id] = rows
             self._journal.forget([receipt for rows in gone.values() for receipt in rows[1:]])
             for execution_id, rows in gone.items():
                 self._unlist(execution_id, rows)
+            for execution_id in gone:
+                self._places[execution_id] = self._born(execution_id)
+                del self._rows[execution_id]
+            while len(self._places) > PLACES:
+                del self._places[next(iter(self._places))]
             if gone:
                 self._ended = [entry for entry in self._ended if entry[1] not in gone]
                 heapq.heapify(self._ended)
@@ -397,11 +454,13 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         snapshot: Snapshot = rows[0]
         identity = snapshot.identity
         self._by_state[snapshot.state].discard(execution_id)
-        self._by_agent.discard(identity.agent, execution_id)
-        self._by_user.discard(identity.user_id, execution_id)
-        self._by_thread.discard(identity.thread_id, execution_id)
+        self._by_agent.discard(identity.agent, execution_id, self._born)
+        self._by_user.discard(identity.user_id, execution_id, self._born)
+        self._by_thread.discard(identity.thread_id, execution_id, self._born)
         if identity.parent_id is not None:
-            self._by_parent.discard(identity.parent_id, execution_id)
+            self._by_parent.discard(identity.parent_id, execution_id, self._born)
+        if identity.key is not None:
+            self._born_keys.pop((identity.user_id, identity.key), None)
         for receipt in rows[1:]:
             if receipt.key is not None:
                 self._keys.pop((execution_id, receipt.key), None)

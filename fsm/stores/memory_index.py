@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
 from fsm.records import Receipt
@@ -13,7 +13,7 @@ CHUNK = 1024
 
 
 class Index:
-    """Ids by one value, sorted. Most values have one id, so a single one is kept without a list."""
+    """Ids by one value, in the order of the births. Most values have one id, which is kept without a list."""
 
     __slots__ = ("_ids",)
 
@@ -26,41 +26,28 @@ class Index:
         if have is None:
             self._ids[value] = execution_id
         elif isinstance(have, list):
-            insert(have, execution_id)
+            have.append(execution_id)
         else:
-            self._ids[value] = sorted((have, execution_id))
+            self._ids[value] = [have, execution_id]
 
     def get(self, value: str) -> list[str]:
-        """Return the ids of a value, ascending; not to be changed."""
+        """Return the ids of a value, in the order of the births; not to be changed."""
         have = self._ids.get(value)
         if have is None:
             return []
         return have if isinstance(have, list) else [have]
 
-    def discard(self, value: str, execution_id: str) -> None:
-        """Forget an id under a value."""
+    def discard(self, value: str, execution_id: str, born: Callable[[str], int]) -> None:
+        """Forget an id under a value; `born` returns the position of an id's birth."""
         have = self._ids.get(value)
         if isinstance(have, list):
-            remove(have, execution_id)
+            index = bisect_left(have, born(execution_id), key=born)
+            if index < len(have) and have[index] == execution_id:
+                del have[index]
             if not have:
                 del self._ids[value]
         elif have == execution_id:
             del self._ids[value]
-
-
-def insert(ids: list[str], execution_id: str) -> None:
-    """Keep the list sorted; nearly always the new id is the last."""
-    if not ids or execution_id > ids[-1]:
-        ids.append(execution_id)
-    else:
-        insort(ids, execution_id)
-
-
-def remove(ids: list[str], execution_id: str) -> None:
-    """Take an id out of a sorted list, if it is there."""
-    index = bisect_left(ids, execution_id)
-    if index < len(ids) and ids[index] == execution_id:
-        del ids[index]
 
 
 _position = attrgetter("position")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
-from fsm.stores.base import DEPARTED, WorkerRow
+from fsm.stores.base import DEPARTED, FUTURE_S, SPARED_MAX, WorkerRow
 
 
 class MemoryWorkers:
@@ -16,6 +17,7 @@ class MemoryWorkers:
         self._lock = threading.Lock()
         self._workers: dict[str, WorkerRow] = {}
         self._departed: dict[str, None] = {}
+        self._spared: dict[str, int] = {}
 
     def _check_open(self) -> None:
         raise NotImplementedError
@@ -26,23 +28,34 @@ class MemoryWorkers:
             self._check_open()
             self._workers[worker.id] = worker
 
-    def worker_renew(self, worker_id: str, now: float) -> bool:
+    def worker_renew(self, worker_id: str, now: Callable[[], float]) -> bool:
         """Renew a lease."""
         with self._lock:
             self._check_open()
             worker = self._workers.get(worker_id)
             if worker is None or worker.lost:
                 return False
-            self._workers[worker_id] = worker._replace(renewed_at=now)
+            self._workers[worker_id] = worker._replace(renewed_at=now())
+            self._spared.pop(worker_id, None)
             return True
 
     def worker_remove(self, worker_id: str) -> None:
         """Forget a worker."""
         with self._lock:
+            self._spared.pop(worker_id, None)
             if self._workers.pop(worker_id, None) is not None:
                 self._departed[worker_id] = None
                 if len(self._departed) > DEPARTED:
                     del self._departed[next(iter(self._departed))]
+
+    def _end(self, worker: WorkerRow, now: float, *, spare: bool) -> None:
+        """End a lease that ran out, or give it another term."""
+        spared = self._spared.get(worker.id, 0)
+        if spare and spared < SPARED_MAX:
+            self._spared[worker.id] = spared + 1
+            self._workers[worker.id] = worker._replace(renewed_at=now)
+        else:
+            self._workers[worker.id] = worker._replace(lost=True)
 
     def _left(self, worker_id: str) -> bool:
         """Return whether a worker was registered, and is lost or removed."""
@@ -55,11 +68,15 @@ class MemoryWorkers:
             self._check_open()
             return sorted(self._workers.values())
 
-    def lose(self, now: float) -> list[str]:
+    def lose(self, now: float, *, spare: bool = False) -> list[str]:
         """Mark the workers whose lease ran out, and return all that are lost."""
         with self._lock:
             self._check_open()
-            for worker in self._workers.values():
-                if not worker.lost and worker.renewed_at + worker.ttl_s < now:
-                    self._workers[worker.id] = worker._replace(lost=True)
+            for worker in list(self._workers.values()):
+                if worker.lost:
+                    continue
+                if worker.renewed_at > now + FUTURE_S:
+                    self._workers[worker.id] = worker._replace(renewed_at=now)
+                elif worker.renewed_at + worker.ttl_s < now:
+                    self._end(worker, now, spare=spare)
             return sorted(worker.id for worker in self._workers.values() if worker.lost)

@@ -20,6 +20,7 @@ from fsm.testing.families import Families
 from fsm.testing.handles import Process
 from fsm.testing.loop import SteppedLoop
 from fsm.testing.observed import EPOCH_S, Broken, Commit, Lease, Model, Sweep
+from fsm.timeline import Era
 
 _ROUNDING_S = 1e-6
 _PAGE = 10_000
@@ -43,7 +44,7 @@ class Checker:
         """
         self._store = store
         self._time = loop.time
-        self._offset_s = store.timeline("simulated", EPOCH_S)
+        self._offset_s = store.timeline_set("simulated", None, Era(EPOCH_S)).offset_s
         self._leases: dict[str, Lease] = {}
         self._owned: dict[str, dict[str, int]] = {}
         self._due: dict[str, tuple[float, int]] = {}

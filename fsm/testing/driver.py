@@ -81,6 +81,7 @@ class Driver:
             self.machine.initial,
             attempts_max=(retry or Retry()).attempts_max,
             model_attempts_max=(retry or Retry()).model_attempts_max,
+            total_given=timeouts is not None and timeouts.total_s is not None,
         )
         subject = Subject(len(self.subjects) + 1, twin, self.oracle.limits(timeouts), parent)
         self.subjects.append(subject)

@@ -95,7 +95,7 @@ STORM = Chaos(
 
 
 _PROTOCOL = frozenset(name for name in vars(Store) if not name.startswith("_"))
-_STEADY = frozenset({"register", "machines", "timeline", "worker_add"})
+_STEADY = frozenset({"register", "machines", "timeline", "timeline_set", "timeline_mark", "worker_add"})
 """What a worker needs in order to begin at all; one that cannot would be tried again until it can."""
 
 
@@ -303,10 +303,10 @@ class FaultyStore:
         seen: list[Due] | None = self.seen.pop(("due",), None)
         return self._read().due(now, limit) if seen is None else seen
 
-    def lose(self, now: float) -> list[str]:
+    def lose(self, now: float, *, spare: bool = False) -> list[str]:
         """Return which workers are lost, or were when the sweeper looked."""
         seen: list[str] | None = self.seen.pop(("lose",), None)
-        return self._read().lose(now) if seen is None else seen
+        return self._read().lose(now, spare=spare) if seen is None else seen
 
     def owned(self, worker_id: str, limit: int) -> list[tuple[str, int]]:
         """Return what a worker owns, or owned when the sweeper looked."""
@@ -318,13 +318,13 @@ class FaultyStore:
         seen: list[Order] | None = self.seen.pop(("orders", after), None)
         return self._read().orders(after, limit) if seen is None else seen
 
-    def forget(self, execution_ids: Sequence[str]) -> int:
+    def forget(self, execution_ids: Sequence[str], keep: int = 0) -> int:
         """Delete ended executions, and tell the observer before."""
         store = self._read()
         self._observer.pruned(execution_ids)
-        return store.forget(execution_ids)
+        return store.forget(execution_ids, keep)
 
-    def worker_renew(self, worker_id: str, now: float) -> bool:
+    def worker_renew(self, worker_id: str, now: Callable[[], float]) -> bool:
         """Renew a lease, and tell the observer if it was."""
         renewed = self._read().worker_renew(worker_id, now)
         if renewed:

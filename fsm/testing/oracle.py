@@ -61,6 +61,8 @@ class Twin(NamedTuple):
     drawn_wait: bool = False
     limit_s: float | None = None
     suspended: bool = False
+    paused_s: float = 0.0
+    total_given: bool = False
 
 
 def _meant(twin: Twin, payload: Mapping[str, Any]) -> tuple[str, str | None] | None:
@@ -281,6 +283,8 @@ class Oracle:
         after = twin._replace(
             state=arrow.target, version=twin.version + 1, updated_at=at, seen_at=now, drawn_wait=False
         )
+        if not arrow.internal and self.machine.by_name[twin.state].deadline == "input":
+            after = after._replace(paused_s=twin.paused_s + max(0.0, now - twin.since_at))
         if not arrow.internal:
             after = after._replace(entered_at=at, since_at=now, not_before=None, limit_s=None)
         if not self.bare:
@@ -308,8 +312,10 @@ class Oracle:
         found: list[tuple[float, int, str]] = []
         if stay_s is not None:
             found.append((max(twin.since_at, twin.not_before or 0.0) + stay_s, 0, kind))
-        if limits.total_s is not None:
+        if limits.total_s is not None and twin.total_given:
             found.append((twin.born_at + limits.total_s, 1, "total"))
+        elif limits.total_s is not None and (state.deadline != "input" or not found):
+            found.append((twin.born_at + twin.paused_s + limits.total_s, 1, "total"))
         if limits.idle_s is not None and state.category == "running":
             found.append((twin.seen_at + limits.idle_s, 2, "idle"))
         return (min(found)[0], min(found)[2]) if found else None

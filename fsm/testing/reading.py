@@ -16,9 +16,10 @@ from fsm.errors import StoreUnavailable
 from fsm.laws import record_of
 from fsm.lifecycles.execution import EXECUTION
 from fsm.machine import Machine
-from fsm.records import Snapshot
-from fsm.stores import Order, Query, Store
+from fsm.records import Receipt, Snapshot
+from fsm.stores import Barred, Order, Query, Store
 from fsm.testing.steps import OTHER, birth, committed, move, walk
+from fsm.timeline import Era, Mark
 
 
 class Reading:
@@ -96,14 +97,66 @@ class Reading:
         assert seen == sorted(set(seen))
         assert len(seen) == len(store.find(Query()))
 
-    def test_an_id_from_the_past_is_found_in_its_place(self, store: Store) -> None:
-        """An execution whose id sorts before others is found in the order of the ids all the same."""
+    def test_an_id_from_the_past_is_found_where_it_was_committed(self, store: Store) -> None:
+        """An execution whose id sorts before others comes after them if it was committed later."""
         steps = [birth() for _ in range(5)]
         committed(store, *reversed(steps))
-        ordered = [begin.after for begin in steps]
+        ordered = [begin.after for begin in reversed(steps)]
         assert store.find(Query()) == ordered
         assert store.find(Query(user_id="ada", agent="agent")) == ordered
         assert store.find(Query(frozenset({"created"}))) == ordered
+
+    def test_what_is_committed_later_comes_on_a_later_page(self, store: Store) -> None:
+        """Whatever its id, an execution that is committed after a page was read is on a page after it."""
+        late = [birth() for _ in range(4)]  # their ids are made first
+        early = [birth() for _ in range(4)]
+        committed(store, *early[:2])
+        everything: list[Snapshot] = []
+        for query in (
+            Query(), Query(user_id="ada"), Query(agent="agent"), Query(thread_id="thread"),
+            Query(frozenset({"created"})), Query(frozenset({"created", "dead"}), user_id="ada"),
+        ):  # fmt: skip
+            page = store.find(query)
+            committed(store, late.pop() if late else birth(), early[2] if len(early) > 2 else birth())
+            del early[2:3]
+            more = store.find(query._replace(after=page[-1].identity.id))
+            assert len(more) == 2
+            everything = [*page, *more]
+            assert everything == store.find(query)
+        assert len(everything) == 14
+
+    def test_a_page_goes_on_after_what_was_deleted(self, store: Store) -> None:
+        """A page that begins after a deleted execution begins where that one stood."""
+        late, *steps = [birth() for _ in range(6)]
+        ended = move(steps[2].after, "cancel")
+        committed(store, *steps, late, ended)
+        cursor = steps[2].after.identity.id
+        expected = [steps[3].after, steps[4].after, late.after]
+        assert store.find(Query(after=cursor)) == expected
+        assert store.forget([cursor]) == 1
+        assert store.find(Query(after=cursor)) == expected
+        assert store.find(Query(frozenset({"created"}), after=cursor, limit=2)) == expected[:2]
+        assert store.find(Query(user_id="ada", after=cursor)) == expected
+        assert store.find(Query(after="exec_")) == [one.after for one in (*steps[:2], *steps[3:], late)]
+
+    def test_a_key_creates_one_execution_of_a_user(self, store: Store) -> None:
+        """Of several births of one user with one key the first is kept, in a batch too; another user has its own."""
+        first, second, other = birth(key="k"), birth(key="k", agent="other"), birth(key="k", user_id="bob")
+        one, two, three = store.append([first, second, other])
+        first_id = first.after.identity.id
+        assert isinstance(one, Receipt)
+        assert two == Barred(second.after.identity.id, "key", first_id)
+        assert isinstance(three, Receipt)
+        assert one.key is None, "the keys of an execution's events are its own"
+        assert store.append([birth(key="k", parent_id=ids.execution_id())])[0][1:] == ("key", first_id)
+        assert store.born("ada", "k") == first_id
+        assert store.born("bob", "k") == other.after.identity.id
+        assert store.born("eve", "k") is store.born("ada", "x") is None
+        assert store.load(first_id) == first.after
+        committed(store, move(first.after, "cancel"))
+        assert store.forget([first_id]) == 1
+        assert store.born("ada", "k") is None
+        committed(store, birth(key="k"))
 
     def test_an_execution_is_found_by_its_state_of_now(self, store: Store) -> None:
         """After a transition an execution is found under its new state and no longer under the old one."""
@@ -242,6 +295,13 @@ class Reading:
             store.counts,
             lambda: store.counts("ada"),
             store.machines,
+            lambda: store.born("ada", "k"),
+            lambda: store.timeline("boot"),
+            lambda: store.timeline_set("boot", None, Era(1.0)),
+            lambda: store.timeline_mark(Mark(1.0, 1.0)),
+            lambda: store.worker_renew("worker_1", float),
+            lambda: store.lose(1.0),
+            lambda: store.forget([execution_id]),
             lambda: store.orders("", 1),
             lambda: store.carried(Order(execution_id, 0, "fail")),
             lambda: store.register(record_of(OTHER)),

@@ -56,11 +56,19 @@ def birth(
     return create(machine, Identity(**(fields | more)))
 
 
-def move(before: Snapshot, event: str, *, key: str | None = None, at: float = 1001.0, **payload: Any) -> Step:
+def move(
+    before: Snapshot,
+    event: str,
+    *,
+    key: str | None = None,
+    at: float = 1001.0,
+    now: float | None = None,
+    **payload: Any,
+) -> Step:
     """Return the step that an event comes to; the event must be legal."""
     content_hash = before.identity.machine
     checked, text = _CODECS[content_hash].encode(event, payload)
-    facts = Facts(at, checked, text, before.fence, key, "worker_1")
+    facts = Facts(at, checked, text, before.fence, key, "worker_1", now)
     decided = decide(_MACHINES[content_hash], before, event, facts)
     assert not isinstance(decided, Refusal), decided
     return decided

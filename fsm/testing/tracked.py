@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from fsm.clock import ManualClock
+from fsm.decide import UNDERCUT
 from fsm.errors import BadPayload, Refusal, Refused, UnknownExecution
 from fsm.machine import Arrow, Category
 from fsm.process import fresh_tracker
@@ -135,7 +136,7 @@ class TrackerDriver(Driver):
         subject.twin = self.oracle.take(subject.twin, arrow, payload, moment)
         self.taken[arrow] += 1
         self._book(subject, receipt, source, arrow.event, key)
-        if receipt.payload != dict(payload):
+        if {name: value for name, value in receipt.payload.items() if name != UNDERCUT} != dict(payload):
             broken("a journal keeps what came with an event", f"{subject}: {receipt.payload}, sent {payload}")
         if key is not None:
             subject.keyed[key] = receipt

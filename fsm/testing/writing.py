@@ -8,7 +8,9 @@ from fsm import ids
 from fsm.lifecycles.execution import EXECUTION
 from fsm.records import Receipt, fold, receipt_of
 from fsm.stores import Barred, Conflict, Order, Query, Store, WorkerRow
+from fsm.stores.base import SPARED_MAX
 from fsm.testing.steps import OTHER, birth, committed, move, walk
+from fsm.timeline import Era, Known, Mark
 
 
 class Writing:
@@ -143,6 +145,58 @@ class Writing:
         committed(store, begin, claim)
         assert store.lose(1011.0) == ["worker_1"]
         committed(store, think, move(think.after, "open_tool", name="x"))
+
+    def test_a_renewal_takes_its_time_when_it_is_made(self, store: Store) -> None:
+        """A lease is renewed at the instant that the clock tells then; one that was lost is renewed never more."""
+        store.worker_add(WorkerRow("worker_1", "one", 10.0, 1000.0, 1000.0, lost=False))
+        assert store.worker_renew("worker_1", lambda: 1007.0)
+        assert store.workers() == [WorkerRow("worker_1", "one", 10.0, 1000.0, 1007.0, lost=False)]
+        assert store.lose(1017.0) == []
+        assert store.lose(1017.5) == ["worker_1"]
+        assert not store.worker_renew("worker_1", lambda: 1018.0)
+        assert not store.worker_renew("nobody", lambda: 1018.0)
+
+    def test_a_worker_is_spared_a_few_times_only(self, store: Store) -> None:
+        """A lease that ran out may get another term, but not for ever; a renewal counts anew."""
+        store.worker_add(WorkerRow("worker_1", "one", 10.0, 0.0, 0.0, lost=False))
+        now = 0.0
+        for _ in range(2):
+            for _ in range(SPARED_MAX):
+                now += 20.0
+                assert store.lose(now, spare=True) == []
+                [row] = store.workers()
+                assert now <= row.renewed_at < now + 10.0
+            if now < 100.0:
+                assert store.worker_renew("worker_1", lambda: now)  # noqa: B023 - asked at once
+        assert store.lose(now + 20.0, spare=True) == ["worker_1"]
+
+    def test_a_lease_from_the_future_is_a_lease_from_now(self, store: Store) -> None:
+        """A timeline that was set back makes no lease longer than its term."""
+        store.worker_add(WorkerRow("worker_1", "one", 10.0, 0.0, 90_000.0, lost=False))
+        assert store.lose(1000.0) == []
+        assert store.lose(1009.0) == []
+        assert store.lose(1015.0) == ["worker_1"]
+
+    # --- the timeline -------------------------------------------------------------------------------------------
+
+    def test_an_era_is_written_by_compare_and_set(self, store: Store) -> None:
+        """The first row of an era counts, and later ones if they were decided on the row that is there."""
+        first, second = Era(5.0, 1.0, 2.0, 3.0, 4.0, 6.0), Era(4.0)
+        assert store.timeline("boot") == Known(None, None, None)
+        assert store.timeline_set("boot", None, first) == first
+        assert store.timeline_set("boot", None, second) == first
+        assert store.timeline_set("boot", second, Era(7.0)) == first
+        assert store.timeline_set("boot", first, second) == second
+        assert store.timeline_set("boot", first, Era(7.0)) == second
+        assert store.timeline("boot").era == second
+        assert store.timeline("other").era is None
+
+    def test_a_mark_is_only_ever_raised(self, store: Store) -> None:
+        """The highest mark is kept."""
+        for steady_at in (10.0, 30.0, 20.0):
+            store.timeline_mark(Mark(steady_at, 7.0, steady_at / 2))
+        assert store.timeline("boot").mark == Mark(30.0, 7.0, 15.0)
+        assert store.timeline("").mark == Mark(30.0, 7.0, 15.0)
 
     # --- the compare-and-set ------------------------------------------------------------------------------------
 
@@ -334,6 +388,32 @@ class Writing:
         assert store.journal(0, 10) == [stays]
         assert store.counts() == {"created": 1}
         assert store.forget([execution_id]) == 0
+
+    def test_forgetting_leaves_what_is_to_be_kept(self, store: Store) -> None:
+        """Only so many are forgotten that the wanted number of ended ones is left, the first ones that are named."""
+        lives = [walk(birth(), "cancel") for _ in range(6)]
+        committed(store, *(step for life in lives for step in life), birth())
+        names = [life[0].after.identity.id for life in lives]
+        assert store.forget(names[:4], keep=4) == 2
+        assert [store.load(one) is None for one in names] == [True, True, False, False, False, False]
+        assert store.forget(names[:4], keep=4) == 0
+        assert store.forget([*names[2:], names[2]], keep=1) == 3
+        assert store.ended_count() == 1
+
+    def test_ends_age_on_the_steady_timeline(self, store: Store) -> None:
+        """What ended is listed by the instant of its end on the timeline, whatever the wall clock said."""
+        early, late = birth(born_at=10.0), birth(born_at=10.0)
+        committed(store, early, late)
+        ends = [
+            move(late.after, "cancel", at=5.0, now=30.0),
+            move(early.after, "cancel", at=9e9, now=20.0),
+        ]
+        committed(store, *ends)
+        first, second = early.after.identity.id, late.after.identity.id
+        assert store.ended(20.0, 10) == []
+        assert store.ended(25.0, 10) == [first]
+        assert store.ended(31.0, 10) == [first, second]
+        assert store.ended(31.0, 1) == [first]
 
     def test_what_is_open_is_never_forgotten(self, store: Store) -> None:
         """An open execution, and an unknown one, are passed over by a call to forget them."""

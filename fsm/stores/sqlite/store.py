@@ -24,18 +24,18 @@ from fsm.stores.sqlite.upkeep import Upkeep
 
 _BORN = (
     "id", "machine", "agent", "user_id", "thread_id", "parent_id", "retry_of", "created_at", "attempts_max",
-    "model_attempts_max", "metadata", "timeouts", "born_at", "backoff_s", "backoff_cap_s",
+    "model_attempts_max", "metadata", "timeouts", "born_at", "backoff_s", "backoff_cap_s", "born_key",
 )  # fmt: skip
 _LIVED = (
     "state", "version", "entered_at", "updated_at", "due_at", "due_kind", "attempt", "owner", "fence", "tools",
     "model_attempt", "not_before", "breaker", "limit_s", "ending", "since_at",
-    "suspended",
+    "paused_s", "suspended",
 )  # fmt: skip
 _LAST = ("event", "key", "payload", "position")
 
 _INSERT = (
-    f"INSERT INTO executions ({', '.join(_BORN + _LIVED + _LAST)}) "
-    f"VALUES ({', '.join('?' * len(_BORN + _LIVED + _LAST))})"
+    f"INSERT INTO executions ({', '.join((*_BORN, *_LIVED, *_LAST, 'born'))}) "
+    f"VALUES ({', '.join('?' * len((*_BORN, *_LIVED, *_LAST, 'born')))})"
 )
 
 
@@ -52,6 +52,7 @@ _UPDATE_USUAL = _update(
 _UPDATE_STAYED = _update(("version", "updated_at", "due_at", "due_kind", "model_attempt"))
 
 _SELECT = f"SELECT {', '.join(_BORN + _LIVED)} FROM executions"
+_PAGED = f"SELECT {', '.join(_BORN + _LIVED)}, born FROM executions"
 _RECEIPT = (
     "SELECT position, execution_id, version, event, source, target, at, attempt, fence, owner, key, payload "
     "FROM journal"
@@ -69,6 +70,16 @@ _HISTORY = """
     )
     SELECT position, execution_id, version, event, source, target, at, attempt, fence, owner, key, payload
     FROM chain JOIN journal USING (position) WHERE position > :after ORDER BY position LIMIT :limit
+"""
+_BY_KEY = "SELECT id FROM executions WHERE user_id = ? AND born_key = ?"
+# Where a page goes on: after an execution that is there, that was deleted, or that nobody remembers.
+_PLACE = """
+    SELECT coalesce(
+        (SELECT born FROM executions WHERE id = :id),
+        (SELECT born FROM places WHERE id = :id),
+        (SELECT born FROM executions WHERE id < :id ORDER BY id DESC LIMIT 1),
+        0
+    )
 """
 _FILTERS = ("thread_id", "parent_id", "user_id", "agent")
 
@@ -201,7 +212,7 @@ class SqliteStore(Upkeep, SqliteBreakers):
         try:
             if step.source is None:
                 born = (identity.id, numbers[identity.machine], *identity[2:])
-                writer.execute(_INSERT, (*born, *_lived(after), *last))
+                writer.execute(_INSERT, (*born, *_lived(after), *last, position))
                 return None
             sql, values = _changed(step.before, after)
             if writer.execute(sql, (*values, *last, identity.id, after.version - 1)).rowcount:
@@ -209,6 +220,9 @@ class SqliteStore(Upkeep, SqliteBreakers):
                     writer.execute(_ORDER, (identity.id, after.version, step.event))
                 return None
         except sqlite3.IntegrityError as error:
+            if "has created" in str(error):
+                first = writer.execute(_BY_KEY, (identity.user_id, identity.key)).fetchone()
+                return Barred(identity.id, "key", first[0])
             if "starts no children" in str(error):
                 return Barred(identity.id, "parent", identity.parent_id or "")
             if "claims nothing" in str(error):
@@ -270,27 +284,30 @@ class SqliteStore(Upkeep, SqliteBreakers):
                 where.append(f"{name} = ?")
                 values.append(value)
         if query.after is not None:
-            where.append("id > ?")
-            values.append(query.after)
+            where.append("(born, id) > (?, ?)")
+            values += [self._rows(_PLACE, {"id": query.after})[0][0], query.after]
         states = None if query.states is None else sorted(query.states)
         if states is not None and not states:
             return []
-        if states is not None and len(where) > (query.after is not None):
+        if states is not None and (len(states) == 1 or len(where) > (query.after is not None)):
             where.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
             states = None
         if states is None:
             condition = f" WHERE {' AND '.join(where)}" if where else ""
-            rows = self._rows(f"{_SELECT}{condition} ORDER BY id LIMIT ?", (*values, query.limit))
+            rows = self._rows(f"{_SELECT}{condition} ORDER BY born, id LIMIT ?", (*values, query.limit))
         else:
             # One sorted stretch of the index per state, then merged: what does not fit is never looked at.
-            part = (
-                f"SELECT * FROM ({_SELECT} WHERE {' AND '.join([*where, 'state = ?'])} ORDER BY id LIMIT ?)"
-            )
+            part = f"SELECT * FROM ({_PAGED} WHERE {' AND '.join([*where, 'state = ?'])} ORDER BY born, id LIMIT ?)"
             sql = " UNION ALL ".join([part] * len(states))
             each = [value for state in states for value in (*values, state, query.limit)]
-            rows = self._rows(f"{sql} ORDER BY id LIMIT ?", (*each, query.limit))
+            rows = [row[:-1] for row in self._rows(f"{sql} ORDER BY born, id LIMIT ?", (*each, query.limit))]
         return [self._snapshot(row) for row in rows]
+
+    def born(self, user_id: str, key: str) -> str | None:
+        """Return the execution that was created with a key."""
+        rows = self._rows(_BY_KEY, (user_id, key))
+        return rows[0][0] if rows else None
 
     def counts(self, user_id: str | None = None) -> dict[str, int]:
         """Return how many executions there are by state."""
@@ -327,7 +344,12 @@ def _changed(before: Snapshot | None, after: Snapshot) -> tuple[str, tuple[Any, 
     """Return the statement that writes what changed, and the values of its columns."""
     # What changes seldom: attempt, owner, fence and tools, then the waits, the breaker and the ending. An attempt is
     # suspended, and goes on, together with a change of owner.
-    if before is None or before[7:11] != after[7:11] or before[12:16] != after[12:16]:
+    if (
+        before is None
+        or before[7:11] != after[7:11]
+        or before[12:16] != after[12:16]
+        or before.paused_s != after.paused_s
+    ):
         return _UPDATE, _lived(after)
     usual = (after.version, after.updated_at, after.due_at, after.due_kind, after.model_attempt)
     if (

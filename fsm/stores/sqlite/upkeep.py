@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from fsm.stores.base import Due, Order, WorkerRow
+from fsm.stores.base import FUTURE_S, MAX_ERAS, SPARED_MAX, Due, Order, WorkerRow
+from fsm.timeline import Era, Known, Mark
 
 
 class _Connections(Protocol):
@@ -17,6 +19,8 @@ class _Connections(Protocol):
 
 
 _TERMINAL = "EXISTS (SELECT 1 FROM states WHERE machine = executions.machine AND name = state AND terminal)"
+_ENDED = f"SELECT count(*) FROM executions WHERE due_at IS NULL AND {_TERMINAL}"
+_END = "coalesce(nullif(since_at, 0.0), updated_at)"  # as the index executions_ended has it
 _CHAIN = """
     WITH RECURSIVE chain (position) AS (
         SELECT position FROM executions WHERE id = ?
@@ -25,6 +29,19 @@ _CHAIN = """
     )
     SELECT position FROM chain
 """
+_ERA = "SELECT offset_s, held_at, begun_s, lag_s, drift_s, even_s FROM eras WHERE era = ?"
+# The last commit tells when its execution entered its state, on both clocks.
+_LAST = """
+    SELECT since_at, entered_at FROM executions
+    WHERE id = (SELECT execution_id FROM journal ORDER BY position DESC LIMIT 1) AND since_at > 0
+"""
+STALL_S = 0.5
+"""A wait for the write lock from which on the workers may have been kept from renewing, in seconds."""
+CHANCE_S = 0.15
+"""How long those who wait for the write lock are let go first before a worker is lost, in seconds; a waiting writer
+tries again after `fsm.stores.sqlite.connect._LONGEST_WAIT_S` at the latest."""
+MAX_CHANCES = 20
+"""How often that is repeated while workers come back."""
 _HORIZON = """
     UPDATE horizon SET position = max(position, (SELECT coalesce(max(position), 0) FROM journal))
 """
@@ -52,15 +69,44 @@ class Upkeep:
 
     # --- time -------------------------------------------------------------------------------------------------
 
-    def timeline(self: _Connections, era: str, offset_s: float) -> float:
-        """Return the offset of an era; the first process of a boot writes it."""
-        rows = self._rows("SELECT offset_s FROM eras WHERE era = ?", (era,))
-        if not rows:
-            with self._transaction() as writer:
-                writer.execute("INSERT OR IGNORE INTO eras (era, offset_s) VALUES (?, ?)", (era, offset_s))
-            rows = self._rows("SELECT offset_s FROM eras WHERE era = ?", (era,))
-        offset: float = rows[0][0]
-        return offset
+    def timeline(self: _Connections, era: str) -> Known:
+        """Return what is known of an era, and where the timeline was last seen if it is new."""
+        rows = self._rows(_ERA, (era,))
+        if rows:
+            return Known(Era(*rows[0]), None, None)
+        marks = [Mark(*row) for row in self._rows("SELECT steady_at, wall_at, monotonic_s FROM mark")]
+        marks += [Mark(*row) for row in self._rows(_LAST)]
+        # A process that is an era of its own needs the monotonic clock's reading, which commits do not tell.
+        mark = max(marks[:1] if not era else marks, key=lambda one: one.steady_at, default=None)
+        instants = [one.steady_at for one in marks]
+        instants += [row[0] for row in self._rows("SELECT renewed_at FROM workers")]
+        return Known(None, mark, max(instants, default=None))
+
+    def timeline_set(self: _Connections, era: str, before: Era | None, after: Era) -> Era:
+        """Write an era's row, if it is as expected; the first process of a boot writes the first."""
+        with self._transaction() as writer:
+            row = writer.execute(_ERA, (era,)).fetchone()
+            now = None if row is None else Era(*row)
+            if now != before:
+                return now or after
+            writer.execute("DELETE FROM eras WHERE era = ?", (era,))
+            writer.execute(
+                "INSERT INTO eras (era, offset_s, held_at, begun_s, lag_s, drift_s, even_s) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (era, *after),
+            )
+            writer.execute("DELETE FROM eras WHERE rowid <= (SELECT max(rowid) FROM eras) - ?", (MAX_ERAS,))
+            return after
+
+    def timeline_mark(self: _Connections, mark: Mark) -> None:
+        """Keep a mark."""
+        with self._transaction() as writer:
+            writer.execute(
+                "INSERT INTO mark (id, steady_at, wall_at, monotonic_s) VALUES (1, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET steady_at = excluded.steady_at, wall_at = excluded.wall_at, "
+                "monotonic_s = excluded.monotonic_s WHERE excluded.steady_at > mark.steady_at",
+                mark,
+            )
 
     def due(self: _Connections, now: float, limit: int) -> list[Due]:
         """Return executions whose deadline has passed, from the index of deadlines alone."""
@@ -86,11 +132,12 @@ class Upkeep:
                 worker,
             )
 
-    def worker_renew(self: _Connections, worker_id: str, now: float) -> bool:
-        """Renew a lease: one row, whatever the worker owns."""
+    def worker_renew(self: _Connections, worker_id: str, now: Callable[[], float]) -> bool:
+        """Renew a lease: one row, whatever the worker owns; its time is taken when the lock is held."""
         with self._transaction() as writer:
+            writer.execute("DELETE FROM spared WHERE id = ?", (worker_id,))
             renewed = writer.execute(
-                "UPDATE workers SET renewed_at = ? WHERE id = ? AND NOT lost", (now, worker_id)
+                "UPDATE workers SET renewed_at = ? WHERE id = ? AND NOT lost", (now(), worker_id)
             )
             return renewed.rowcount == 1
 
@@ -104,12 +151,46 @@ class Upkeep:
         rows = self._rows("SELECT id, name, ttl_s, started_at, renewed_at, lost FROM workers ORDER BY id")
         return [WorkerRow(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows]
 
-    def lose(self: _Connections, now: float) -> list[str]:
+    def lose(self: _Connections, now: float, *, spare: bool = False) -> list[str]:
         """Mark the workers whose lease ran out; nothing is written when there is none."""
-        expired = "NOT lost AND renewed_at + ttl_s < ?"
-        if self._rows(f"SELECT 1 FROM workers WHERE {expired} LIMIT 1", (now,)):
+        expired = "NOT lost AND (renewed_at + ttl_s < ? OR renewed_at > ?)"
+        began_s = time.monotonic()
+        suspects = self._rows(f"SELECT id, renewed_at FROM workers WHERE {expired}", (now, now + FUTURE_S))
+        for _ in range(MAX_CHANCES):
+            if not suspects or spare:
+                break
+            # Whoever could not renew stands in the same queue for the lock: they are let go first.
+            asked_s = time.monotonic()
+            with self._transaction():
+                spare = time.monotonic() - asked_s >= STALL_S
+            time.sleep(CHANCE_S)
+            before = suspects
+            suspects = self._rows(
+                f"SELECT id, renewed_at FROM workers WHERE {expired}", (now, now + FUTURE_S)
+            )
+            if suspects == before:
+                break
+        if suspects:
+            asked_s = time.monotonic()
             with self._transaction() as writer:
-                writer.execute(f"UPDATE workers SET lost = 1 WHERE {expired}", (now,))
+                spare = spare or time.monotonic() - asked_s >= STALL_S
+                at = now + time.monotonic() - began_s
+                writer.execute(
+                    "UPDATE workers SET renewed_at = ? WHERE NOT lost AND renewed_at > ?", (at, at + FUTURE_S)
+                )
+                ran_out = "NOT lost AND renewed_at + ttl_s < ?"
+                if spare:
+                    writer.execute(
+                        f"INSERT INTO spared (id, times) SELECT id, 1 FROM workers WHERE {ran_out} "
+                        "ON CONFLICT (id) DO UPDATE SET times = times + 1",
+                        (now,),
+                    )
+                    writer.execute(
+                        f"UPDATE workers SET renewed_at = ? WHERE {ran_out} AND "
+                        "(SELECT times FROM spared WHERE spared.id = workers.id) <= ?",
+                        (at, now, SPARED_MAX),
+                    )
+                writer.execute(f"UPDATE workers SET lost = 1 WHERE {ran_out}", (now,))
         return [row[0] for row in self._rows("SELECT id FROM workers WHERE lost ORDER BY id")]
 
     def owned(self: _Connections, worker_id: str, limit: int) -> list[tuple[str, int]]:
@@ -125,23 +206,26 @@ class Upkeep:
     def ended(self: _Connections, before_at: float, limit: int) -> list[str]:
         """Return executions that ended before an instant."""
         rows = self._rows(
-            f"SELECT id FROM executions WHERE due_at IS NULL AND updated_at < ? AND {_TERMINAL} "
-            "ORDER BY updated_at, id LIMIT ?",
+            f"SELECT id FROM executions WHERE due_at IS NULL AND {_END} < ? AND {_TERMINAL} "
+            f"ORDER BY {_END}, id LIMIT ?",
             (before_at, limit),
         )
         return [row[0] for row in rows]
 
     def ended_count(self: _Connections) -> int:
         """Return how many ended executions are kept."""
-        count: int = self._rows(f"SELECT count(*) FROM executions WHERE due_at IS NULL AND {_TERMINAL}")[0][0]
+        count: int = self._rows(_ENDED)[0][0]
         return count
 
-    def forget(self: _Connections, execution_ids: Sequence[str]) -> int:
+    def forget(self: _Connections, execution_ids: Sequence[str], keep: int = 0) -> int:
         """Delete ended executions with their journals, all in one transaction."""
         gone = 0
         with self._transaction() as writer:
             writer.execute(_HORIZON)
+            spare = writer.execute(_ENDED).fetchone()[0] - keep if keep else len(execution_ids)
             for execution_id in execution_ids:
+                if gone >= spare:
+                    break
                 positions = writer.execute(_CHAIN, (execution_id,)).fetchall()
                 deleted = writer.execute(
                     f"DELETE FROM executions WHERE id = ? AND {_TERMINAL}", (execution_id,)

@@ -1,0 +1,79 @@
+-- Time: eras that are settled later, the mark from which the next boot goes on, ends that age on the steady timeline,
+-- terms that are given to workers while nobody could renew; births in the order of their commits, and their keys.
+
+-- An era is one boot. Until it is settled (`held_at` is null) its offset may be lowered; see fsm/timeline.py.
+ALTER TABLE eras ADD COLUMN held_at REAL;
+ALTER TABLE eras ADD COLUMN begun_s REAL NOT NULL DEFAULT 0;
+ALTER TABLE eras ADD COLUMN lag_s REAL NOT NULL DEFAULT 0;
+ALTER TABLE eras ADD COLUMN drift_s REAL NOT NULL DEFAULT 0;
+ALTER TABLE eras ADD COLUMN even_s REAL NOT NULL DEFAULT 0;
+DELETE FROM eras WHERE era LIKE 'process-%' OR era LIKE 'virtual-%';
+
+-- One row at most: the latest instant of the timeline that was seen together with both clocks.
+CREATE TABLE mark (
+    id INTEGER PRIMARY KEY,
+    steady_at REAL NOT NULL,
+    wall_at REAL NOT NULL,
+    monotonic_s REAL
+);
+
+-- How often a lease was given another term since its worker last renewed it itself.
+CREATE TABLE spared (
+    id TEXT NOT NULL PRIMARY KEY,
+    times INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TRIGGER worker_is_spared_no_more AFTER DELETE ON workers
+BEGIN
+    DELETE FROM spared WHERE id = OLD.id;
+END;
+
+-- Time that does not count against total_s: a person was waited for.
+ALTER TABLE executions ADD COLUMN paused_s REAL NOT NULL DEFAULT 0;
+
+-- Ends age by the instant of the end on the steady timeline; what ended before there was one has none.
+DROP INDEX executions_ended;
+CREATE INDEX executions_ended ON executions (coalesce(nullif(since_at, 0.0), updated_at)) WHERE due_at IS NULL;
+
+-- Pages follow the order of the births' commits. What was born before this column has 0 and is paged by id, first.
+ALTER TABLE executions ADD COLUMN born INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE executions ADD COLUMN born_key TEXT;
+
+DROP INDEX executions_state;
+DROP INDEX executions_agent;
+DROP INDEX executions_user;
+DROP INDEX executions_thread;
+DROP INDEX executions_parent;
+CREATE INDEX executions_born ON executions (born);
+CREATE INDEX executions_state ON executions (state, born);
+CREATE INDEX executions_agent ON executions (agent, born);
+CREATE INDEX executions_user ON executions (user_id, born);
+CREATE INDEX executions_thread ON executions (thread_id, born);
+CREATE INDEX executions_parent ON executions (parent_id, born) WHERE parent_id IS NOT NULL;
+CREATE INDEX executions_born_key ON executions (user_id, born_key) WHERE born_key IS NOT NULL;
+
+CREATE TRIGGER execution_born_once BEFORE INSERT ON executions
+WHEN NEW.born_key IS NOT NULL AND EXISTS (
+    SELECT 1 FROM executions WHERE user_id = NEW.user_id AND born_key = NEW.born_key
+)
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: this key has created an execution already');
+END;
+
+CREATE TRIGGER execution_born_there BEFORE UPDATE OF born, born_key ON executions
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: what an execution is born with stays');
+END;
+
+-- Where a page goes on whose last execution was deleted since. The latest deletions are remembered.
+CREATE TABLE places (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    born INTEGER NOT NULL
+);
+
+CREATE TRIGGER execution_leaves_its_place AFTER DELETE ON executions
+BEGIN
+    INSERT OR REPLACE INTO places (id, born) VALUES (OLD.id, OLD.born);
+    DELETE FROM places WHERE number <= (SELECT max(number) FROM places) - 100000;
+END;

@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from fsm.errors import DamagedRecord
 from fsm.stores.base import Due, Order, WorkerRow
+from fsm.stores.sqlite import rows as shapes
+from fsm.stores.sqlite.damage import Pages
 
 
 class _Connections(Protocol):
+    _pages: Pages
+
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
 
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]: ...
@@ -21,7 +26,7 @@ _CHAIN = """
     WITH RECURSIVE chain (position) AS (
         SELECT position FROM executions WHERE id = ?
         UNION ALL
-        SELECT previous FROM journal JOIN chain USING (position) WHERE previous IS NOT NULL
+        SELECT previous FROM journal JOIN chain USING (position) WHERE previous < position
     )
     SELECT position FROM chain
 """
@@ -37,11 +42,8 @@ class Upkeep:
 
     def orders(self: _Connections, after: str, limit: int) -> list[Order]:
         """Return orders that are not known to be carried out, from a table that is nearly always empty."""
-        rows = self._rows(
-            "SELECT execution_id, version, event FROM orders WHERE execution_id > ? ORDER BY execution_id LIMIT ?",
-            (after, limit),
-        )
-        return [Order(*row) for row in rows]
+        sql = "SELECT execution_id, version, event FROM orders WHERE execution_id > ? ORDER BY execution_id"
+        return self._pages.page(sql, (after,), limit, shapes.order)
 
     def carried(self: _Connections, order: Order) -> None:
         """Take note that an order is carried out; nothing is written when there is none, as after most ends."""
@@ -54,27 +56,28 @@ class Upkeep:
 
     def timeline(self: _Connections, era: str, offset_s: float) -> float:
         """Return the offset of an era; the first process of a boot writes it."""
-        rows = self._rows("SELECT offset_s FROM eras WHERE era = ?", (era,))
+        question = "SELECT era, offset_s FROM eras WHERE era = ?"
+        rows = self._rows(question, (era,))
         if not rows:
             with self._transaction() as writer:
                 writer.execute("INSERT OR IGNORE INTO eras (era, offset_s) VALUES (?, ?)", (era, offset_s))
-            rows = self._rows("SELECT offset_s FROM eras WHERE era = ?", (era,))
-        offset: float = rows[0][0]
-        return offset
+            rows = self._rows(question, (era,))
+        if not rows:
+            raise DamagedRecord("eras", shapes.shown(era), "offset_s", "cannot be kept")
+        return shapes.offset(rows[0])
 
     def due(self: _Connections, now: float, limit: int) -> list[Due]:
         """Return executions whose deadline has passed, from the index of deadlines alone."""
-        rows = self._rows(
+        sql = (
             "SELECT id, version, due_at, due_kind FROM executions "
-            "WHERE due_at IS NOT NULL AND due_at <= ? ORDER BY due_at LIMIT ?",
-            (now, limit),
+            "WHERE due_at IS NOT NULL AND due_at <= ? ORDER BY due_at"
         )
-        return [Due(*row) for row in rows]
+        return self._pages.page(sql, (now,), limit, shapes.due)
 
     def next_due(self: _Connections) -> float | None:
         """Return the nearest deadline of all."""
-        due_at: float | None = self._rows("SELECT min(due_at) FROM executions WHERE due_at IS NOT NULL")[0][0]
-        return due_at
+        due_at = self._rows("SELECT min(due_at) FROM executions WHERE due_at IS NOT NULL")[0][0]
+        return float(due_at) if isinstance(due_at, (int, float)) else None  # text sorts after every number
 
     # --- workers ----------------------------------------------------------------------------------------------
 
@@ -101,8 +104,8 @@ class Upkeep:
 
     def workers(self: _Connections) -> list[WorkerRow]:
         """Return every registered worker."""
-        rows = self._rows("SELECT id, name, ttl_s, started_at, renewed_at, lost FROM workers ORDER BY id")
-        return [WorkerRow(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows]
+        sql = "SELECT id, name, ttl_s, started_at, renewed_at, lost FROM workers ORDER BY id"
+        return self._pages.all(sql, (), shapes.worker)
 
     def lose(self: _Connections, now: float) -> list[str]:
         """Mark the workers whose lease ran out; nothing is written when there is none."""
@@ -110,26 +113,22 @@ class Upkeep:
         if self._rows(f"SELECT 1 FROM workers WHERE {expired} LIMIT 1", (now,)):
             with self._transaction() as writer:
                 writer.execute(f"UPDATE workers SET lost = 1 WHERE {expired}", (now,))
-        return [row[0] for row in self._rows("SELECT id FROM workers WHERE lost ORDER BY id")]
+        return self._pages.all("SELECT id FROM workers WHERE lost ORDER BY id", (), shapes.ended)
 
     def owned(self: _Connections, worker_id: str, limit: int) -> list[tuple[str, int]]:
         """Return what a worker owns and has not ended."""
-        rows = self._rows(
-            f"SELECT id, version FROM executions WHERE owner = ? AND NOT {_TERMINAL} ORDER BY id LIMIT ?",
-            (worker_id, limit),
-        )
-        return [(row[0], row[1]) for row in rows]
+        sql = f"SELECT id, version FROM executions WHERE owner = ? AND NOT {_TERMINAL} ORDER BY id"
+        return self._pages.page(sql, (worker_id,), limit, shapes.owned)
 
     # --- retention --------------------------------------------------------------------------------------------
 
     def ended(self: _Connections, before_at: float, limit: int) -> list[str]:
         """Return executions that ended before an instant."""
-        rows = self._rows(
+        sql = (
             f"SELECT id FROM executions WHERE due_at IS NULL AND updated_at < ? AND {_TERMINAL} "
-            "ORDER BY updated_at, id LIMIT ?",
-            (before_at, limit),
+            "ORDER BY updated_at, id"
         )
-        return [row[0] for row in rows]
+        return self._pages.page(sql, (before_at,), limit, shapes.ended)
 
     def ended_count(self: _Connections) -> int:
         """Return how many ended executions are kept."""

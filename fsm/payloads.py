@@ -291,6 +291,24 @@ class Codec:
             raise BadPayload(f"the payload of {event!r} cannot be written as JSON: {error}") from None
         return checked.__dict__, readable(f"the payload of {event!r}", text)
 
+    def decode(self, event: str, text: str | None) -> Mapping[str, Any]:
+        """Read a recorded payload back, with the defaults of what was not given.
+
+        Args:
+            event: The event that it came with.
+            text: What `encode` returned.
+
+        Raises:
+            BadPayload: The text does not fit the event's payload model in this process.
+        """
+        model = self._models.get(event)
+        if model is None:
+            return {}
+        try:
+            return model.model_validate_json(text or "{}").__dict__
+        except ValidationError as error:
+            raise BadPayload(_explain(event, model, error)) from None
+
 
 def readable(what: str, text: bytes) -> str:
     """Return JSON as text if it is small enough, and can be read back by everybody.

@@ -40,6 +40,14 @@ _SILENT = """
 """
 _TIMELESS = "SELECT era FROM eras WHERE typeof(offset_s) NOT IN ('real', 'integer')"
 _BACK = "SELECT id FROM departed WHERE EXISTS (SELECT 1 FROM workers WHERE workers.id = departed.id)"
+_LAWLESS = """
+    SELECT content_hash FROM machines WHERE sealed AND json_valid(document) AND EXISTS (
+        SELECT 1 FROM json_each(machines.document, '$.transitions') AS step
+        WHERE NOT EXISTS (
+            SELECT 1 FROM law WHERE law.machine = machines.id AND law.event = json_extract(step.value, '$.event')
+        )
+    )
+"""
 _UNSEALED = "SELECT content_hash FROM machines WHERE NOT sealed"
 _ALONE = "is not the one row that there must be"
 _QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
@@ -49,6 +57,7 @@ _QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("executions", "due_at", "is no number", _ENDLESS),
     ("journal", "execution_id", "names an execution that is not there", _STRAY),
     ("machines", "sealed", "is not set: its states and rows were never completed", _UNSEALED),
+    ("machines", "law", "has no row for an event of its document", _LAWLESS),
     ("breakers", "key", "has no line in the journal", _SILENT),
     ("eras", "offset_s", "is no number", _TIMELESS),
     ("departed", "id", "is registered again although it has left", _BACK),

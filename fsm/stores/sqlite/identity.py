@@ -82,8 +82,8 @@ class StoreFile:
         self._look_at = 0.0
         self._position = 0
         self._shorter = ""
-        self.suspect = False
-        """Whether the last look found something wrong: then the next one comes first, and is at everything."""
+        self.trouble = ""
+        """What the last look found wrong: then the next one comes before anything is done, and is at everything."""
 
     def admit(self) -> None:
         """Refuse a file that may have a second name.
@@ -117,7 +117,20 @@ class StoreFile:
             self._id, self._store_id = names.database, store_id
         if store_id != self._store_id:
             raise StoreUnavailable(f"{self.path} holds another store than it did before; {_BACK}")
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            for suffix in ("wal", "shm"):
+                if getattr(names, suffix) is None:
+                    raise self._beside_gone(
+                        suffix
+                    )  # others of this process hold one that has no name any more
         connection.names = names
+
+    def _beside_gone(self, suffix: str) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"{self.path}-{suffix} was deleted or replaced under the running process, so that other processes do not "
+            "see what is committed here: stop all of them, this one in order (closing the tracker writes what it has "
+            "committed into the file), and start again"
+        )
 
     def check(self, connection: sqlite3.Connection, *, wrote: bool = False) -> None:
         """Refuse to go on unless a connection is on what the store's names mean now.
@@ -130,7 +143,7 @@ class StoreFile:
             StoreUnavailable: It is not.
         """
         names: Names | None = getattr(connection, "names", None)
-        if names is not None and names.database == self._id and not self.suspect:
+        if names is not None and names.database == self._id and not self.trouble:
             try:
                 found = os.stat(self._name)  # noqa: PTH116 - after every commit: a Path would cost as much again
             except OSError:
@@ -142,11 +155,15 @@ class StoreFile:
                 if now < self._look_at:
                     return
                 self._look_at = now + BESIDE_S
-        self._look(connection)
+        try:
+            self._look(connection)
+        except StoreUnavailable as error:
+            self.trouble = str(error)
+            raise
+        self.trouble = ""
 
     def _look(self, connection: sqlite3.Connection) -> None:
         """Look at everything, and say what is wrong."""
-        self.suspect = True
         if self._shorter:
             raise StoreUnavailable(self._shorter)
         here = self.database()
@@ -161,12 +178,7 @@ class StoreFile:
         for suffix in ("wal", "shm") if names is not None else ():
             known: FileId | None = getattr(names, suffix)
             if known is not None and file_id(f"{self._beside}-{suffix}") != known:
-                raise StoreUnavailable(
-                    f"{self.path}-{suffix} was deleted or replaced under the running process, so that other "
-                    "processes do not see what is committed here: stop all of them, this one in order (closing the "
-                    "tracker writes what it has committed into the file), and start again"
-                )
-        self.suspect = False
+                raise self._beside_gone(suffix)
 
     def seen(self, position: int) -> None:
         """Note how long the journal is, and refuse one that is shorter than it was.
@@ -182,7 +194,7 @@ class StoreFile:
                 f"{self.path} ends at position {position}, and has ended at {self._position}: a backup was written "
                 "over the file, and some of what is in memory here is not in it; restart this process"
             )
-            self.suspect = True
+            self.trouble = self._shorter
             raise StoreUnavailable(self._shorter)
         self._position = position
 

@@ -123,7 +123,7 @@ class SqliteStore(Upkeep, SqliteBreakers):
             writer: sqlite3.Connection | None = None
             try:
                 writer = self._pool.writer()
-                if self._file.suspect:
+                if self._file.trouble:
                     self._file.check(writer)
                 patiently(partial(writer.execute, "BEGIN IMMEDIATE"), where)
                 yield writer
@@ -189,11 +189,14 @@ class SqliteStore(Upkeep, SqliteBreakers):
         return self._explained(error)
 
     def _explained(self, error: sqlite3.Error | UnicodeDecodeError) -> NotAStore | StoreUnavailable:
-        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_CANTOPEN:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}:
+            # What SQLite says then is true, but a missing file or -wal is the cause.
             try:
                 self._file.database()
             except StoreUnavailable as gone:
                 return gone
+            if self._file.trouble:
+                return StoreUnavailable(self._file.trouble)
         return explain(error, self._path)
 
     def close(self) -> None:

@@ -24,11 +24,11 @@ def _rebuild(kind: type[FsmError], args: tuple[object, ...]) -> FsmError:
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong with a machine's declaration.
+    """One thing that is wrong with a machine's declaration, or with what a store holds (`fsm.verify`).
 
     Attributes:
         code: A stable, short name of the rule that was broken, such as ``unreachable_state``.
-        row: The row or state at fault, as it is written in the table.
+        row: What is at fault: the row or state, as it is written in the table; the record in the store.
         message: What is wrong.
         fix: What to do about it.
     """
@@ -190,6 +190,26 @@ class StoreUnavailable(FsmError):
 
 class NotAStore(FsmError):
     """The file or URL is no store of this library: another program's database, a text file, a damaged file."""
+
+
+class DamagedRecord(FsmError):
+    """A record in the store cannot be read: a value is missing, or is not what its column holds.
+
+    Attributes:
+        table: What the record is part of, such as ``executions``.
+        key: Which record: an execution's id, a position in the journal, a breaker's key.
+        column: The value that cannot be read.
+    """
+
+    def __init__(self, table: str, key: object, column: str, why: str) -> None:
+        self.table = table
+        self.key = str(key)
+        self.column = column
+        self.why = why
+        super().__init__(
+            f"{table} {self.key}: {column} {why}. The record is damaged and nothing was changed: restore the store "
+            "from a backup, or leave the record alone; `fsm doctor --verify` lists all of them"
+        )
 
 
 class StoreTooNew(FsmError):

@@ -63,6 +63,10 @@ class _Unchecked(Codec):
         del payload
         raise ConfigurationError(f"{event!r} cannot be fired from this process: {self._error}")
 
+    def decode(self, event: str, text: str | None) -> Mapping[str, Any]:
+        del text
+        raise ConfigurationError(f"{event!r} cannot be read in this process: {self._error}")
+
 
 def record_of(machine: Machine) -> MachineRecord:
     """Return a machine as the data that a store keeps its law by."""

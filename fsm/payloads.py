@@ -301,6 +301,24 @@ class Codec:
                 raise
         return _written(event, model, ending(model, payload))
 
+    def decode(self, event: str, text: str | None) -> Mapping[str, Any]:
+        """Read a recorded payload back, with the defaults of what was not given.
+
+        Args:
+            event: The event that it came with.
+            text: What `encode` returned.
+
+        Raises:
+            BadPayload: The text does not fit the event's payload model in this process.
+        """
+        model = self._models.get(event)
+        if model is None:
+            return {}
+        try:
+            return model.model_validate_json(text or "{}").__dict__
+        except ValidationError as error:
+            raise BadPayload(_explain(event, model, error)) from None
+
 
 def _written(
     event: str, model: type[Payload], payload: Mapping[str, Any]

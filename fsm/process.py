@@ -100,7 +100,7 @@ def _build(store: str | Store | None, clock: Clock | None, machines: Iterable[Ma
     if store is None:
         store = os.environ.get("FSM_STORE") or DEFAULT_STORE
     opened = open_store(store) if isinstance(store, str) else store
-    if not callable(getattr(opened, "append", None)):
+    if not (callable(getattr(opened, "append", None)) and callable(getattr(opened, "timeline", None))):
         raise ConfigurationError(f"store is a URL, as 'sqlite:///fsm.db', or an open store, not {store!r}")
     try:
         return Tracker._of(Registry(opened, clock or SystemClock(), (EXECUTION, *machines)))

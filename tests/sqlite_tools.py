@@ -73,3 +73,18 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
         text=True,
         bufsize=1,
     )
+
+
+def tamper(file: Path, *statements: str) -> None:
+    """Write past the law, as damage would: with every trigger out of the way, and back in its place afterwards."""
+    with closing(rogue(file)) as connection:
+        triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("BEGIN")
+        for name, _ in triggers:
+            connection.execute(f"DROP TRIGGER {name}")
+        for statement in statements:
+            connection.execute(statement)
+        for _, sql in triggers:
+            connection.execute(sql)
+        connection.execute("COMMIT")

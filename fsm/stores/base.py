@@ -144,10 +144,28 @@ class Query(NamedTuple):
     after: str | None = None
 
 
+class Damage(NamedTuple):
+    """A record that cannot be read, or a part of the store that is not as it must be.
+
+    Attributes:
+        table: What it is part of, such as ``executions``; ``file`` for the store as a whole.
+        key: Which record, as text.
+        column: The value that cannot be read; empty for all of it.
+        why: What is wrong, in words.
+    """
+
+    table: str
+    key: str
+    column: str
+    why: str
+
+
 class Store(Protocol):
     """The protocol of every store; `tests/test_stores.py` holds each of them to it.
 
-    Every method may raise `StoreUnavailable`. Executions are found in the order in which their births were committed.
+    Every method may raise `StoreUnavailable`. A record that cannot be read raises `DamagedRecord` where it is asked
+    for by name (`load`, `history`, `keyed`, one execution's `journal`); pages leave it out, and `damaged` names it.
+    Executions are found in the order in which their births were committed.
     """
 
     @property
@@ -337,6 +355,16 @@ class Store(Protocol):
         """
         ...
 
+    # --- damage -----------------------------------------------------------------------------------------------
+
+    def damaged(self) -> list[Damage]:
+        """Return what pages have left out in this process because it cannot be read; empty for a whole store."""
+        ...
+
+    def inspect(self) -> list[Damage]:
+        """Look through the store's own files and return what is wrong with them; this may take minutes."""
+        ...
+
     def close(self) -> None:
         """Let go of everything; every later call raises `StoreUnavailable`."""
         ...
@@ -359,6 +387,8 @@ def open_store(url: str) -> Store:
     """
     from fsm.stores.memory import MemoryStore  # noqa: PLC0415 - each store only when it is asked for
 
+    if not isinstance(url, str):
+        raise NotAStore(f"a store's URL is a text such as sqlite:///file.db, not {type(url).__name__}")
     if url in {"memory://", "memory:"}:
         return MemoryStore()
     if url.startswith("sqlite:"):

@@ -15,7 +15,7 @@ from typing import Any
 
 from fsm.errors import StoreUnavailable
 from fsm.records import CANCEL_CHILDREN, Receipt, Snapshot, Step, receipt_of
-from fsm.stores.base import MAX_ERAS, PLACES, Barred, Conflict, Due, MachineRecord, Order, Query
+from fsm.stores.base import MAX_ERAS, PLACES, Barred, Conflict, Damage, Due, MachineRecord, Order, Query
 from fsm.stores.memory_breakers import MemoryBreakers
 from fsm.stores.memory_index import CHUNK, Index, Journal
 from fsm.stores.memory_workers import MemoryWorkers
@@ -465,6 +465,18 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             if receipt.key is not None:
                 self._keys.pop((execution_id, receipt.key), None)
         self._armed.pop(execution_id, None)
+
+    # --- damage -----------------------------------------------------------------------------------------------
+
+    def damaged(self) -> list[Damage]:
+        """Return nothing: what is in memory is as it was put there."""
+        self._check_open()
+        return []
+
+    def inspect(self) -> list[Damage]:
+        """Return nothing: there is no file."""
+        self._check_open()
+        return []
 
     def close(self) -> None:
         """Forget everything."""

@@ -1,7 +1,9 @@
 -- Time: eras that are settled later, the mark from which the next boot goes on, ends that age on the steady timeline,
 -- terms that are given to workers while nobody could renew; births in the order of their commits, and their keys.
 
--- An era is one boot. Until it is settled (`held_at` is null) its offset may be lowered; see fsm/timeline.py.
+-- An era is one boot. Until it is settled (`held_at` is null) its offset may be lowered; see fsm/timeline.py. A row is
+-- replaced as a whole, and eras that are long over are deleted.
+DROP TRIGGER era_kept;
 ALTER TABLE eras ADD COLUMN held_at REAL;
 ALTER TABLE eras ADD COLUMN begun_s REAL NOT NULL DEFAULT 0;
 ALTER TABLE eras ADD COLUMN lag_s REAL NOT NULL DEFAULT 0;
@@ -52,7 +54,7 @@ CREATE INDEX executions_thread ON executions (thread_id, born);
 CREATE INDEX executions_parent ON executions (parent_id, born) WHERE parent_id IS NOT NULL;
 CREATE INDEX executions_born_key ON executions (user_id, born_key) WHERE born_key IS NOT NULL;
 
-CREATE TRIGGER execution_born_once BEFORE INSERT ON executions
+CREATE TRIGGER execution_born_by_key BEFORE INSERT ON executions
 WHEN NEW.born_key IS NOT NULL AND EXISTS (
     SELECT 1 FROM executions WHERE user_id = NEW.user_id AND born_key = NEW.born_key
 )

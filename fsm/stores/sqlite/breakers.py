@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from fsm.stores.base import BreakerEntry, BreakerRow
+from fsm.stores.sqlite import rows as shapes
 from fsm.stores.sqlite.connect import explain, patiently
+from fsm.stores.sqlite.damage import Pages
+from fsm.stores.sqlite.identity import StoreFile
 from fsm.stores.sqlite.pool import Pool
 
 SWAP_LIMIT_S = 2.0
 """So long, in seconds, a swap waits for other writers; a breaker then goes on alone rather than stop its callers."""
 
 _ROW = "key, state, version, generation, changed_at, since, until, openings, probes, successes, abandoned"
-_SELECT = f"SELECT {_ROW} FROM breakers"
+_KNOWN = "EXISTS (SELECT 1 FROM states WHERE states.machine = breakers.machine AND states.name = state)"
+_SELECT = f"SELECT {_ROW}, {_KNOWN} FROM breakers"
 _ENTRY = (
     "SELECT position, key, version, event, source, target, generation, at, actor, reason FROM breaker_journal"
 )
@@ -40,8 +44,13 @@ class SqliteBreakers:
 
     _path: Path
     _pool: Pool
+    _file: StoreFile
+    _pages: Pages
 
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        raise NotImplementedError
+
+    def _acknowledge(self, connection: sqlite3.Connection) -> None:
         raise NotImplementedError
 
     def _number(self, content_hash: str) -> int | None:
@@ -50,7 +59,7 @@ class SqliteBreakers:
     def breaker_load(self, key: str) -> BreakerRow | None:
         """Return a breaker's row."""
         rows = self._rows(f"{_SELECT} WHERE key = ?", (key,))
-        return _row(rows[0]) if rows else None
+        return shapes.breaker(rows[0]) if rows else None
 
     def breaker_swap(
         self, machine: str, expected_version: int, row: BreakerRow, entry: BreakerEntry | None
@@ -64,10 +73,13 @@ class SqliteBreakers:
         sql, more = (_UPDATE, (expected_version,)) if expected_version else (_INSERT, ())
 
         def swap(connection: sqlite3.Connection) -> int:
+            self._file.check(connection)
             # One statement is one transaction, its triggers included.
-            return patiently(
+            written = patiently(
                 lambda: connection.execute(sql, (*values, *more)).rowcount, str(self._path), SWAP_LIMIT_S
             )
+            self._acknowledge(connection)
+            return written
 
         try:
             return self._pool.read(swap) == 1
@@ -75,27 +87,23 @@ class SqliteBreakers:
             if "exists already" in str(error):
                 return False
             raise  # the table refused it: a mistake here, not a store that is down
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise explain(error, self._path) from error
 
     def breaker_list(self) -> list[BreakerRow]:
         """Return every row, by key."""
-        return [_row(row) for row in self._rows(f"{_SELECT} ORDER BY key")]
+        return self._pages.all(f"{_SELECT} ORDER BY key", (), shapes.breaker)
 
     def breaker_changes(self, after: int, limit: int, key: str | None = None) -> list[BreakerEntry]:
         """Return the journal after a position."""
         where, values = (
             ("position > ?", [after]) if key is None else ("key = ? AND position > ?", [key, after])
         )
-        rows = self._rows(f"{_ENTRY} WHERE {where} ORDER BY position LIMIT ?", (*values, limit))
-        return [BreakerEntry(*row) for row in rows]
+        return self._pages.page(
+            f"{_ENTRY} WHERE {where} ORDER BY position", values, limit, shapes.breaker_entry
+        )
 
     def breaker_position(self) -> int:
         """Return the journal's last position."""
         position: int = self._rows("SELECT coalesce(max(position), 0) FROM breaker_journal")[0][0]
         return position
-
-
-def _row(row: tuple[Any, ...]) -> BreakerRow:
-    probes = tuple((token, expires_at) for token, expires_at in json.loads(row[8])) if row[8] else ()
-    return BreakerRow._make((*row[:8], probes, *row[9:]))

@@ -7,6 +7,7 @@ random and the whole wait has a limit.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sqlite3
 import time
@@ -17,6 +18,7 @@ from typing import TypeVar
 from urllib.parse import parse_qs, unquote
 
 from fsm.errors import NotAStore, StoreTooNew, StoreUnavailable
+from fsm.stores.sqlite.identity import Connection, StoreFile, file_id
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +41,9 @@ def parse_url(url: str) -> tuple[Path, str]:
         NotAStore: The URL is not of the form ``sqlite:///FILE[?synchronous=FULL|NORMAL|EXTRA]``.
     """
     head, _, query = url.partition("?")
-    path = unquote(head.removeprefix("sqlite:///"))
-    if not head.startswith("sqlite:///") or not path or path == ":memory:" or "\0" in path:
+    # A name that is no UTF-8 may be written with percent signs: it is the bytes that name the file.
+    path = unquote(head.removeprefix("sqlite:///"), errors="surrogateescape")
+    if not head.startswith("sqlite:///") or not path or path == ":memory:" or not _is_name(path):
         raise NotAStore(
             f"{url!r} names no file: write sqlite:///file.db (three slashes, beside you), "
             "sqlite:////absolute/file.db (four), or memory:// for no file at all"
@@ -50,6 +53,14 @@ def parse_url(url: str) -> tuple[Path, str]:
     if options or level not in SYNCHRONOUS:
         raise NotAStore(f"{url!r}: the one option is synchronous={'|'.join(SYNCHRONOUS)}")
     return Path(path), level
+
+
+def _is_name(path: str) -> bool:
+    """Return whether a file can be called so: without NUL, and of characters that file names are made of."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def patiently(call: Callable[[], T], what: str, limit_s: float = BUSY_LIMIT_S) -> T:
@@ -94,8 +105,12 @@ def connect(path: Path, synchronous: str, *, create: bool = False) -> sqlite3.Co
         create: Make the file if it is not there; otherwise a file that was moved away is an error, not a new file.
     """
     where = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
-    connection = sqlite3.connect(where, timeout=0, isolation_level=None, check_same_thread=False, uri=True)
+    opened_on = file_id(path)
+    connection = sqlite3.connect(
+        where, timeout=0, isolation_level=None, check_same_thread=False, uri=True, factory=Connection
+    )
     try:
+        connection.opened_on = opened_on
         patiently(lambda: connection.execute(f"PRAGMA synchronous={synchronous}"), str(path))
     except BaseException:
         connection.close()
@@ -103,53 +118,80 @@ def connect(path: Path, synchronous: str, *, create: bool = False) -> sqlite3.Co
     return connection
 
 
-def prepare(path: Path, synchronous: str) -> sqlite3.Connection:
+def prepare(file: StoreFile, synchronous: str) -> sqlite3.Connection:
     """Open a file, create or migrate its schema, and return the connection.
 
     Raises:
-        NotAStore: The file is no database, damaged, or another program's.
+        NotAStore: The file is no database, damaged, another program's, or mounted as a single file.
         StoreTooNew: A newer version of the library wrote it.
-        StoreUnavailable: It cannot be opened or written.
+        StoreUnavailable: It cannot be opened or written, or has a second name.
     """
-    if not path.parent.is_dir():
-        raise StoreUnavailable(f"{path}: the folder {path.parent} does not exist; create it first")
-    if path.is_dir():
-        raise NotAStore(f"{path} is a folder, not a file: write sqlite:///{path}/fsm.db")
-    if path.exists() and 0 < path.stat().st_size < _SMALLEST:
-        # SQLite takes a file of one byte for an empty database, and would write over it.
-        raise NotAStore(f"{path} is no fsm store: nothing was changed in it; choose another file")
+    path = file.path
+    try:
+        _look_at(file)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise StoreUnavailable(f"{path} cannot be opened: {error.strerror or error}") from error
     connection: sqlite3.Connection | None = None
     try:
         connection = connect(path, synchronous, create=True)
+        file.admit()  # now it is there, and nothing was written into it
         patiently(lambda: _check(connection, path), str(path))
         patiently(lambda: _wal(connection, path), str(path))
         patiently(lambda: _migrate(connection, path), str(path))
-    except sqlite3.Error as error:
+        patiently(lambda: file.opened(connection), str(path))
+    except BaseException as error:
         if connection is not None:
             connection.close()
-        raise explain(error, path) from error
-    except BaseException:
-        if connection is not None:
-            connection.close()
+        if isinstance(error, (sqlite3.Error, UnicodeDecodeError)):
+            raise explain(error, path) from error
         raise
     return connection
 
 
-def explain(error: sqlite3.Error, path: Path) -> NotAStore | StoreUnavailable:
+def _look_at(file: StoreFile) -> None:
+    """Refuse what is no file of ours before SQLite is asked: it would write over what it takes for empty."""
+    path = file.path
+    if not path.parent.is_dir():
+        raise StoreUnavailable(f"{path}: the folder {path.parent} does not exist; create it first")
+    if path.is_dir():
+        raise NotAStore(f"{path} is a folder, not a file: write sqlite:///{path}/fsm.db")
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise NotAStore(f"{path} is no ordinary file (a device, a pipe): choose another name")
+    file.admit()
+    if 0 < path.stat().st_size < _SMALLEST:
+        # SQLite takes a file of one byte for an empty database, and would write over it.
+        raise NotAStore(f"{path} is no fsm store: nothing was changed in it; choose another file")
+
+
+_SAID = {
+    sqlite3.SQLITE_READONLY_DBMOVED: "was moved, deleted or replaced: restart this process, or move it back",
+    sqlite3.SQLITE_FULL: "cannot grow: the disk is full; nothing was written",
+    sqlite3.SQLITE_READONLY: "cannot be written: check its permissions and its folder's",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened: check the path and the permissions",
+}
+"""What SQLite's codes mean, and what to do."""
+
+
+def explain(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> NotAStore | StoreUnavailable:
     """Return the error of this library that says what SQLite's error means."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if isinstance(error, UnicodeDecodeError):
+        # SQLite's own message names a part of the schema that is no text any more.
+        return _damaged(path, "its schema is no text")
+    full_code: int = getattr(error, "sqlite_errorcode", 0)
+    code = full_code & 0xFF
     if code in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
-        return NotAStore(
-            f"{path} is no fsm store, or a damaged one ({error}): nothing was changed in it; "
-            "restore it from a backup or choose another file"
-        )
-    if code == sqlite3.SQLITE_FULL:
-        return StoreUnavailable(f"{path}: the disk is full; nothing was written")
-    if code == sqlite3.SQLITE_READONLY:
-        return StoreUnavailable(f"{path} cannot be written: check its permissions and its folder's")
-    if code == sqlite3.SQLITE_CANTOPEN:
-        return StoreUnavailable(f"{path} cannot be opened: check the path and the permissions")
-    return StoreUnavailable(f"{path}: {error}")
+        return _damaged(path, str(error))
+    said = _SAID.get(full_code) or _SAID.get(code)
+    return StoreUnavailable(f"{path} {said}" if said else f"{path}: {error}")
+
+
+def _damaged(path: Path, what: str) -> NotAStore:
+    return NotAStore(
+        f"{path} is no fsm store, or a damaged one ({what}): nothing was changed in it; "
+        "restore it from a backup or choose another file"
+    )
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> int:
@@ -189,6 +231,12 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+
+
+def schema(connection: sqlite3.Connection) -> None:
+    """Carry every migration out on an empty database, for a comparison."""
+    for script in _scripts():
+        connection.executescript(script)
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:

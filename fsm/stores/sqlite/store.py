@@ -14,12 +14,17 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from fsm.errors import StoreUnavailable
-from fsm.records import CANCEL_CHILDREN, Identity, Receipt, Snapshot, Step, receipt_of
-from fsm.stores.base import Barred, Conflict, MachineRecord, Query
+from fsm.errors import BadPayload, DamagedRecord, FsmError, NotAStore, StoreUnavailable
+from fsm.records import CANCEL_CHILDREN, Receipt, Snapshot, Step, receipt_of
+from fsm.stores.base import Barred, Conflict, Damage, MachineRecord, Query
+from fsm.stores.sqlite import rows as shapes
 from fsm.stores.sqlite.breakers import SqliteBreakers
 from fsm.stores.sqlite.connect import explain, parse_url, patiently, prepare
+from fsm.stores.sqlite.damage import LIMIT, Pages
+from fsm.stores.sqlite.identity import StoreFile
+from fsm.stores.sqlite.inspection import inspect
 from fsm.stores.sqlite.pool import Pool
+from fsm.stores.sqlite.rows import is_object
 from fsm.stores.sqlite.upkeep import Upkeep
 
 _BORN = (
@@ -51,24 +56,27 @@ _UPDATE_USUAL = _update(
 )
 _UPDATE_STAYED = _update(("version", "updated_at", "due_at", "due_kind", "model_attempt"))
 
-_SELECT = f"SELECT {', '.join(_BORN + _LIVED)} FROM executions"
-_PAGED = f"SELECT {', '.join(_BORN + _LIVED)}, born FROM executions"
-_RECEIPT = (
-    "SELECT position, execution_id, version, event, source, target, at, attempt, fence, owner, key, payload "
-    "FROM journal"
+_COLUMNS = f"{', '.join(_BORN + _LIVED)}, {is_object('metadata')} AND {is_object('ending')}"
+_SELECT = f"SELECT {_COLUMNS} FROM executions"
+_PAGED = f"SELECT {_COLUMNS}, born FROM executions"
+_ENTRY = (
+    "position, execution_id, version, event, source, target, at, attempt, fence, owner, key, payload, "
+    f"{is_object('payload')}"
 )
+_RECEIPT = f"SELECT {_ENTRY} FROM journal"
 _ORDER = (
     "INSERT OR REPLACE INTO orders (execution_id, version, event) "
     "SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM executions WHERE parent_id = ?1)"
 )
 _POSITION = "SELECT max((SELECT coalesce(max(position), 0) FROM journal), (SELECT position FROM horizon))"
-_HISTORY = """
+_HISTORY = f"""
     WITH RECURSIVE chain (position) AS (
         SELECT position FROM executions WHERE id = :id
         UNION ALL
-        SELECT previous FROM journal JOIN chain USING (position) WHERE previous > :after
+        -- Below its own position: a damaged link must not lead round in a circle.
+        SELECT previous FROM journal JOIN chain USING (position) WHERE previous > :after AND previous < position
     )
-    SELECT position, execution_id, version, event, source, target, at, attempt, fence, owner, key, payload
+    SELECT {_ENTRY}
     FROM chain JOIN journal USING (position) WHERE position > :after ORDER BY position LIMIT :limit
 """
 _BY_KEY = "SELECT id FROM executions WHERE user_id = ? AND born_key = ?"
@@ -82,10 +90,16 @@ _PLACE = """
     )
 """
 _FILTERS = ("thread_id", "parent_id", "user_id", "agent")
+MAX_MERGED = 50
+"""Maximum number of states that are looked up one by one; SQLite joins no more than 500 queries into one."""
 
 
 class SqliteStore(Upkeep, SqliteBreakers):
-    """A registry in one file, shared by every process of this machine that opens it."""
+    """A registry in one file, shared by every process of this machine that opens it.
+
+    A receipt is returned when its commit is in the file that bears the store's name at that moment; see
+    `fsm.stores.sqlite.identity` for what is noticed when files are deleted, moved or replaced, and when.
+    """
 
     instant = False
 
@@ -103,21 +117,25 @@ class SqliteStore(Upkeep, SqliteBreakers):
         self.url = url
         path, synchronous = parse_url(url)
         self._path = path.absolute()  # a process that changes its folder keeps its store
-        self._pool = Pool(self._path, synchronous, prepare(self._path, synchronous))
+        self._file = StoreFile(self._path)
+        self._pool = Pool(self._path, synchronous, prepare(self._file, synchronous))
+        self._pages = Pages(self._rows)
         self._machines: dict[str, int] = {}
-        self._hashes: dict[int, str] = {}
+        self._known: dict[int, tuple[str, frozenset[str]]] = {}  # content hash and states by number
 
     # --- connections ------------------------------------------------------------------------------------------
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write in one transaction: all of it or nothing."""
+        """Write in one transaction, all of it or nothing, into the file that bears the store's name."""
         where = str(self._path)
         with self._pool.writing:
             ending = False
             writer: sqlite3.Connection | None = None
             try:
                 writer = self._pool.writer()
+                if self._file.trouble:
+                    self._file.check(writer)
                 patiently(partial(writer.execute, "BEGIN IMMEDIATE"), where)
                 yield writer
                 ending = True
@@ -126,20 +144,71 @@ class SqliteStore(Upkeep, SqliteBreakers):
                 undone = writer is None or _roll_back(writer) or not ending
                 if writer is not None and writer.in_transaction:
                     self._pool.discard_writer()
-                if isinstance(error, sqlite3.Error):
-                    error_ = explain(error, self._path)
+                if isinstance(error, (sqlite3.Error, UnicodeDecodeError)):
+                    error_ = self._explained(error)
                     if isinstance(error_, StoreUnavailable) and not undone:
                         error_.committed = None
                     raise error_ from error
                 raise
+            self._acknowledge(writer)
+
+    def _acknowledge(self, connection: sqlite3.Connection) -> None:
+        """Refuse to say that a commit succeeded unless it is in the file that bears the store's name."""
+        try:
+            self._file.check(connection, wrote=True)
+        except StoreUnavailable as error:
+            error.committed = None  # it is in a file, which may be put back
+            raise
 
     def _rows(self, sql: str, values: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
         try:
-            return self._pool.read(lambda reader: reader.execute(sql, values).fetchall())
+            return self._pool.read(lambda reader: self._ask(reader, sql, values))
         except UnicodeEncodeError:
             return []  # a text that no encoding knows is in no file
-        except sqlite3.Error as error:
-            raise explain(error, self._path) from error
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
+            raise self._said(error, values) from error
+
+    def _ask(
+        self, reader: sqlite3.Connection, sql: str, values: Sequence[Any] | dict[str, Any]
+    ) -> list[tuple[Any, ...]]:
+        self._file.check(reader)
+        try:
+            return reader.execute(sql, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) is not None:
+                raise
+        # Not SQLite but the driver has refused: a cell is no UTF-8. The other rows shall be read all the same.
+        reader.text_factory = shapes.lenient
+        try:
+            return reader.execute(sql, values).fetchall()
+        finally:
+            reader.text_factory = str
+
+    def _said(
+        self,
+        error: sqlite3.Error | UnicodeDecodeError | OverflowError,
+        values: Sequence[Any] | dict[str, Any],
+    ) -> FsmError:
+        """Return the error for a question that was not answered: the caller's mistake, or the store's state."""
+        for value in values.values() if isinstance(values, dict) else values:
+            if type(value) not in {str, int, float, bytes, bool, type(None)}:
+                return BadPayload(f"a store is asked for texts and numbers, not for a {type(value).__name__}")
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                return BadPayload("a whole number is too large for the store: 64 bits at most")
+        if isinstance(error, OverflowError):
+            return BadPayload(f"a value is too large for the store: {error}")
+        return self._explained(error)
+
+    def _explained(self, error: sqlite3.Error | UnicodeDecodeError) -> NotAStore | StoreUnavailable:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}:
+            # What SQLite says then is true, but a missing file or -wal is the cause.
+            try:
+                self._file.database()
+            except StoreUnavailable as gone:
+                return gone
+            if self._file.trouble:
+                return StoreUnavailable(self._file.trouble)
+        return explain(error, self._path)
 
     def close(self) -> None:
         """Close every connection; the last one folds the write-ahead log into the file."""
@@ -172,15 +241,25 @@ class SqliteStore(Upkeep, SqliteBreakers):
     def _number(self, content_hash: str) -> int | None:
         number = self._machines.get(content_hash)
         if number is None:
-            for number_, hash_ in self._rows("SELECT id, content_hash FROM machines"):
-                self._machines[hash_] = number_
-                self._hashes[number_] = hash_
+            self._learn()
             number = self._machines.get(content_hash)
         return number
 
+    def _learn(self) -> None:
+        """Read the machines that other processes registered."""
+        states: dict[int, set[str]] = {}
+        for number, name in self._pages.all("SELECT machine, name FROM states", (), shapes.STATES.check):
+            states.setdefault(number, set()).add(name)
+        for number, hash_ in self._pages.all(
+            "SELECT id, content_hash FROM machines", (), shapes.NUMBERS.check
+        ):
+            self._machines[hash_] = number
+            self._known[number] = (hash_, frozenset(states.get(number, ())))
+
     def machines(self) -> dict[str, str]:
         """Return every registered machine."""
-        return dict(self._rows("SELECT content_hash, document FROM machines"))
+        rows = self._pages.all("SELECT content_hash, document FROM machines", (), shapes.MACHINES.check)
+        return dict(rows)
 
     # --- write ------------------------------------------------------------------------------------------------
 
@@ -190,7 +269,7 @@ class SqliteStore(Upkeep, SqliteBreakers):
         numbers = {content_hash: self._number(content_hash) for content_hash in births}
         outcomes: list[Receipt | Conflict | Barred] = []
         with self._transaction() as writer:
-            position = writer.execute(_POSITION).fetchone()[0] + 1
+            position = self._last(writer) + 1
             lost: dict[str, Conflict] = {}
             for step in steps:
                 kept_out = lost.get(step.after.identity.id) or self._one(writer, step, position, numbers)
@@ -201,7 +280,15 @@ class SqliteStore(Upkeep, SqliteBreakers):
                 if isinstance(kept_out, Conflict):
                     lost[kept_out.execution_id] = kept_out
                 outcomes.append(kept_out)
+        self._file.seen(position - 1)
         return outcomes
+
+    def _last(self, writer: sqlite3.Connection) -> int:
+        position = writer.execute(_POSITION).fetchone()[0]
+        if not isinstance(position, int):
+            raise DamagedRecord("horizon", 1, "position", "is no whole number")
+        self._file.seen(position)
+        return position
 
     def _one(
         self, writer: sqlite3.Connection, step: Step, position: int, numbers: dict[str, int | None]
@@ -242,36 +329,46 @@ class SqliteStore(Upkeep, SqliteBreakers):
     def keyed(self, execution_id: str, key: str) -> Receipt | None:
         """Return the receipt of an idempotency key."""
         rows = self._rows(f"{_RECEIPT} WHERE execution_id = ? AND key = ?", (execution_id, key))
-        return Receipt(*rows[0]) if rows else None
+        return shapes.receipt(rows[0]) if rows else None
 
     def history(self, execution_id: str) -> list[Receipt]:
         """Return an execution's journal."""
-        rows = self._rows(_HISTORY, {"id": execution_id, "after": -1, "limit": -1})
-        return [Receipt(*row) for row in rows]
+        return self._history(execution_id, -1, -1)
+
+    def _history(self, execution_id: str, after: int, limit: int) -> list[Receipt]:
+        rows = self._rows(_HISTORY, {"id": execution_id, "after": after, "limit": limit})
+        receipts = [shapes.receipt(row) for row in rows]
+        shapes.chained(execution_id, receipts, whole=after < 0)
+        if (
+            not receipts
+            and after < 0
+            and self._rows("SELECT 1 FROM executions WHERE id = ?", (execution_id,))
+        ):
+            raise DamagedRecord("executions", shapes.shown(execution_id), "position", "leads to no journal")
+        return receipts
 
     def journal(
         self, after: int, limit: int, execution_id: str | None = None, user_id: str | None = None
     ) -> list[Receipt]:
         """Return the registry's journal after a position."""
-        whose = "(SELECT user_id FROM executions WHERE id = execution_id) = ?"
         if execution_id is not None:
             if user_id is not None and not self._rows(
                 "SELECT 1 FROM executions WHERE id = ? AND user_id = ?", (execution_id, user_id)
             ):
                 return []
-            rows = self._rows(_HISTORY, {"id": execution_id, "after": after, "limit": limit})
-        elif user_id is not None:
-            rows = self._rows(
-                f"{_RECEIPT} WHERE position > ? AND {whose} ORDER BY position LIMIT ?",
-                (after, user_id, limit),
-            )
-        else:
-            rows = self._rows(f"{_RECEIPT} WHERE position > ? ORDER BY position LIMIT ?", (after, limit))
-        return [Receipt(*row) for row in rows]
+            return self._history(execution_id, after, limit)
+        where = "position > ?"
+        values: list[Any] = [after]
+        if user_id is not None:
+            where += " AND (SELECT user_id FROM executions WHERE id = execution_id) = ?"
+            values.append(user_id)
+        return self._pages.page(f"{_RECEIPT} WHERE {where} ORDER BY position", values, limit, shapes.receipt)
 
     def position(self) -> int:
         """Return the journal's last position."""
-        position: int = self._rows(_POSITION)[0][0]
+        position = self._rows(_POSITION)[0][0]
+        if not isinstance(position, int):
+            raise DamagedRecord("horizon", 1, "position", "is no whole number")
         return position
 
     def find(self, query: Query) -> list[Snapshot]:
@@ -289,20 +386,26 @@ class SqliteStore(Upkeep, SqliteBreakers):
         states = None if query.states is None else sorted(query.states)
         if states is not None and not states:
             return []
-        if states is not None and (len(states) == 1 or len(where) > (query.after is not None)):
+        if states is not None and len(states) > MAX_MERGED:
+            where.append("state IN (SELECT value FROM json_each(?))")
+            values.append(json.dumps(states))
+            states = None
+        elif states is not None and (len(states) == 1 or len(where) > (query.after is not None)):
             where.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
             states = None
         if states is None:
             condition = f" WHERE {' AND '.join(where)}" if where else ""
-            rows = self._rows(f"{_SELECT}{condition} ORDER BY born, id LIMIT ?", (*values, query.limit))
-        else:
-            # One sorted stretch of the index per state, then merged: what does not fit is never looked at.
-            part = f"SELECT * FROM ({_PAGED} WHERE {' AND '.join([*where, 'state = ?'])} ORDER BY born, id LIMIT ?)"
-            sql = " UNION ALL ".join([part] * len(states))
-            each = [value for state in states for value in (*values, state, query.limit)]
-            rows = [row[:-1] for row in self._rows(f"{sql} ORDER BY born, id LIMIT ?", (*each, query.limit))]
-        return [self._snapshot(row) for row in rows]
+            return self._pages.page(
+                f"{_SELECT}{condition} ORDER BY born, id", values, query.limit, self._snapshot
+            )
+        # One sorted stretch of the index per state, then merged: what does not fit is never looked at.
+        inner = f"{_PAGED} WHERE {' AND '.join([*where, 'state = ?'])} ORDER BY born, id LIMIT {LIMIT}"
+        sql = " UNION ALL ".join([f"SELECT * FROM ({inner})"] * len(states))
+        each = [value for state in states for value in (*values, state)]
+        return self._pages.page(
+            f"{sql} ORDER BY born, id", each, query.limit, lambda row: self._snapshot(row[:-1])
+        )
 
     def born(self, user_id: str, key: str) -> str | None:
         """Return the execution that was created with a key."""
@@ -312,18 +415,24 @@ class SqliteStore(Upkeep, SqliteBreakers):
     def counts(self, user_id: str | None = None) -> dict[str, int]:
         """Return how many executions there are by state."""
         where, values = ("", ()) if user_id is None else (" WHERE user_id = ?", (user_id,))
-        return dict(self._rows(f"SELECT state, count(*) FROM executions{where} GROUP BY state", values))
+        sql = f"SELECT state, count(*) FROM executions{where} GROUP BY state"
+        return dict(self._pages.all(sql, values, shapes.COUNTS.check))
 
     def _snapshot(self, row: tuple[Any, ...]) -> Snapshot:
-        number = row[1]
-        if number not in self._hashes:
-            self._number("")  # another process registered it
-        identity = Identity(row[0], self._hashes[number], *row[2 : len(_BORN)])
-        lived = list(row[len(_BORN) :])
-        tools = lived[9]
-        lived[9] = tuple((name, call_id) for name, call_id in json.loads(tools)) if tools else ()
-        lived[-1] = bool(lived[-1])
-        return Snapshot(identity, *lived)
+        if row[1] not in self._known:
+            self._learn()  # another process registered it
+        return shapes.snapshot(row, self._known)
+
+    # --- damage -----------------------------------------------------------------------------------------------
+
+    def damaged(self) -> list[Damage]:
+        """Return what pages have left out in this process."""
+        self._rows("SELECT 1")  # a store that is closed, or gone, says so
+        return self._pages.damaged()
+
+    def inspect(self) -> list[Damage]:
+        """Look through the file: SQLite's own checks, the schema, and what no single record shows."""
+        return inspect(self._rows)
 
 
 def _roll_back(writer: sqlite3.Connection) -> bool:
@@ -362,6 +471,7 @@ def _changed(before: Snapshot | None, after: Snapshot) -> tuple[str, tuple[Any, 
 
 
 def _is_race(error: sqlite3.IntegrityError) -> bool:
-    """Whether somebody else was faster: with the key, with the id, or with an end."""
+    """Whether somebody else was faster: with the key, with the id (perhaps one that was deleted), or with an end."""
     said = str(error)
-    return "key is in the journal" in said or "exists already" in said or "terminal state is final" in said
+    races = ("key is in the journal", "exists already", "terminal state is final", "not born again")
+    return any(race in said for race in races)

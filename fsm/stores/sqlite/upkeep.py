@@ -9,10 +9,14 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from fsm.stores.base import FUTURE_S, MAX_ERAS, SPARED_MAX, Due, Order, WorkerRow
+from fsm.stores.sqlite import rows as shapes
+from fsm.stores.sqlite.damage import Pages
 from fsm.timeline import Era, Known, Mark
 
 
 class _Connections(Protocol):
+    _pages: Pages
+
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
 
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]: ...
@@ -25,7 +29,7 @@ _CHAIN = """
     WITH RECURSIVE chain (position) AS (
         SELECT position FROM executions WHERE id = ?
         UNION ALL
-        SELECT previous FROM journal JOIN chain USING (position) WHERE previous IS NOT NULL
+        SELECT previous FROM journal JOIN chain USING (position) WHERE previous < position
     )
     SELECT position FROM chain
 """
@@ -54,11 +58,8 @@ class Upkeep:
 
     def orders(self: _Connections, after: str, limit: int) -> list[Order]:
         """Return orders that are not known to be carried out, from a table that is nearly always empty."""
-        rows = self._rows(
-            "SELECT execution_id, version, event FROM orders WHERE execution_id > ? ORDER BY execution_id LIMIT ?",
-            (after, limit),
-        )
-        return [Order(*row) for row in rows]
+        sql = "SELECT execution_id, version, event FROM orders WHERE execution_id > ? ORDER BY execution_id"
+        return self._pages.page(sql, (after,), limit, shapes.order)
 
     def carried(self: _Connections, order: Order) -> None:
         """Take note that an order is carried out; nothing is written when there is none, as after most ends."""
@@ -73,9 +74,12 @@ class Upkeep:
         """Return what is known of an era, and where the timeline was last seen if it is new."""
         rows = self._rows(_ERA, (era,))
         if rows:
-            return Known(Era(*rows[0]), None, None)
-        marks = [Mark(*row) for row in self._rows("SELECT steady_at, wall_at, monotonic_s FROM mark")]
-        marks += [Mark(*row) for row in self._rows(_LAST)]
+            return Known(Era(*shapes.ERAS.check(rows[0])), None, None)
+        marks = [
+            Mark(*shapes.MARKS.check(row))
+            for row in self._rows("SELECT steady_at, wall_at, monotonic_s FROM mark")
+        ]
+        marks += [Mark(*shapes.LAST.check(row)) for row in self._rows(_LAST)]
         # A process that is an era of its own needs the monotonic clock's reading, which commits do not tell.
         mark = max(marks[:1] if not era else marks, key=lambda one: one.steady_at, default=None)
         instants = [one.steady_at for one in marks]
@@ -86,7 +90,7 @@ class Upkeep:
         """Write an era's row, if it is as expected; the first process of a boot writes the first."""
         with self._transaction() as writer:
             row = writer.execute(_ERA, (era,)).fetchone()
-            now = None if row is None else Era(*row)
+            now = None if row is None else Era(*shapes.ERAS.check(row))
             if now != before:
                 return now or after
             writer.execute("DELETE FROM eras WHERE era = ?", (era,))
@@ -110,17 +114,16 @@ class Upkeep:
 
     def due(self: _Connections, now: float, limit: int) -> list[Due]:
         """Return executions whose deadline has passed, from the index of deadlines alone."""
-        rows = self._rows(
+        sql = (
             "SELECT id, version, due_at, due_kind FROM executions "
-            "WHERE due_at IS NOT NULL AND due_at <= ? ORDER BY due_at LIMIT ?",
-            (now, limit),
+            "WHERE due_at IS NOT NULL AND due_at <= ? ORDER BY due_at"
         )
-        return [Due(*row) for row in rows]
+        return self._pages.page(sql, (now,), limit, shapes.due)
 
     def next_due(self: _Connections) -> float | None:
         """Return the nearest deadline of all."""
-        due_at: float | None = self._rows("SELECT min(due_at) FROM executions WHERE due_at IS NOT NULL")[0][0]
-        return due_at
+        due_at = self._rows("SELECT min(due_at) FROM executions WHERE due_at IS NOT NULL")[0][0]
+        return float(due_at) if isinstance(due_at, (int, float)) else None  # text sorts after every number
 
     # --- workers ----------------------------------------------------------------------------------------------
 
@@ -148,8 +151,8 @@ class Upkeep:
 
     def workers(self: _Connections) -> list[WorkerRow]:
         """Return every registered worker."""
-        rows = self._rows("SELECT id, name, ttl_s, started_at, renewed_at, lost FROM workers ORDER BY id")
-        return [WorkerRow(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows]
+        sql = "SELECT id, name, ttl_s, started_at, renewed_at, lost FROM workers ORDER BY id"
+        return self._pages.all(sql, (), shapes.worker)
 
     def lose(self: _Connections, now: float, *, spare: bool = False) -> list[str]:
         """Mark the workers whose lease ran out; nothing is written when there is none."""
@@ -191,26 +194,19 @@ class Upkeep:
                         (at, now, SPARED_MAX),
                     )
                 writer.execute(f"UPDATE workers SET lost = 1 WHERE {ran_out}", (now,))
-        return [row[0] for row in self._rows("SELECT id FROM workers WHERE lost ORDER BY id")]
+        return self._pages.all("SELECT id FROM workers WHERE lost ORDER BY id", (), shapes.ended)
 
     def owned(self: _Connections, worker_id: str, limit: int) -> list[tuple[str, int]]:
         """Return what a worker owns and has not ended."""
-        rows = self._rows(
-            f"SELECT id, version FROM executions WHERE owner = ? AND NOT {_TERMINAL} ORDER BY id LIMIT ?",
-            (worker_id, limit),
-        )
-        return [(row[0], row[1]) for row in rows]
+        sql = f"SELECT id, version FROM executions WHERE owner = ? AND NOT {_TERMINAL} ORDER BY id"
+        return self._pages.page(sql, (worker_id,), limit, shapes.owned)
 
     # --- retention --------------------------------------------------------------------------------------------
 
     def ended(self: _Connections, before_at: float, limit: int) -> list[str]:
         """Return executions that ended before an instant."""
-        rows = self._rows(
-            f"SELECT id FROM executions WHERE due_at IS NULL AND {_END} < ? AND {_TERMINAL} "
-            f"ORDER BY {_END}, id LIMIT ?",
-            (before_at, limit),
-        )
-        return [row[0] for row in rows]
+        sql = f"SELECT id FROM executions WHERE due_at IS NULL AND {_END} < ? AND {_TERMINAL} ORDER BY {_END}, id"
+        return self._pages.page(sql, (before_at,), limit, shapes.ended)
 
     def ended_count(self: _Connections) -> int:
         """Return how many ended executions are kept."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from fsm.checks import names, text
-from fsm.errors import BadPayload
+from fsm.errors import BadPayload, DamagedRecord, UnknownMachine
 from fsm.machine import Category, Machine
-from fsm.records import Execution
+from fsm.records import Execution, Snapshot
 from fsm.registry import Registry
 from fsm.stores.base import Query
 
@@ -83,8 +83,16 @@ def find(registry: Registry, question: Query, category: str | None) -> list[Exec
     out: list[Execution] = []
     while True:
         page = registry.store.find(question)
-        shown = [registry.show(snapshot) for snapshot in page]
-        out += [one for one in shown if category is None or one.category == category]
+        out += [one for one in _shown(registry, page) if category is None or one.category == category]
         if len(page) < question.limit or len(out) >= question.limit:
             return out[: question.limit]
         question = question._replace(after=page[-1].identity.id)
+
+
+def _shown(registry: Registry, page: list[Snapshot]) -> Iterator[Execution]:
+    """Yield what can be shown; what cannot (its machine's declaration is damaged) is set aside, and reported."""
+    for snapshot in page:
+        try:
+            yield registry.show(snapshot)
+        except (DamagedRecord, UnknownMachine) as error:
+            registry.health.set_aside(snapshot.identity.id, snapshot.version, error, registry.now())

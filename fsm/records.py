@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fsm.errors import DamagedRecord
 from fsm.machine import CREATE
 from fsm.timeouts import Timeouts
 
@@ -175,7 +176,7 @@ class Receipt(NamedTuple):
     @property
     def payload(self) -> dict[str, Any]:
         """What came with the event: a fresh dict at every look."""
-        return json.loads(self.payload_json) if self.payload_json else {}
+        return decoded(self.payload_json, "journal", self.position, "payload")
 
     @property
     def state(self) -> str:
@@ -188,6 +189,23 @@ class Receipt(NamedTuple):
         del data["payload_json"]
         data["payload"] = self.payload
         return data
+
+
+def decoded(text: str | None, table: str, key: object, column: str) -> dict[str, Any]:
+    """Return kept JSON as fresh data; empty if nothing was kept.
+
+    Raises:
+        DamagedRecord: The text is no JSON object any more.
+    """
+    if not text:
+        return {}
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise DamagedRecord(table, key, column, "is no JSON object that can be read")
+    return data
 
 
 def receipt_of(step: Step, position: int) -> Receipt:
@@ -304,8 +322,10 @@ def view(snapshot: Snapshot, machine: Machine) -> Execution:
         A frozen model that shares nothing with the registry.
     """
     identity = snapshot.identity
+    if snapshot.state not in machine.by_name:
+        raise DamagedRecord("executions", identity.id, "state", f"is no state of machine {machine.name!r}")
     ended = snapshot.state in machine.terminal
-    end: dict[str, Any] = json.loads(snapshot.end_json) if snapshot.end_json else {}
+    end = decoded(snapshot.end_json, "executions", identity.id, "ending")
     return Execution.model_construct(
         id=identity.id,
         machine=machine.name,
@@ -333,7 +353,7 @@ def view(snapshot: Snapshot, machine: Machine) -> Execution:
         model_attempt=snapshot.model_attempt,
         breaker=snapshot.breaker,
         timeouts=_effective(machine, identity.timeouts_json),
-        metadata=json.loads(identity.metadata_json) if identity.metadata_json else {},
+        metadata=decoded(identity.metadata_json, "executions", identity.id, "metadata"),
         ended_as=machine.outcomes.get(snapshot.state),
         outcome=(end.get("outcome") or end.get("kind") or snapshot.state) if ended else None,
         result=end.get("result"),

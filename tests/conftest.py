@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,14 +51,21 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/fsm.db"
 
 
-@pytest.fixture
-def written(url: str) -> Path:
-    """A SQLite file with an open execution, `open`, that used the key k, and an ended one, `ended`."""
-    with fresh_tracker(url) as tracker:
+@pytest.fixture(scope="session")
+def written_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of `written`, made once; tests get copies."""
+    file = tmp_path_factory.mktemp("written") / "fsm.db"
+    with fresh_tracker(f"sqlite:///{file}") as tracker:
         first = birth(id="open")
         started = move(first.after, "start", key="k")
         committed(tracker._registry.store, first, started, *walk(birth(id="ended"), "cancel"))
-    return Path(url.removeprefix("sqlite:///"))
+    return file
+
+
+@pytest.fixture
+def written(url: str, written_once: Path) -> Path:
+    """A SQLite file with an open execution, `open`, that used the key k, and an ended one, `ended`."""
+    return Path(shutil.copy(written_once, url.removeprefix("sqlite:///")))
 
 
 @pytest.fixture(params=["memory://", "sqlite"])

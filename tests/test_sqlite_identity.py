@@ -213,7 +213,9 @@ def test_a_file_that_is_put_back_is_used_again(tracker, file):
     with pytest.raises(StoreUnavailable, match="move the file back"):
         tracker.get(tracker.one)
     renamed.rename(folder)
-    receipt = tracker.fire(tracker.one, "progress", fence=tracker.get(tracker.one).fence, key="k")  # written once, whether or not the first try was
+    receipt = tracker.fire(
+        tracker.one, "progress", fence=tracker.get(tracker.one).fence, key="k"
+    )  # written once, whether or not the first try was
     assert [one.version for one in tracker.history(tracker.one)] == list(range(receipt.version + 1))
     assert tracker.get(tracker.one).version == receipt.version == 2
 
@@ -320,7 +322,10 @@ def test_a_symbolic_link_is_the_file_that_it_leads_to(tracker, file, tmp_path):
     for name in (link, tmp_path / "folder" / file.name):
         with fresh_tracker(f"sqlite:///{name}") as other:
             version = other.fire(tracker.one, "progress", fence=other.get(tracker.one).fence).version
-            assert tracker.fire(tracker.one, "progress", fence=tracker.get(tracker.one).fence).version == version + 1
+            assert (
+                tracker.fire(tracker.one, "progress", fence=tracker.get(tracker.one).fence).version
+                == version + 1
+            )
     with fresh_tracker(f"sqlite:///{link}") as other:
         link.unlink()
         link.symlink_to(backup(file))
@@ -391,7 +396,9 @@ def test_a_forked_child_keeps_to_the_file_of_its_parent(tracker, file):
     assert forked(tracker, lambda: tracker.get(tracker.one).version) == "1"
     replace_by_backup(file)
     assert "another file" in forked(tracker, lambda: tracker.get(tracker.one).version)
-    assert "another file" in forked(tracker, lambda: tracker.fire(tracker.one, "progress", fence=tracker.get(tracker.one).fence))
+    assert "another file" in forked(
+        tracker, lambda: tracker.fire(tracker.one, "progress", fence=tracker.get(tracker.one).fence)
+    )
 
 
 # --- names ----------------------------------------------------------------------------------------------------------

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
-from sqlite_tools import NEXT, ROW, STEP, born, contents, rogue
+from sqlite_tools import NEXT, ROW, STEP, born, contents, rogue, tamper
 
+from fsm.errors import LeaseLost
+from fsm.laws import record_of
+from fsm.lifecycles import EXECUTION
+from fsm.records import Receipt
+from fsm.stores import Conflict
+from fsm.stores.sqlite import connect as connecting
 from fsm.stores.sqlite.store import SqliteStore
-from fsm.testing import fresh_tracker
+from fsm.testing import ManualClock, fresh_tracker
+from fsm.testing.steps import birth, committed, move, walk
+from fsm.verify import verify
 
 ROGUE = {
     "a row that is not in the table": f"{STEP}, state = 'completed', event = 'complete' WHERE id = 'open'",
@@ -122,6 +131,70 @@ ROGUE = {
     ),
 }
 
+PROGRESS = f"{STEP}, event = 'progress', key = NULL"
+WHOLE = {
+    f"progress with {change}": f"{PROGRESS}, {change} WHERE id = 'open'"
+    for change in (
+        "fence = fence - 1", "fence = fence + 2", "fence = 'x'", "fence = 0.5", "fence = NULL",
+        "owner = 'mallory'", "owner = NULL", "owner = x'00', fence = fence + 1",
+        "attempt = 99", "attempt = attempt + 1", "attempt = attempt - 1, fence = fence + 1", "attempt = 'x'",
+        "attempt = attempt + 2, fence = fence + 1",
+        "tools = '['", "tools = '{}'", "tools = x'5b5d'", "tools = ''", "tools = 5",
+        "due_at = NULL", "due_at = 'never'", "due_at = x'00'", "due_at = 9e999", "due_at = -9e999", "due_kind = NULL",
+        "due_kind = x'00'", "due_at = NULL, due_kind = 'phase'",
+        "model_attempt = 7", "model_attempt = -1", "model_attempt = 'x'", "model_attempt = NULL",
+        "key = x'00'", "payload = '['", "payload = '[]'", "payload = 'x'", "payload = x'7b7d'", "payload = ''",
+        "not_before = 'x'", "not_before = 9e999", "limit_s = 'x'", "limit_s = -1", "breaker = x'00'",
+        "ending = '{}'", "ending = 'x'", "entered_at = 'x'", "entered_at = 5", "since_at = 'x'", "since_at = 5",
+        "since_at = since_at + 1e6", "entered_at = updated_at + 1, since_at = 9e999",
+    )
+} | {
+    "an end without JSON": f"{STEP}, state = 'failed', event = 'fail', ending = '[' WHERE id = 'open'",
+    "an end that is a list": f"{STEP}, state = 'failed', event = 'fail', ending = '[]' WHERE id = 'open'",
+}  # fmt: skip
+ROGUE |= WHOLE
+ROGUE |= {
+    f"a birth with {column} {value}": born()
+    .replace("user_id, thread_id", f"{column}, {'thread_id' if column == 'user_id' else 'user_id, thread_id'}")
+    .replace("'a', 'u', 't'", f"'a', {value}, {'' if column == 'user_id' else chr(39) + 'u' + chr(39) + ', '}'t'")
+    for column, value in (
+        ("metadata", "'['"), ("metadata", "'[]'"), ("metadata", "x'7b7d'"), ("timeouts", "'x'"), ("payload", "'x'"),
+        ("owner", "'w'"), ("tools", "'[]'"), ("ending", "'{}'"), ("due_at", "5"), ("due_at", "'x'"),
+        ("due_kind", "'total'"), ("born_at", "'x'"), ("since_at", "9e999"), ("backoff_s", "-1"), ("key", "x'00'"),
+        ("parent_id", "x'00'"), ("retry_of", "x'00'"), ("not_before", "5"), ("breaker", "'b'"), ("limit_s", "5"),
+        ("user_id", "x'00'"),
+    )
+}  # fmt: skip
+ROGUE |= {
+    "an execution born in the middle": born().replace("0, 0, 0, ", "1, 1, 0, "),
+    "an id that is no text": born().replace("'new'", "x'00'"),
+    "no attempts": born().replace("1, 1, 1, 'created'", "1, 0, 1, 'created'"),
+    "the store id, changed": "UPDATE store SET token = 'x'",
+    "the store id, deleted": "DELETE FROM store",
+    "a second store id": "INSERT INTO store VALUES (2, 'x')",
+    "the store id, replaced": "INSERT OR REPLACE INTO store VALUES (1, 'x')",
+    "a tombstone for what is there": "INSERT INTO tombstones VALUES ('open')",
+    "a tombstone without text": "INSERT INTO tombstones VALUES (x'00')",
+    "what is bygone, moved": "UPDATE bygone SET first = 'a', last = 'z'",
+    "what is bygone, counted": "UPDATE bygone SET kept = 5000000",
+    "what is bygone, deleted": "DELETE FROM bygone",
+    "what is bygone, again": "INSERT INTO bygone VALUES (2, 0, 'a', 'z')",
+    "an order for a healthy parent": "INSERT INTO orders VALUES ('open', 1, 'start')",
+    "an order of another event": "INSERT INTO orders VALUES ('open', 1, 'cancel')",
+    "an order of another version": "INSERT INTO orders VALUES ('ended', 7, 'cancel')",
+    "an order for nobody": "INSERT INTO orders VALUES ('nobody', 1, 'cancel')",
+    "an order, replacing": "INSERT OR REPLACE INTO orders VALUES ('open', 1, 'x')",
+    "the timeline, moved": "UPDATE eras SET offset_s = offset_s + 86400",
+    "the timeline, as text": "UPDATE eras SET offset_s = 'x'",
+    "the timeline, deleted": "DELETE FROM eras",
+    "a timeline of another boot, as text": "INSERT INTO eras VALUES ('boot', 'x')",
+    "a timeline of another boot, without end": "INSERT INTO eras VALUES ('boot', 9e999)",
+    "a machine that is no document": "INSERT INTO machines (content_hash, name, document) VALUES ('x', 'x', 'x')",
+    "a machine of bytes": "INSERT INTO machines (content_hash, name, document) VALUES ('x', 'x', x'7b7d')",
+    "a worker without a time": "INSERT INTO workers VALUES ('w', 'w', 'x', 1, 1, 0)",
+    "a worker for ever": "INSERT INTO workers VALUES ('w', 'w', 9e999, 1, 1, 0)",
+}
+
 
 @pytest.mark.parametrize("what", ROGUE)
 def test_raw_sql_against_the_law_is_refused(what, written):
@@ -191,3 +264,210 @@ def test_a_machine_that_cannot_be_read_hides_nothing_else(written, caplog):
         assert [one.id for one in tracker.find(state=["starting", "cancelled"])] == ["open", "ended"]
         assert tracker.find(category="terminal")[0].id == "ended"
     assert "cannot be read" in caplog.text
+
+
+# --- what was deleted is not born again -----------------------------------------------------------------------------
+
+
+def delete_by_hand(connection: sqlite3.Connection, execution_id: str) -> None:
+    """Delete an ended execution and its journal, as a script may."""
+    connection.execute(f"DELETE FROM executions WHERE id = '{execution_id}'")
+    connection.execute("UPDATE horizon SET position = max(position, (SELECT max(position) FROM journal))")
+    connection.execute(f"DELETE FROM journal WHERE execution_id = '{execution_id}'")
+
+
+HORIZON = "(SELECT max((SELECT coalesce(max(position), 0) FROM journal), (SELECT position FROM horizon)) + 1)"
+
+
+@pytest.mark.parametrize("how", ["INSERT", "INSERT OR REPLACE", "INSERT OR IGNORE"])
+def test_a_deleted_id_is_not_born_again(how, written):
+    """An ended execution that is deleted, by the pruner or by hand, leaves a tombstone: its id is never born again."""
+    with closing(SqliteStore(f"sqlite:///{written}")) as store:
+        committed(store, *walk(birth(id="pruned"), "cancel"))
+        assert store.forget(["pruned"]) == 1
+    with closing(rogue(written)) as connection:
+        delete_by_hand(connection, "ended")
+        for name in ("ended", "pruned"):
+            with pytest.raises(sqlite3.IntegrityError, match="not born again"):
+                connection.execute(born(name, position=HORIZON, how=how))
+        for attempt in (
+            "DELETE FROM tombstones",
+            "UPDATE tombstones SET id = 'x'",
+            "UPDATE OR REPLACE tombstones SET id = 'x'",
+        ):
+            with pytest.raises(sqlite3.IntegrityError, match="stays so"):
+                connection.execute(attempt)
+        connection.execute("INSERT OR REPLACE INTO tombstones VALUES ('ended')")  # it is there already
+        assert connection.execute("SELECT id FROM tombstones").fetchall() == [("ended",), ("pruned",)]
+        assert connection.execute("SELECT kept FROM bygone").fetchall() == [(2,)]
+        connection.execute(born("new", position=HORIZON))
+    with closing(SqliteStore(f"sqlite:///{written}")) as store:
+        first, second = store.append([birth(id="pruned"), birth(id="fresh")])
+        assert first == Conflict("pruned", None)
+        assert isinstance(second, Receipt)
+
+
+def test_tombstones_are_bounded(tmp_path, monkeypatch):
+    """Beyond the limit the oldest tombstones become one range, in which nothing is born; later ids are free."""
+    scripts = [script.replace("1000000", "3") for script in connecting._scripts()]
+    monkeypatch.setattr(connecting, "_scripts", lambda: scripts)
+    file = tmp_path / "fsm.db"
+    names = [f"e{number:02}" for number in (5, 6, 7, 8, 9, 2, 10)]
+    with closing(SqliteStore(f"sqlite:///{file}")) as store:
+        store.register(record_of(EXECUTION))
+        for name in names:
+            committed(store, *walk(birth(id=name), "cancel"))
+        assert store.forget(names) == 7
+        assert store.forget(names) == 0
+        for name in (*names, "e04"):
+            assert store.append([birth(id=name)]) == [Conflict(name, None)], name
+        committed(store, birth(id="e01"), birth(id="e99"))
+    with closing(rogue(file)) as connection:
+        [(kept, first, last)] = connection.execute("SELECT kept, first, last FROM bygone").fetchall()
+        assert (kept, first, last) == (3, "e02", "e07")
+        assert [row[0] for row in connection.execute("SELECT id FROM tombstones")] == ["e08", "e09", "e10"]
+        for change in (
+            "first = 'e03'",
+            "last = 'e06'",
+            "first = NULL, last = NULL",
+            "last = 'e99'",
+            "id = 2",
+        ):
+            with pytest.raises(sqlite3.IntegrityError, match="stays so"):
+                connection.execute(f"UPDATE bygone SET {change}")
+
+
+def test_parents_that_were_pruned_before_there_were_tombstones_are_known(written):
+    """The migration gives a tombstone to every deleted execution that another one still names."""
+    with closing(SqliteStore(f"sqlite:///{written}")) as store:
+        committed(store, birth(id="child", parent_id="open"))
+    old = written.with_name("old.db")
+    with closing(rogue(old)) as connection:
+        for script in connecting._scripts()[:6]:
+            connection.executescript(script)
+        connection.execute(f"ATTACH '{written}' AS new")
+        triggers = connection.execute(
+            "SELECT name, sql FROM main.sqlite_master WHERE type = 'trigger'"
+        ).fetchall()
+        for name, _ in triggers:
+            connection.execute(f"DROP TRIGGER {name}")
+        for table in ("machines", "states", "law", "executions", "journal"):
+            columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA main.table_info({table})"))
+            connection.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM new.{table}")
+        connection.execute("DELETE FROM main.executions WHERE id = 'open'")
+        connection.execute("DELETE FROM main.journal WHERE execution_id = 'open'")
+        for _, sql in triggers:
+            connection.execute(sql)
+        connection.execute(f"PRAGMA application_id = {connecting.APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 6")
+    with fresh_tracker(f"sqlite:///{old}", clock=ManualClock()) as tracker:
+        assert not [one for one in tracker._registry.store.inspect() if one.column == "parent_id"]
+    with closing(rogue(old)) as connection, pytest.raises(sqlite3.IntegrityError, match="not born again"):
+        connection.execute(born("open", position=HORIZON))
+
+
+# --- workers and time -----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_has_left_stays_away(written):
+    """Raw SQL cannot bring a departed worker back, nor forget that it left, nor say it of one that is here."""
+    with fresh_tracker(f"sqlite:///{written}", clock=ManualClock()) as tracker:
+        store = tracker._registry.store
+        gone = tracker.worker(ttl_s=50.0)
+        gone.close()
+        here = tracker.worker(ttl_s=50.0)
+        before = contents(written)
+        row = f"'{gone.id}', 'x', 50, 1, 1, 0"
+        for sql in (
+            f"INSERT INTO workers VALUES ({row})",
+            f"INSERT OR REPLACE INTO workers VALUES ({row})",
+            f"INSERT OR REPLACE INTO workers VALUES ('{here.id}', 'x', 50, 1, 1, 0)",
+            f"UPDATE workers SET id = '{gone.id}'",
+            "UPDATE workers SET ttl_s = 1e9",
+            "UPDATE workers SET renewed_at = 'x'",
+            "UPDATE workers SET lost = 'x'",
+            "UPDATE workers SET started_at = 5",
+            "DELETE FROM departed",
+            "UPDATE departed SET id = 'x'",
+            "UPDATE departed SET number = 99",
+            f"INSERT INTO departed (id) VALUES ('{here.id}')",
+            "INSERT INTO departed (id) VALUES (x'00')",
+            "INSERT INTO departed VALUES (1000000, 'x')",
+            "INSERT OR REPLACE INTO departed VALUES (1, 'x')",
+        ):
+            with closing(rogue(written)) as connection, pytest.raises(sqlite3.IntegrityError, match="fsm: "):
+                connection.execute(sql)
+            assert contents(written) == before, sql
+        assert store.worker_renew(here.id, 5.0)
+        one = tracker.create("a", user_id="u", thread_id="t")
+        with pytest.raises(LeaseLost):
+            tracker.fire(one.id, "start", owner=gone.id)
+        here._stop.set()
+
+
+def test_the_offset_of_a_boot_is_decided_once(written):
+    """Whoever writes an era again is passed over in silence: the first who asked has decided."""
+    with closing(SqliteStore(f"sqlite:///{written}")) as store:
+        assert store.timeline("boot", 5.0) == 5.0
+        with closing(rogue(written)) as connection:
+            connection.execute("INSERT INTO eras VALUES ('boot', 99)")
+            connection.execute("INSERT OR REPLACE INTO eras VALUES ('boot', 99)")
+        assert store.timeline("boot", 7.0) == 5.0
+
+
+def test_a_breaker_holds_what_its_columns_say(url):
+    """Raw SQL that takes rows of the breakers' table must keep every column whole too."""
+    file = Path(url.removeprefix("sqlite:///"))
+    with fresh_tracker(url) as tracker:
+        tracker.breakers.force_open("m")
+        for change in (
+            "probes = '['", "probes = '{}'", "since = 'x'", "until = x'00'", "successes = 'x'", "abandoned = 0.5",
+            "openings = NULL", "actor = x'00'", "changed_at = 'x'", "at = 9e999", "generation = generation + 0.5",
+        ):  # fmt: skip
+            with closing(rogue(file)) as connection, pytest.raises(sqlite3.IntegrityError):
+                connection.execute(f"UPDATE breakers SET version = version + 1, event = NULL, {change}")
+        row = tracker._registry.store.breaker_load("m")
+        assert (row.state, row.version) == ("forced_open", 1)
+
+
+# --- legal SQL still is ---------------------------------------------------------------------------------------------
+
+
+def test_a_claim_and_a_release_in_raw_sql_are_legal(written):
+    """The law refuses what is wrong and nothing else: a claim with all that belongs to it is carried out, and folds."""
+    with fresh_tracker(f"sqlite:///{written}", clock=ManualClock(900.0)) as tracker:
+        store = tracker._registry.store
+        fresh = birth(id="fresh")
+        committed(store, fresh)
+        started = move(fresh.after, "start").after
+        with closing(rogue(written)) as connection:
+            connection.execute(
+                f"UPDATE executions SET version = 1, position = {NEXT}, state = 'starting', event = 'start', "
+                "owner = 'worker_1', attempt = 1, fence = 1, updated_at = ?1, entered_at = ?1, since_at = ?1, "
+                "due_at = ?2, due_kind = ?3 WHERE id = 'fresh'",
+                (started.updated_at, started.due_at, started.due_kind),
+            )
+        assert store.load("fresh") == started
+        assert [one for one in verify(tracker._registry) if "fresh" in one.row] == []
+
+
+def test_what_the_law_lets_through_is_found(written):
+    """A claim that no event made keeps to the law of the columns; the fold of the journal finds it."""
+    with closing(rogue(written)) as connection:
+        connection.execute(f"{PROGRESS}, owner = 'mallory', fence = fence + 1 WHERE id = 'open'")
+        connection.execute(born())  # without the deadline that its machine demands
+    with fresh_tracker(f"sqlite:///{written}", clock=ManualClock(900.0)) as tracker:
+        found = {(one.code, one.row) for one in verify(tracker._registry)}
+    assert {("fold", "open"), ("deadline", "new")} <= found
+
+
+@pytest.mark.parametrize("trigger", ["execution_moves_whole", "execution_changes", "execution_born_whole"])
+def test_without_a_trigger_the_store_still_reads_what_is_whole(trigger, written):
+    """What a file without its law let in is damage that is named, and the rest of the file is read."""
+    tamper(written, "UPDATE executions SET tools = '[' WHERE id = 'open'")
+    with closing(rogue(written)) as connection:
+        connection.execute(f"DROP TRIGGER {trigger}")
+    with fresh_tracker(f"sqlite:///{written}") as tracker:
+        assert [one.id for one in tracker.find()] == ["ended"]
+        rows = {one.key for one in tracker._registry.store.inspect() + tracker._registry.store.damaged()}
+        assert {f"trigger {trigger}", "open"} <= rows

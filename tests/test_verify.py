@@ -274,7 +274,9 @@ def lived(tmp_path_factory) -> Path:
 
 
 def findings(file: Path) -> list[Finding]:
-    with fresh_tracker(f"sqlite:///{file}?synchronous=NORMAL", clock=ManualClock(), machines=[ERRAND]) as tracker:
+    with fresh_tracker(
+        f"sqlite:///{file}?synchronous=NORMAL", clock=ManualClock(), machines=[ERRAND]
+    ) as tracker:
         return list(verify(tracker._registry))
 
 

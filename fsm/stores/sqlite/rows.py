@@ -22,6 +22,8 @@ from fsm.timeouts import Timeouts
 
 MAX_INSTANT = 1e12
 """An instant is at most so many seconds away from 1970; the file's law says the same."""
+MAX_COUNT = 2**60
+"""A count (a version, an attempt, a position) is at most so large: one more must still fit into 64 bits."""
 MAX_SIGNATURES = 4096
 """Maximum number of combinations of types that are remembered as sound, per shape; then the memory starts over."""
 
@@ -116,6 +118,7 @@ EXECUTIONS = Shape(
 _AT = {name: index for index, name in enumerate(EXECUTIONS.columns)}
 _LIVED = _AT["state"]
 _INSTANTS = tuple(_AT[name] for name in ("created_at", "born_at", "entered_at", "updated_at", "since_at"))
+_COUNTED = tuple(_AT[name] for name in ("version", "attempt", "fence", "model_attempt", "attempts_max"))
 _LENGTHS = tuple(
     _AT[name] for name in ("backoff_s", "backoff_cap_s", "due_at", "not_before", "limit_s", "paused_s")
 )
@@ -139,17 +142,8 @@ def snapshot(row: Row, machines: Mapping[int, tuple[str, frozenset[str]]]) -> Sn
         DamagedRecord: It is none.
     """
     EXECUTIONS.check(row)
-    for index in _INSTANTS:
-        if not -MAX_INSTANT <= row[index] <= MAX_INSTANT:
-            raise EXECUTIONS.damage(row, EXECUTIONS.columns[index], "is no instant")
-    for index in _LENGTHS:
-        if row[index] is not None and not -_MOST <= row[index] <= _MOST:
-            raise EXECUTIONS.damage(row, EXECUTIONS.columns[index], "is without end")
-    if not row[-1]:
-        column = "metadata" if row[_METADATA] and not _is_object(row[_METADATA]) else "ending"
-        raise EXECUTIONS.damage(row, column, "is no JSON object")
-    if row[_TIMEOUTS] and not _are_timeouts(row[_TIMEOUTS]):
-        raise EXECUTIONS.damage(row, "timeouts", "are no time limits")
+    _check_numbers(row)
+    _check_json(row)
     machine = machines.get(row[_MACHINE])
     if machine is None:
         raise EXECUTIONS.damage(row, "machine", "is not registered")
@@ -160,6 +154,26 @@ def snapshot(row: Row, machines: Mapping[int, tuple[str, frozenset[str]]]) -> Sn
     lived[_TOOLS - _LIVED] = _tools(row, tools) if tools else ()
     lived[-1] = bool(lived[-1])
     return Snapshot(Identity(row[0], machine[0], *row[2:_LIVED]), *lived)
+
+
+def _check_numbers(row: Row) -> None:
+    for index in _INSTANTS:
+        if not -MAX_INSTANT <= row[index] <= MAX_INSTANT:
+            raise EXECUTIONS.damage(row, EXECUTIONS.columns[index], "is no instant")
+    for index in _LENGTHS:
+        if row[index] is not None and not -_MOST <= row[index] <= _MOST:
+            raise EXECUTIONS.damage(row, EXECUTIONS.columns[index], "is without end")
+    for index in _COUNTED:
+        if not 0 <= row[index] <= MAX_COUNT:
+            raise EXECUTIONS.damage(row, EXECUTIONS.columns[index], "is no count")
+
+
+def _check_json(row: Row) -> None:
+    if not row[-1]:
+        column = "metadata" if row[_METADATA] and not _is_object(row[_METADATA]) else "ending"
+        raise EXECUTIONS.damage(row, column, "is no JSON object")
+    if row[_TIMEOUTS] and not _are_timeouts(row[_TIMEOUTS]):
+        raise EXECUTIONS.damage(row, "timeouts", "are no time limits")
 
 
 def _tools(row: Row, text: str) -> tuple[tuple[str, str | None], ...]:
@@ -229,6 +243,13 @@ def chained(execution_id: str, receipts: Sequence[Receipt], *, whole: bool) -> N
             raise DamagedRecord(
                 "journal", shown(execution_id), "previous", f"does not lead to version {version}"
             )
+
+
+def position(value: object) -> int:
+    """Return the journal's last position; raises `DamagedRecord` if it is none."""
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise DamagedRecord("horizon", 1, "position", "is no position")
+    return value
 
 
 # --- the smaller tables ---------------------------------------------------------------------------------------
@@ -309,6 +330,9 @@ def breaker(row: Row) -> BreakerRow:
             raise BREAKERS.damage(row, "probes", "are no list of probes") from None
         if not all(isinstance(token, str) and _is_instant(at) for token, at in probes):
             raise BREAKERS.damage(row, "probes", "are no list of probes")
+    for index in (2, 3, 7, 9, 10):
+        if not 0 <= row[index] <= MAX_COUNT:
+            raise BREAKERS.damage(row, BREAKERS.columns[index], "is no count")
     for index in (4, 5, 6):
         if row[index] is not None and not math.isfinite(row[index]):
             raise BREAKERS.damage(row, BREAKERS.columns[index], "is no instant")

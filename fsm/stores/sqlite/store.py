@@ -284,9 +284,7 @@ class SqliteStore(Upkeep, SqliteBreakers):
         return outcomes
 
     def _last(self, writer: sqlite3.Connection) -> int:
-        position = writer.execute(_POSITION).fetchone()[0]
-        if not isinstance(position, int):
-            raise DamagedRecord("horizon", 1, "position", "is no whole number")
+        position = shapes.position(writer.execute(_POSITION).fetchone()[0])
         self._file.seen(position)
         return position
 
@@ -366,10 +364,7 @@ class SqliteStore(Upkeep, SqliteBreakers):
 
     def position(self) -> int:
         """Return the journal's last position."""
-        position = self._rows(_POSITION)[0][0]
-        if not isinstance(position, int):
-            raise DamagedRecord("horizon", 1, "position", "is no whole number")
-        return position
+        return shapes.position(self._rows(_POSITION)[0][0])
 
     def find(self, query: Query) -> list[Snapshot]:
         """Return the executions that fit: by the state's index alone state for state, else by the narrower one."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-
+from fsm.locks import Lock
 from fsm.stores.base import DEPARTED, WorkerRow
 
 
@@ -13,11 +12,14 @@ class MemoryWorkers:
     def __init__(self) -> None:
         """Begin with nobody."""
         super().__init__()
-        self._lock = threading.Lock()
         self._workers: dict[str, WorkerRow] = {}
         self._departed: dict[str, None] = {}
 
     def _check_open(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def _lock(self) -> Lock:
         raise NotImplementedError
 
     def worker_add(self, worker: WorkerRow) -> None:
@@ -39,8 +41,9 @@ class MemoryWorkers:
     def worker_remove(self, worker_id: str) -> None:
         """Forget a worker."""
         with self._lock:
-            if self._workers.pop(worker_id, None) is not None:
-                self._departed[worker_id] = None
+            if worker_id in self._workers:
+                self._departed[worker_id] = None  # first: a worker is never neither here nor there
+                self._workers.pop(worker_id, None)
                 if len(self._departed) > DEPARTED:
                     del self._departed[next(iter(self._departed))]
 

@@ -6,11 +6,12 @@ The two are never mixed. A wall clock may jump by an hour; nothing that waits lo
 from __future__ import annotations
 
 import os
-import threading
 import time
 from functools import cache
 from pathlib import Path
 from typing import Protocol
+
+from fsm.locks import Lock
 
 
 class Clock(Protocol):
@@ -77,7 +78,7 @@ class ManualClock:
         """
         self._wall = start_at
         self._monotonic = 0.0
-        self._lock = threading.Lock()
+        self._lock = Lock("a clock that is set")
 
     def wall(self) -> float:
         """Return the set instant in seconds since the epoch."""

@@ -8,13 +8,15 @@ import marshal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fsm.errors import BadPayload, Refusal
 from fsm.records import Receipt, Step
 
 if TYPE_CHECKING:
     import asyncio
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class Command:
         self.payload = frozen(self.payload)
 
 
+_CHANGED = "a payload was changed by another thread while it was read ({}): hand in a copy"
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
@@ -97,15 +100,27 @@ def frozen(payload: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         BadPayload: Another thread changes it at this moment.
     """
-    if all(type(value) in _SCALARS for value in payload.values()):
-        return payload if type(payload) is not dict else payload.copy()
-    fields = dict(payload)
+    try:
+        fields = dict(payload)
+    except RuntimeError as error:
+        raise BadPayload(_CHANGED.format(error)) from None
+    if all(type(value) in _SCALARS for value in fields.values()):
+        return fields
     try:
         # A copy of JSON values in one call of the interpreter's: no other thread runs in between.
         copied: dict[str, Any] = marshal.loads(marshal.dumps(fields))  # noqa: S302 - nothing comes from outside
     except ValueError:
         return {name: _copied(value) for name, value in fields.items()}
     return copied
+
+
+def own(option: T) -> T:
+    """Return an option that its caller cannot change any more; it may be read on another thread.
+
+    Raises:
+        BadPayload: Another thread changes it at this moment.
+    """
+    return cast("T", frozen(option)) if isinstance(option, dict) else option
 
 
 def _copied(value: Any) -> Any:
@@ -115,7 +130,7 @@ def _copied(value: Any) -> Any:
     except RecursionError:
         return value
     except RuntimeError as error:
-        raise BadPayload(f"a payload was changed by another thread while it was read: {error}") from None
+        raise BadPayload(_CHANGED.format(error)) from None
     except Exception:  # noqa: BLE001 - any object may stand here; the codec says what is wrong with it
         return value
 

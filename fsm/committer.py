@@ -239,20 +239,24 @@ class Committer:
     def _serve(self) -> None:
         """Commit what queues up, for ever. While there is more than one caller, nobody else commits."""
         me = threading.current_thread()
-        if self._thread is None:
-            self._thread = me  # its start was interrupted
-        self._turns.running = True
         try:
+            if self._thread is None:
+                self._thread = me  # its start was interrupted
+            self._turns.running = True
             while self._thread is me and not (self._closed and not self._queue):
                 batch: list[Command] = []
                 try:
                     self._turn(batch)
                 except BaseException as error:  # noqa: BLE001 - whatever it is, this thread goes on
                     self._failed(error, taken=len(batch))
+        except BaseException as error:  # noqa: BLE001 - it came between two turns
+            self._later(partial(self._turns.failed, error))
         finally:
             self._turns.running = self._busy = False
             if self._thread is me:
                 self._thread = None
+                if self._queue and not self._closed:
+                    self._starting.run(self._start)
 
     def _turn(self, batch: list[Command]) -> None:
         """Wait for commands and commit a batch of them. Every caller of it is told, whatever happens."""
@@ -270,7 +274,7 @@ class Committer:
         except BaseException as error:
             for command in batch:
                 if command.outcome is None and command.error is None:
-                    command.error = _own(error)
+                    command.error = _own(error, command)
             tell(batch)
             raise
         if self._ailing:
@@ -351,7 +355,7 @@ class Committer:
         except BaseException as error:
             for command in batch:
                 if command.outcome is None and command.error is None:
-                    command.error = _own(error)
+                    command.error = _own(error, command)
                 self._known.pop(command.execution_id, None)
             if not isinstance(error, Exception):
                 raise
@@ -390,13 +394,19 @@ class Committer:
             if not self._instant:
                 self._remember(step.after)
             if self.watchers and (watch := self.watchers.get(command.execution_id)) is not None:
-                watch(step)
+                self._let_watch(watch, step)
         for execution_id in lost:
             self._known.pop(execution_id, None)
         for command in this.leaning:
             if command.execution_id in lost:
                 command.outcome = None
                 this.again.append(command)
+
+    def _let_watch(self, watch: Callable[[Step], None], step: Step) -> None:
+        try:
+            watch(step)
+        except Exception as error:  # noqa: BLE001 - it is committed, whatever a watcher makes of it
+            self._later(partial(self._turns.failed, error))
 
     def _remember(self, snapshot: Snapshot) -> None:
         execution_id = snapshot.identity.id
@@ -493,14 +503,17 @@ def _barred(outcome: Barred) -> FsmError:
     return Refused(Refusal(outcome.who, "ended", CREATE, "terminal", (), 0, detail))
 
 
-def _own(error: BaseException) -> BaseException:
-    """Return an error for one of several callers: raised in several threads, one object would mix their traces."""
-    if isinstance(
-        error, GeneratorExit
-    ):  # an interrupt came outside of the store: it is not these callers' own
-        return StoreUnavailable("the commit was interrupted", committed=None)
-    if not isinstance(error, StoreUnavailable):
+def _own(error: BaseException, command: Command) -> BaseException:
+    """Return an error for one of several callers: raised in several threads, one object would mix their traces.
+
+    What is no `Exception` would end the event loop of an asyncio caller, and a ``GeneratorExit`` came outside of the
+    store: it is nobody's own.
+    """
+    if isinstance(error, StoreUnavailable):
+        own = StoreUnavailable(str(error), committed=error.committed)
+    elif isinstance(error, GeneratorExit) or (command.later is not None and not isinstance(error, Exception)):
+        own = StoreUnavailable(f"the commit was interrupted by {type(error).__name__}", committed=None)
+    else:
         return error
-    own = StoreUnavailable(str(error), committed=error.committed)
     own.__cause__ = error
     return own

@@ -86,9 +86,10 @@ class Pool:
         writer = self._writer
         if writer is not None and writer.in_transaction:
             self.discard_writer()  # an interrupt ended its last user, and then the end of its transaction
-        if self._writer is None:
-            self._writer = self._opening.run(self._connect)
-        return self._writer
+        writer = self._writer
+        if writer is None:
+            writer = self._writer = self._opening.run(self._connect)
+        return writer
 
     def discard_writer(self) -> None:
         """Close a connection that cannot even roll back; only the holder of `writing` may call this."""
@@ -106,17 +107,21 @@ class Pool:
     def read(self, call: Callable[[sqlite3.Connection], T]) -> T:
         """Let `call` read, on a connection that is nobody else's meanwhile."""
         try:
-            reader = self._idle.pop()
-        except IndexError:
-            reader = _Reader()
-            self._readers.append(reader)
-        try:
-            return reader.lock.run(self._use, reader, call)
-        finally:
+            try:
+                reader = self._idle.pop()
+            except IndexError:
+                reader = _Reader()
+            out = reader.lock.run(self._use, reader, call)
             self._give_back(reader)
+        except BaseException:
+            self._tidy()
+            raise
+        return out
 
     def _use(self, reader: _Reader, call: Callable[[sqlite3.Connection], T]) -> T:
         self._check_open()
+        if reader not in self._readers:
+            self._readers.append(reader)  # before it has a connection: a fork has to find it
         if not reader.sound:
             reader.close()
         reader.sound = False
@@ -137,10 +142,24 @@ class Pool:
     def _give_back(self, reader: _Reader) -> None:
         if reader.sound and not self._closed and len(self._idle) < MAX_READERS:
             self._idle.append(reader)
-            return
-        reader.lock.run(reader.close)
+        else:
+            reader.lock.run(self._drop, reader)
+
+    def _drop(self, reader: _Reader) -> None:
+        reader.close()
         with suppress(ValueError):
             self._readers.remove(reader)
+
+    def _tidy(self) -> None:
+        """Close the readers that are neither idle nor in use: an error or an interrupt ended their last use."""
+        for reader in tuple(self._readers):
+            if reader in self._idle or reader.lock.mine():
+                continue
+            try:
+                if reader.lock.acquire(0):  # whoever is about to use it opens it again
+                    self._drop(reader)
+            finally:
+                reader.lock.free()
 
     # --- the end ----------------------------------------------------------------------------------------------
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fsm import stream
+from fsm.command import own
+from fsm.errors import StoreUnavailable
 from fsm.machine import Machine
 from fsm.records import Execution, Receipt, Retry
 from fsm.sweeper import Swept
@@ -31,7 +35,15 @@ class AsyncTracker:
         """Call at once what never waits; let a thread wait for a disk."""
         if self._registry.store.instant:
             return function(*args, **kwargs)
-        return await asyncio.to_thread(function, *args, **kwargs)
+        call = partial(copy_context().run, function, *args, **kwargs)
+        try:
+            done = asyncio.get_running_loop().run_in_executor(None, call)
+        except RuntimeError as error:
+            raise StoreUnavailable(
+                f"no thread could be started to wait for the store ({error}): let threads end, or raise the "
+                "process's limit (ulimit -u, the container's pids limit), and try again"
+            ) from error
+        return await done
 
     async def create(  # noqa: PLR0913 - as Tracker.create
         self,
@@ -54,11 +66,11 @@ class AsyncTracker:
             agent,
             user_id=self._tracker._own(user_id),
             thread_id=thread_id,
-            timeouts=timeouts,
-            retry=retry,
+            timeouts=own(timeouts),  # they are read on another thread
+            retry=own(retry),
             parent_id=parent_id,
             retry_of=retry_of,
-            metadata=metadata,
+            metadata=own(metadata),
             machine=machine,
             key=key,
         )

@@ -100,6 +100,6 @@ def metadata_json(value: Mapping[str, Any] | None) -> str | None:
         if b"null" in written or b"NaN" in written or b"Infinity" in written:
             # pydantic writes NaN and infinities as null; json refuses them.
             json.dumps(checked, allow_nan=False)
-    except (ValidationError, ValueError, RecursionError) as error:
+    except (ValidationError, ValueError, RuntimeError) as error:  # another thread may change it meanwhile
         raise BadPayload(f"metadata is a dict of JSON values with text keys: {error}") from None
     return readable("metadata", written) if checked else None

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 import time
 from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from fsm.forks import at_fork
+from fsm.locks import Lock
 
 ALONE = "process-"
 """How the name of an era begins that is one process: its monotonic clock is compared with no other's."""
@@ -115,7 +115,7 @@ class ManualClock:
         """
         self._wall = start_at
         self._monotonic = 0.0
-        self._lock = threading.Lock()
+        self._lock = Lock("a clock that is set")
 
     def wall(self) -> float:
         """Return the set instant in seconds since the epoch."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import marshal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fsm.errors import Refusal
+from fsm.errors import BadPayload, Refusal
 from fsm.records import Receipt, Step
 
 if TYPE_CHECKING:
     import asyncio
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -81,34 +86,91 @@ class Command:
         self.later: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
         self.unheard: Callable[[Command], None] | None = None
 
+    def freeze(self) -> None:
+        """Take a copy of the payload, before the command is queued: what the caller changes later changes nothing."""
+        self.payload = frozen(self.payload)
+
+
+_CHANGED = "a payload was changed by another thread while it was read ({}): hand in a copy"
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+
+def frozen(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a payload that its caller cannot change any more.
+
+    What JSON cannot say is kept as it is: the codec refuses it, with the same words as if it had come directly.
+
+    Raises:
+        BadPayload: Another thread changes it at this moment.
+    """
+    try:
+        fields = dict(payload)
+    except RuntimeError as error:
+        raise BadPayload(_CHANGED.format(error)) from None
+    if all(type(value) in _SCALARS for value in fields.values()):
+        return fields
+    try:
+        # A copy of JSON values in one call of the interpreter's: no other thread runs in between.
+        copied: dict[str, Any] = marshal.loads(marshal.dumps(fields))  # noqa: S302 - nothing comes from outside
+    except ValueError:
+        return {name: _copied(value) for name, value in fields.items()}
+    return copied
+
+
+def own(option: T) -> T:
+    """Return an option that its caller cannot change any more; it may be read on another thread.
+
+    Raises:
+        BadPayload: Another thread changes it at this moment.
+    """
+    return cast("T", frozen(option)) if isinstance(option, dict) else option
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of what is not plain JSON: a model, a dict of a class of its own."""
+    try:
+        return copy.deepcopy(value)
+    except RecursionError:
+        return value
+    except RuntimeError as error:
+        raise BadPayload(_CHANGED.format(error)) from None
+    except Exception:  # noqa: BLE001 - any object may stand here; the codec says what is wrong with it
+        return value
+
 
 def tell(batch: Sequence[Command]) -> None:
-    """Let the callers of a batch go on: one wake-up per thread, and one per event loop."""
+    """Let the callers of a batch go on, again if need be: one wake-up per thread, and one per event loop."""
     loops: dict[asyncio.AbstractEventLoop, list[Command]] = {}
     for command in batch:
         if command.gate is not None:
-            command.gate.release()
+            with suppress(RuntimeError):  # it is open: an interrupt ended the first call of this function
+                command.gate.release()
         elif command.later is not None:
             loops.setdefault(command.later[0], []).append(command)
     for loop, commands in loops.items():
         try:
             loop.call_soon_threadsafe(_resolve, commands)
-        except RuntimeError:
-            logger.warning("an event loop was closed while %d commits were under way", len(commands))
-            for command in commands:
-                _unheard(command)
+        except RuntimeError:  # the loop was closed while the commit was under way
+            _make_up(commands)
 
 
 def _resolve(commands: Sequence[Command]) -> None:
+    left: list[Command] = []
     for command in commands:
         future = command.later[1] if command.later is not None else None
         if future is None or future.cancelled():
-            _unheard(command)
+            left.append(command)
         elif not future.done():
             future.set_result(None)
+    _make_up(left)
 
 
-def _unheard(command: Command) -> None:
-    """Do what the caller would have done, had it not been cancelled: its effects are due all the same."""
-    if command.unheard is not None and isinstance(command.outcome, Receipt):
-        command.unheard(command)
+def _make_up(commands: Sequence[Command]) -> None:
+    """Do what the callers would have done, had they not been cancelled: the effects are due all the same."""
+    for command in commands:
+        if command.unheard is None or not isinstance(command.outcome, Receipt):
+            continue
+        try:
+            command.unheard(command)
+        except Exception:  # the next one is another caller's
+            logger.exception("%s: the effects of %r are left undone", command.execution_id, command.event)

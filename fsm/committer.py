@@ -15,16 +15,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fsm.command import Command, tell
 from fsm.decide import UNDERCUT, Facts, decide, refuse
-from fsm.errors import FsmError, KeyTaken, LeaseLost, Refusal, Refused, StoreUnavailable, UnknownExecution
+from fsm.errors import (
+    FsmError,
+    KeyTaken,
+    LeaseLost,
+    Reentered,
+    Refusal,
+    Refused,
+    StoreUnavailable,
+    UnknownExecution,
+)
 from fsm.forks import anew_after_fork
 from fsm.laws import Law
+from fsm.locks import Bell, Lock, inside
 from fsm.machine import CREATE, Machine
 from fsm.records import Receipt, Snapshot, Step
 from fsm.stores.base import Barred, Conflict, Store
+from fsm.supervised import BACKOFF_S, Loop
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,6 +49,8 @@ MAX_ROUNDS = 100
 """So often a step is decided anew because another process was faster; each time somebody got on."""
 MAX_KNOWN = 20_000
 """So many open executions are remembered, to save the read before each write of a store on disk."""
+CLOSE_S = 30.0
+"""How long `Committer.close` waits for the commit under way, in seconds."""
 
 
 class _Round:
@@ -58,12 +72,22 @@ class _Round:
 class Committer:
     """Decides and commits, for one store."""
 
-    def __init__(self, store: Store, law_of: Callable[[str], Law]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        law_of: Callable[[str], Law],
+        *,
+        loop: Loop | None = None,
+        later: Callable[[Callable[[], object]], None] | None = None,
+    ) -> None:
         """Stand in front of a store.
 
         Args:
             store: The store.
             law_of: Returns the machine of a content hash, with the codec of its payloads.
+            loop: What notes the turns of its thread.
+            later: Does something on another thread (`fsm.aftermath`). This one does not log: a caller may wait for
+                it while it holds a lock of the logging module.
         """
         self._store = store
         self._law_of = law_of
@@ -78,22 +102,28 @@ class Committer:
         # Who drives an execution of this process hears of each of its commits, on the thread that committed, whoever
         # asked for it. It must neither block nor raise.
         self.watchers: dict[str, Callable[[Step], None]] = {}
+        self._turns = loop or Loop("committer", time.time)
+        self._later = later or _at_once
+        self._ailing = False
         self._closed = False
+        self._leading = Lock("a commit")
+        self._starting = Lock("the start of a thread")
         self._reset()
         anew_after_fork(self)
 
     def _reset(self) -> None:
-        self._leading = threading.Lock()
         self._queue: deque[Command] = deque()
-        self._wake = threading.Event()
+        self._wake = Bell()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        # Where a caller goes, no more than that: to the queue while another caller or the thread is at work.
+        self._alone = False
         self._busy = False
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: the parent's thread and its callers are not here."""
         self._reset()
         self._known.clear()
+        self.watchers.clear()
 
     # --- in ---------------------------------------------------------------------------------------------------
 
@@ -102,19 +132,42 @@ class Committer:
 
         Args:
             command: Its outcome or error is set on return.
+
+        Raises:
+            Reentered: A handler or a finaliser calls this, and its thread is in the middle of a commit.
         """
         if self._closed:
             command.error = _closed()
             return
-        # `with` and not acquire(): an interrupt between the two would leave the lock taken for ever.
-        if self._instant or not (self._busy or self._leading.locked()):
-            with self._leading:
-                self._run((command,))
+        leading = self._leading
+        if self._instant:
+            # As `Lock.run`, written out: every event of a store in memory takes this way.
+            if leading.mine():
+                raise Reentered(leading.what)
+            try:
+                with leading.mutex:
+                    self._run((command,))
+            except BaseException:
+                leading.free()
+                raise
             return
-        gate = command.gate = threading.Lock()
-        gate.acquire()  # noqa: SIM115, RUF100 - a gate: the committer's thread opens it
-        self._enqueue(command)
-        gate.acquire()
+        if self._leading.mine() or self._starting.mine():
+            raise Reentered(self._leading.what)
+        # The thread cannot wait for itself: a finaliser may run on it.
+        if (self._alone or self._busy) and threading.current_thread() is not self._thread:
+            gate = command.gate = threading.Lock()
+            gate.acquire()  # noqa: SIM115, RUF100 - a gate: the committer's thread opens it
+            if self._enqueue(command):
+                gate.acquire()
+                return
+        self._leading.run(self._lead, (command,))
+
+    def _lead(self, batch: Sequence[Command]) -> None:
+        self._alone = True
+        try:
+            self._run(batch)
+        finally:
+            self._alone = False
 
     def commit_all(self, commands: Sequence[Command]) -> None:
         """Carry several commands out in as few transactions as `MAX_BATCH` allows.
@@ -123,8 +176,7 @@ class Committer:
             commands: Each has its outcome or error on return.
         """
         for begin in range(0, len(commands), MAX_BATCH):
-            with self._leading:
-                self._run(commands[begin : begin + MAX_BATCH])
+            self._leading.run(self._lead, commands[begin : begin + MAX_BATCH])
 
     async def commit_async(self, command: Command) -> None:
         """Carry a command out without blocking the event loop.
@@ -146,7 +198,7 @@ class Committer:
             command: Its outcome or error is set when the future is done.
 
         Returns:
-            The future, or ``None`` if the command was carried out at once.
+            The future, or ``None`` if the command was carried out, or could not be queued.
         """
         if self._instant:
             self.commit(command)
@@ -156,57 +208,119 @@ class Committer:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         command.later = (loop, future)
-        self._enqueue(command)
-        return future
+        if self._enqueue(command):
+            return future
+        command.error = StoreUnavailable(
+            "no thread could be started to commit on, nothing was written: let threads end, or raise the process's "
+            "limit (ulimit -u, the container's pids limit), and try again"
+        )
+        return None
 
-    def _enqueue(self, command: Command) -> None:
+    def _enqueue(self, command: Command) -> bool:
+        """Leave a command to the committer's thread; return whether there is one."""
+        command.freeze()
         self._queue.append(command)
         if self._closed:
             self._turn_away()  # looked at after append(): close() looks at the queue after it has closed
-            return
+            return True
         if self._thread is None:
-            self._start()
+            try:
+                self._starting.run(self._start)
+            except Reentered:
+                pass  # the interrupted call is about to start it
+            except RuntimeError:
+                if self._take_back(command):
+                    return False
         if not self._wake.is_set():
             self._wake.set()
+        return True
+
+    def _take_back(self, command: Command) -> bool:
+        """Return whether nobody has taken the command out of the queue."""
+        try:
+            self._queue.remove(command)
+        except (ValueError, IndexError):
+            return False
+        return True
 
     def _start(self) -> None:
-        with self._starting:
-            if self._thread is None:
-                thread = threading.Thread(target=self._serve, name="fsm-committer", daemon=True)
-                thread.start()
-                self._thread = thread
+        if self._thread is None:
+            thread = threading.Thread(target=self._serve, name="fsm-committer", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _serve(self) -> None:
         """Commit what queues up, for ever. While there is more than one caller, nobody else commits."""
-        while True:
-            if not self._queue:
-                self._busy = False
-                self._wake.clear()
-                if not self._queue:  # looked at again after clear(): an append in between would be missed
-                    if self._closed:
-                        return
-                    self._wake.wait()
-            self._busy = True
-            batch: list[Command] = []
-            try:
-                with self._leading:
-                    batch += (self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH)))
-                    self._run(batch)
-            except BaseException:
-                logger.exception("the committer's thread was interrupted; it goes on")
-            finally:
-                tell(batch)
-            # The callers that were just served come back at once if there is load; letting them in first makes
-            # the next batch a full one instead of a batch of the first who was awake.
-            if len(batch) > 1:
-                time.sleep(0)
+        me = threading.current_thread()
+        try:
+            if self._thread is None:
+                self._thread = me  # its start was interrupted
+            self._turns.running = True
+            while self._thread is me and not (self._closed and not self._queue):
+                batch: list[Command] = []
+                try:
+                    self._turn(batch)
+                except BaseException as error:  # noqa: BLE001 - whatever it is, this thread goes on
+                    self._failed(error, taken=len(batch))
+        except BaseException as error:  # noqa: BLE001 - it came between two turns
+            self._later(partial(self._turns.failed, error))
+        finally:
+            self._turns.running = self._busy = False
+            if self._thread is me:
+                self._thread = None
+                if self._queue and not self._closed:
+                    self._starting.run(self._start)
+
+    def _turn(self, batch: list[Command]) -> None:
+        """Wait for commands and commit a batch of them. Every caller of it is told, whatever happens."""
+        if not self._queue:
+            self._busy = False
+            self._wake.clear()
+            if not self._queue:  # looked at again after clear(): an append in between would be missed
+                if self._closed:
+                    return
+                self._wake.wait()
+        self._busy = True
+        try:
+            self._leading.run(self._take, batch)
+            tell(batch)
+        except BaseException as error:
+            for command in batch:
+                if command.outcome is None and command.error is None:
+                    command.error = _own(error, command)
+            tell(batch)
+            raise
+        if self._ailing:
+            self._ailing = False
+            self._later(self._turns.succeeded)  # it logs
+        else:
+            self._turns.succeeded()
+        # The callers that were just served come back at once if there is load; letting them in first makes
+        # the next batch a full one instead of a batch of the first who was awake.
+        if len(batch) > 1:
+            time.sleep(0)
+
+    def _take(self, batch: list[Command]) -> None:
+        self._alone = False  # as it is: this thread leads
+        batch += (self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH)))
+        self._run(batch)
+
+    def _failed(self, error: BaseException, *, taken: int) -> None:
+        self._ailing = True
+        self._later(partial(self._turns.failed, error))
+        if not taken:
+            time.sleep(BACKOFF_S)  # the next turn may meet the same
 
     def close(self) -> None:
-        """Commit what is queued, then stop the thread. Whoever comes later is turned away at once."""
+        """Commit what is queued, then stop the thread; a later call is turned away at once.
+
+        A handler may call it: what its own thread is in the middle of is finished when the handler has returned.
+        """
         self._closed = True
         self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=30.0)
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread() and not inside():
+            thread.join(timeout=CLOSE_S)
         self._turn_away()
 
     def _turn_away(self) -> None:
@@ -254,7 +368,7 @@ class Committer:
         except BaseException as error:
             for command in batch:
                 if command.outcome is None and command.error is None:
-                    command.error = _own(error)
+                    command.error = _own(error, command)
                 self._known.pop(command.execution_id, None)
             if not isinstance(error, Exception):
                 raise
@@ -265,6 +379,7 @@ class Committer:
             try:
                 self._decide(command, this)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
+                del this.steps[len(this.commands) :]  # it may have come between the two
                 command.error = error
         return this
 
@@ -293,13 +408,19 @@ class Committer:
             if not self._instant:
                 self._remember(step.after)
             if self.watchers and (watch := self.watchers.get(command.execution_id)) is not None:
-                watch(step)
+                self._let_watch(watch, step)
         for execution_id in lost:
             self._known.pop(execution_id, None)
         for command in this.leaning:
             if command.execution_id in lost:
                 command.outcome = None
                 this.again.append(command)
+
+    def _let_watch(self, watch: Callable[[Step], None], step: Step) -> None:
+        try:
+            watch(step)
+        except Exception as error:  # noqa: BLE001 - it is committed, whatever a watcher makes of it
+            self._later(partial(self._turns.failed, error))
 
     def _remember(self, snapshot: Snapshot) -> None:
         execution_id = snapshot.identity.id
@@ -381,6 +502,10 @@ def _nobody(_due_at: float) -> None:
     """Nobody sweeps in this process."""
 
 
+def _at_once(job: Callable[[], object]) -> None:
+    job()
+
+
 def _closed() -> StoreUnavailable:
     return StoreUnavailable("the tracker is closed: configure() a new one")
 
@@ -402,10 +527,17 @@ def _barred(outcome: Barred) -> FsmError:
     return Refused(Refusal(outcome.who, "ended", CREATE, "terminal", (), 0, detail))
 
 
-def _own(error: BaseException) -> BaseException:
-    """Return an error for one of several callers: raised in several threads, one object would mix their traces."""
-    if not isinstance(error, StoreUnavailable):
+def _own(error: BaseException, command: Command) -> BaseException:
+    """Return an error for one of several callers: raised in several threads, one object would mix their traces.
+
+    What is no `Exception` would end the event loop of an asyncio caller, and a ``GeneratorExit`` came outside of the
+    store: it is nobody's own.
+    """
+    if isinstance(error, StoreUnavailable):
+        own = StoreUnavailable(str(error), committed=error.committed)
+    elif isinstance(error, GeneratorExit) or (command.later is not None and not isinstance(error, Exception)):
+        own = StoreUnavailable(f"the commit was interrupted by {type(error).__name__}", committed=None)
+    else:
         return error
-    own = StoreUnavailable(str(error), committed=error.committed)
     own.__cause__ = error
     return own

@@ -176,6 +176,21 @@ class ConfigurationError(FsmError):
     """The registry was configured twice, too late, with bad options, or built by hand."""
 
 
+class Reentered(FsmError):
+    """A call from a signal handler or a finaliser that interrupted this thread inside the library; nothing was changed.
+
+    `what` says what the thread was at work on. The same call succeeds once the interrupted one has returned.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"this thread is at work on {what} and was interrupted by a signal handler or a finaliser, which calls the "
+            "library again: set a flag in the handler and call when it has returned, or let another thread make the "
+            "call; nothing was changed"
+        )
+
+
 class StoreUnavailable(FsmError):
     """The store did not answer, is full, locked or closed.
 

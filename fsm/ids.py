@@ -9,14 +9,13 @@ method 3), so that ids of one process are strictly ordered and ids of several pr
 from __future__ import annotations
 
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from typing import Literal, NamedTuple, NewType
 
 from fsm.errors import MalformedId
-from fsm.forks import anew_after_fork
+from fsm.locks import Lock
 
 ExecutionId = NewType("ExecutionId", str)
 WorkerId = NewType("WorkerId", str)
@@ -64,13 +63,8 @@ class IdMaker:
         """
         self._now_ns = now_ns
         self._entropy = entropy
-        self._lock = threading.Lock()
+        self._lock = Lock("the next id")
         self._last = 0
-        anew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Begin anew in a forked child."""
-        self._lock = threading.Lock()  # another thread of the parent may have held it
 
     def make(self, kind: Kind) -> str:
         """Return a new id.
@@ -84,9 +78,7 @@ class IdMaker:
         if kind not in KINDS:
             raise MalformedId(kind, f"ids are made for {', '.join(KINDS)} only")
         ticks = self._now_ns() * _TICKS_PER_MS // 1_000_000
-        with self._lock:
-            # A clock that stands still or goes back must not give an id that sorts before an earlier one.
-            ticks = self._last = max(ticks, self._last + 1)
+        ticks = self._lock.run(self._next, ticks)
         millis, fraction = divmod(ticks, _TICKS_PER_MS)
         tail = int.from_bytes(self._entropy(8), "big") >> 2
         number = millis << 80 | _VERSION_7 << 76 | fraction << 64 | _VARIANT << 62 | tail
@@ -97,6 +89,11 @@ class IdMaker:
                 for shift in (120, 110, 100, 90, 80, 70, 60, 50, 40, 30, 20, 10, 0)
             ]
         )
+
+    def _next(self, ticks: int) -> int:
+        # A clock that stands still or goes back must not give an id that sorts before an earlier one.
+        ticks = self._last = max(ticks, self._last + 1)
+        return ticks
 
 
 MAKER = IdMaker()

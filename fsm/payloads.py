@@ -328,7 +328,7 @@ def _written(
         text = checked.__pydantic_serializer__.to_json(checked, exclude_unset=True)
     except ValidationError as error:
         raise BadPayload(_explain(event, model, error)) from None
-    except (PydanticSerializationError, RecursionError) as error:
+    except (PydanticSerializationError, RuntimeError) as error:  # another thread may change it under way
         raise BadPayload(f"the payload of {event!r} cannot be written as JSON: {error}") from None
     return checked.__dict__, readable(f"the payload of {event!r}", text)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +11,7 @@ from contextvars import ContextVar
 from fsm.clock import Clock, SystemClock
 from fsm.errors import ConfigurationError
 from fsm.lifecycles.execution import EXECUTION
+from fsm.locks import Lock
 from fsm.machine import Machine
 from fsm.registry import Registry
 from fsm.retention import Retention
@@ -22,7 +22,7 @@ from fsm.tracker import Tracker
 DEFAULT_STORE = "sqlite:///fsm.db"
 """Where executions are kept when neither `configure` nor FSM_STORE says anything."""
 
-_lock = threading.RLock()
+_lock = Lock("the set-up of the tracker")
 # The last one is the process's tracker. There is more than one only while tests have fresh ones.
 _trackers: list[Tracker] = []
 _mine: ContextVar[Tracker | None] = ContextVar("fsm_tracker", default=None)
@@ -54,24 +54,34 @@ def configure(
         NotAStore: The URL names no store.
         StoreUnavailable: The store cannot be opened.
     """
-    with _lock:
-        _forget_closed()
-        if _trackers:
-            raise ConfigurationError(
-                f"the tracker is already set up, on {_trackers[-1].store_url}: call configure() once, before anything "
-                "calls get_tracker(); in tests use fsm.testing.fresh_tracker()"
-            )
-        tracker = _build(store, clock, machines)
+    return _lock.run(_configure, store, clock, machines, sweep_every_s, retention)
+
+
+def _configure(
+    store: str | Store | None = None,
+    clock: Clock | None = None,
+    machines: Iterable[Machine] = (),
+    sweep_every_s: float | None = None,
+    retention: Retention | None = None,
+) -> Tracker:
+    _forget_closed()
+    if _trackers:
+        raise ConfigurationError(
+            f"the tracker is already set up, on {_trackers[-1].store_url}: call configure() once, before anything "
+            "calls get_tracker(); in tests use fsm.testing.fresh_tracker()"
+        )
+    tracker = _build(store, clock, machines)
+    try:
         if sweep_every_s is not None:
-            try:
-                sweeper = Sweeper(tracker._registry, sweep_every_s, retention)
-            except BaseException:
-                tracker.close()
-                raise
+            sweeper = Sweeper(tracker._registry, sweep_every_s, retention)
             tracker._registry.closing.append(sweeper.stop)
             sweeper.start()
         _trackers.append(tracker)
-        return tracker
+    except BaseException:
+        _trackers[:] = [one for one in _trackers if one is not tracker]
+        tracker.close()
+        raise
+    return tracker
 
 
 def get_tracker() -> Tracker:
@@ -87,9 +97,12 @@ def get_tracker() -> Tracker:
     trackers = _trackers
     if trackers and not trackers[-1].closed:
         return trackers[-1]
-    with _lock:
-        _forget_closed()
-        return _trackers[-1] if _trackers else configure()
+    return _lock.run(_found)
+
+
+def _found() -> Tracker:
+    _forget_closed()
+    return _trackers[-1] if _trackers else _configure()
 
 
 def _forget_closed() -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import random
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from fsm import ids
+from fsm.aftermath import Aftermath
 from fsm.checks import check_limits, metadata_json, model, text, unknown
 from fsm.clock import Clock
 from fsm.command import Command
@@ -32,6 +33,7 @@ from fsm.errors import (
 )
 from fsm.forks import anew_after_fork
 from fsm.laws import LawBook
+from fsm.locks import inside
 from fsm.machine import CREATE, Category, Machine
 from fsm.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
 from fsm.steady import SteadyClock
@@ -70,6 +72,7 @@ class Registry(LawBook):
         super().__init__(store)
         self.clock = clock
         self.closed = False
+        self._over = False
         self.ids = ids.MAKER
         self.health = Health(clock.wall)
         self._worker: tuple[int, str] = (0, "")
@@ -79,7 +82,10 @@ class Registry(LawBook):
         self.listeners: dict[Callable[[], None], None] = {}  # a set that keeps its order, so that runs replay
         self.rng = random.Random()  # noqa: S311 - jitter, not a secret
         self.steady = SteadyClock(store, clock)
-        self.committer = Committer(store, self.law_of)
+        self.aftermath = Aftermath(self.health.loop("aftermath"))
+        self.committer = Committer(
+            store, self.law_of, loop=self.health.loop("committer"), later=self.aftermath.later
+        )
         for machine in machines:
             self.add(machine)
 
@@ -288,8 +294,14 @@ class Registry(LawBook):
                 listener()
 
     def _unheard(self, command: Command) -> None:
-        """Make up for a cancelled caller, in a thread of its own: whoever commits does not wait for it."""
-        threading.Thread(target=self._make_up, args=(command,), name="fsm-unheard", daemon=True).start()
+        """Make up for a cancelled caller: what may wait for a disk is done on another thread.
+
+        If no thread can be had, a sweeper finds the order to cancel children in the store.
+        """
+        if CANCEL_CHILDREN in command.effects:
+            self.aftermath.later(partial(self._make_up, command))
+        else:
+            self._announce()
 
     def _make_up(self, command: Command) -> None:
         """Do for a caller that was cancelled while its command was committed what it would have done itself."""
@@ -401,15 +413,27 @@ class Registry(LawBook):
         return view(snapshot, self.law_of(snapshot.identity.machine).machine)
 
     def close(self) -> None:
-        """Commit what is queued and close the store."""
-        if not self.closed:
-            for stop in self.closing:
+        """Commit what is queued and close the store; it may be called again, from a handler and from any thread.
+
+        Each part is closed whatever becomes of the others; a call that was interrupted is completed by the next. A
+        handler that interrupts a call of this library cannot wait for other threads: what it begins is complete when
+        the interrupted call has returned and ``close`` is called again, at exit say.
+        """
+        if self._over:
+            return
+        whole = not inside()
+        for stop in tuple(self.closing) if whole else ():
+            try:
                 stop()
-            self.closed = True
-            self.committer.close()
-            self.store.close()
-            for listener in tuple(self.listeners):
-                listener()
+            except Exception:
+                logger.exception("%s: a part of the registry could not be stopped in order", self.store.url)
+        self.closed = True
+        self.committer.close()
+        self.aftermath.close(wait=whole)
+        self.store.close()
+        for listener in tuple(self.listeners):
+            listener()
+        self._over = whole
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: the worker is its parent, which alone renews the lease."""

@@ -6,12 +6,12 @@ seconds, if the store is one that others can write to.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 from fsm.errors import BadPayload, StoreUnavailable
+from fsm.locks import Bell
 from fsm.records import Receipt
 from fsm.registry import Registry
 
@@ -71,7 +71,7 @@ def follow(
 
 
 def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Receipt]:
-    news = threading.Event()
+    news = Bell()
     registry.listeners[news.set] = None
     try:
         while True:

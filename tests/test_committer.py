@@ -112,7 +112,7 @@ def test_a_lone_caller_commits_on_its_own_thread_again(url, monkeypatch):
     with fresh_tracker(url) as tracker:
         one = begun(tracker)
         asyncio.run(burst(tracker))
-        while not tracker._registry.committer._wake._cond._waiters:  # until its thread waits for more
+        while tracker._registry.committer._busy:  # until its thread waits for more
             threading.Event().wait(0.001)
         watched = Watched(tracker._registry.store, monkeypatch)
         tracker.fire(one, "think", fence=tracker.get(one).fence)

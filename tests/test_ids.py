@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+from hostile_tools import held
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -322,7 +323,7 @@ def test_ids_of_forks_are_unique_while_threads_of_the_parent_make_ids() -> None:
 def test_a_fork_does_not_inherit_a_held_lock() -> None:
     """A child that is forked while another thread is in the middle of making an id can still make its own."""
     maker = IdMaker()
-    with maker._lock:  # as if another thread were inside
+    with held(maker._lock):
         child = forked(lambda: maker.make("exec"), 1)
         (made,) = collect([child])
     assert ids.is_id(made)

@@ -331,8 +331,9 @@ def test_a_file_that_was_moved_away_is_an_error_and_not_a_new_file(file, url):
     with fresh_tracker(url) as tracker:
         made = tracker.create("a", user_id="u", thread_id="t")
         pool = tracker._registry.store._pool
-        with pool.writing, pool._quiet:
-            pool._close_all()
+        pool.before_fork(held := [])  # closes every connection
+        for lock in held:
+            lock.release()
         shutil.move(file, file.with_name("away.db"))
         with pytest.raises(StoreUnavailable, match="cannot be opened"):
             tracker.fire(made.id, "start")

@@ -11,7 +11,6 @@ one after another and may wait for a disk. Neither is held while anybody's call 
 from __future__ import annotations
 
 import logging
-import threading
 from typing import TYPE_CHECKING
 
 from fsm import ids
@@ -30,6 +29,7 @@ from fsm.breakers.shared import Shared
 from fsm.breakers.verdicts import CANCELLED, FAILURE, Classifier, Kind, Verdict, is_cancellation
 from fsm.breakers.windows import Recorder
 from fsm.errors import BreakerOpen
+from fsm.locks import Lock
 from fsm.stores.base import BreakerRow
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ class Breaker:
 
     def renew_locks(self) -> None:
         """Begin anew in a forked child: another thread of the parent may have held a lock."""
-        self._noting = threading.Lock()
-        self._changing = threading.Lock()
+        self._noting = Lock("a breaker")
+        self._changing = Lock("a breaker")
 
     # --- in ---------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ cancelled meanwhile leaves no probe behind.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, Self, TypeVar
 from fsm.breakers.breaker import Breaker, Call, why_of
 from fsm.breakers.core import PASSING
 from fsm.breakers.verdicts import CANCELLED, FAILURE, IGNORED, SUCCESS, Kind, Verdict, http_result, throttled
+from fsm.locks import Lock
 
 T = TypeVar("T")
 
@@ -202,7 +202,7 @@ class _Handover:
 
     def __init__(self, breaker: Breaker) -> None:
         self._breaker = breaker
-        self._lock = threading.Lock()
+        self._lock = Lock("a permit")
         self._gone = False
         self._call: Call | None = None
 

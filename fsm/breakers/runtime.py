@@ -21,6 +21,7 @@ from fsm.breakers.verdicts import Classifier, Verdict, has_content
 from fsm.checks import text
 from fsm.clock import Clock, SystemClock
 from fsm.forks import anew_after_fork, at_fork
+from fsm.locks import Lock
 from fsm.registry import Registry
 from fsm.stores.base import BreakerEntry, Store
 
@@ -77,7 +78,7 @@ class Breakers(Calling):
         self._poll_s = poll_s
         self.instant = self._shared.instant
         self._stop: threading.Event | None = None
-        self._creating = threading.Lock()
+        self._creating = Lock("the breakers")
         anew_after_fork(self)
 
     def declare(
@@ -300,7 +301,7 @@ class Breakers(Calling):
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: the parent's threads are not here."""
-        self._creating = threading.Lock()
+        self._creating = Lock("the breakers")
         self._shared.renew_locks()
         for breaker in self._by_key.values():
             breaker.renew_locks()
@@ -342,12 +343,12 @@ def _worker_of(registry: Registry | None) -> str:
 
 
 _by_registry: weakref.WeakKeyDictionary[Registry, Breakers] = weakref.WeakKeyDictionary()
-_founding = threading.Lock()
+_founding = Lock("the breakers")
 
 
 def _after_fork() -> None:
     global _founding  # noqa: PLW0603 - another thread of the parent may have held it
-    _founding = threading.Lock()
+    _founding = Lock("the breakers")
 
 
 at_fork(_after_fork)

@@ -8,7 +8,6 @@ meanwhile, the store's row goes first.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
@@ -16,6 +15,7 @@ from fsm.clock import Clock
 from fsm.errors import FsmError, StoreUnavailable
 from fsm.laws import record_of
 from fsm.lifecycles.breaker import BREAKER
+from fsm.locks import Lock
 from fsm.stores.base import BreakerEntry, BreakerRow, BreakerStore, Store
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Shared:
 
     def renew_locks(self) -> None:
         """Begin anew in a forked child."""
-        self._polling = threading.Lock()
+        self._polling = Lock("the breakers of other processes")
 
     @property
     def instant(self) -> bool:
@@ -222,9 +222,11 @@ class Shared:
             The rows that are new or newer.
         """
         store = self._store
-        if store is None or not self._polling.acquire(blocking=False):
+        if store is None or self._polling.mine():
             return []
         try:
+            if not self._polling.acquire(0):
+                return []
             if not self._begun:
                 self._cursor = store.breaker_position()
                 fresh = store.breaker_list()
@@ -236,7 +238,7 @@ class Shared:
             self._lost(error)
             return []
         finally:
-            self._polling.release()
+            self._polling.free()
         for row in fresh:
             self.rows[row.key] = row
         return fresh

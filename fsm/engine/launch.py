@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fsm.checks import text
-from fsm.command import Command
+from fsm.command import Command, own
 from fsm.engine.agents import Agent
 from fsm.engine.answers import Answer, answer_of
 from fsm.engine.conduct import Conduct, Hook, Value
@@ -106,7 +106,7 @@ class Launcher:
         try:
             birth = await home.read(
                 registry.birth, agent.name, user_id=user_id, thread_id=thread_id, parent_id=parent_id,
-                retry_of=retry_of, **options,
+                retry_of=retry_of, **{name: own(option) for name, option in options.items()},
             )  # fmt: skip
             link = await self._create(home, birth)
         except BaseException:

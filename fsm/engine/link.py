@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsm.command import Command
 from fsm.decide import DERIVED
 from fsm.errors import FsmError, Refused
+from fsm.locks import Lock
 from fsm.machine import Machine
 from fsm.records import Receipt, Snapshot, Step
 
@@ -73,7 +74,7 @@ class Link:
         self._answer: asyncio.Future[None] | None = None
         self._pending = 0
         self._idle: asyncio.Future[None] | None = None
-        self._telling = threading.Lock()
+        self._telling = Lock("what an engine hears of a commit")
         self._timer: asyncio.TimerHandle | None = None
         self._armed_at = float("inf")
         home.listen(self)
@@ -155,6 +156,9 @@ class Link:
             after: The record.
             born: It is the first.
         """
+        if self._telling.mine():  # a handler fires in the middle of this: the loop takes note of it
+            self.home.call(partial(self.news, after, born=born))
+            return
         with self._telling:  # the committer's thread and the one that reads the journal
             if after.version <= self.snapshot.version and not born:
                 return  # heard of before: its own commits come directly, others by way of the journal

@@ -4,6 +4,10 @@ Per execution one list holds the record and its journal; indexes hold ids. The i
 parent are lists in the order of the births, which only grow at their end. The index by state is a set per state,
 since an execution changes its state far more often than anybody asks; a query sorts what it needs. Deadlines stand in
 a heap that is put right lazily: an entry is only ever too early, never too late.
+
+An exception may arise between any two bytecodes (Ctrl-C, no memory). A step is committed when it is noted as `_torn`,
+in one bytecode: what is left undone is done by whoever takes the lock next, and everything that follows from the
+records is then built from them (`tests/test_hostile_core.py` interrupts every line).
 """
 
 from __future__ import annotations
@@ -11,9 +15,11 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
-from fsm.errors import StoreUnavailable
+from fsm.errors import Reentered, StoreUnavailable
+from fsm.locks import Lock, freeing
 from fsm.records import CANCEL_CHILDREN, Receipt, Snapshot, Step, receipt_of
 from fsm.stores.base import MAX_ERAS, PLACES, Barred, Conflict, Damage, Due, MachineRecord, Order, Query
 from fsm.stores.memory_breakers import MemoryBreakers
@@ -21,7 +27,11 @@ from fsm.stores.memory_index import CHUNK, Index, Journal
 from fsm.stores.memory_workers import MemoryWorkers
 from fsm.timeline import Era, Known, Mark
 
+_PARTS = (None, None)
+"""What is torn: no step, only what follows from the records."""
 
+
+@freeing("_guard", "_lock")
 class MemoryStore(MemoryWorkers, MemoryBreakers):
     """A registry that lives and ends with the process."""
 
@@ -30,6 +40,8 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
 
     def __init__(self) -> None:
         super().__init__()
+        self._guard = Lock("the memory store")
+        self._torn: tuple[Step, Receipt] | tuple[None, None] | None = None
         self._machines: dict[str, str] = {}
         self._terminal: dict[str, frozenset[str]] = {}
         self._stopping: dict[str, frozenset[str]] = {}
@@ -62,11 +74,11 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         """Keep a machine's declaration."""
         with self._lock:
             self._check_open()
-            self._machines.setdefault(record.content_hash, record.document)
             terminal = frozenset(name for name, terminal, _ in record.states if terminal)
             self._terminal[record.content_hash] = terminal
             stopping = frozenset(name for name, _, stopping in record.states if stopping)
             self._stopping[record.content_hash] = stopping
+            self._machines.setdefault(record.content_hash, record.document)
 
     def machines(self) -> dict[str, str]:
         """Return every registered machine."""
@@ -77,47 +89,64 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
     # --- write ------------------------------------------------------------------------------------------------
 
     def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:
-        """Commit a batch; nothing here can fail halfway."""
-        with self._lock:
-            if self._closed:
-                self._check_open()
-            if len(steps) == 1:
-                return [self._one(steps[0])]
-            outcomes: list[Receipt | Conflict | Barred] = []
-            lost: dict[str, Conflict] = {}
-            for step in steps:
-                outcome = lost.get(step.after.identity.id) or self._one(step)
-                if isinstance(outcome, Conflict):
-                    lost[outcome.execution_id] = outcome
-                outcomes.append(outcome)
-            return outcomes
+        """Commit a batch; no step of it is ever seen half done."""
+        guard = self._guard
+        if guard.mine():
+            raise Reentered(guard.what)
+        try:
+            with guard.mutex:  # as `Lock.run`, written out: every event takes this way
+                if self._closed:
+                    self._check_open()
+                if self._torn is not None:
+                    self._mend()
+                return [self._one(steps[0])] if len(steps) == 1 else self._several(steps)
+        except BaseException:
+            guard.free()
+            self._whole()
+            raise
 
-    def _one(self, step: Step) -> Receipt | Conflict | Barred:
+    def _several(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:
+        outcomes: list[Receipt | Conflict | Barred] = []
+        lost: dict[str, Conflict] = {}
+        for step in steps:
+            outcome = lost.get(step.after.identity.id) or self._one(step)
+            if isinstance(outcome, Conflict):
+                lost[outcome.execution_id] = outcome
+            outcomes.append(outcome)
+        return outcomes
+
+    def _one(self, step: Step) -> Receipt | Conflict | Barred:  # noqa: C901 - every event takes this way
         after = step.after
         execution_id = after.identity.id
         rows = self._rows.get(execution_id)
         if rows is None:
-            born = self._birth(step)
-            if not isinstance(born, Receipt):
-                return born
-            receipt = born
+            barred = self._kept_out(after)
+            if barred is not None:
+                return barred
+            receipt = receipt_of(step, self._journal.last + 1)
+            self._torn = (step, receipt)  # from here on it is committed
+            self._rows[execution_id] = [after, receipt]
+            self._list(after)
         else:
             before: Snapshot = rows[0]
             key = step.key
             if before.version != after.version - 1 or (key is not None and (execution_id, key) in self._keys):
                 return Conflict(execution_id, before.version)
             owner = after.owner
-            if before.owner != owner and not self._own(before.owner, owner, execution_id):
-                return Barred(execution_id, "lease", owner or "")
+            if before.owner != owner and owner is not None and self._left(owner):
+                return Barred(execution_id, "lease", owner)
             receipt = receipt_of(step, self._journal.last + 1)
+            self._torn = (step, receipt)  # from here on it is committed
             rows[0] = after
             rows.append(receipt)
+            if before.owner != owner:
+                self._own(before.owner, owner, execution_id)
             if before.state != after.state:
                 self._move(before, after)
             if key is not None:
                 self._keys[execution_id, key] = receipt
-            if step.effects and CANCEL_CHILDREN in step.effects and self._by_parent.get(execution_id):
-                self._orders[execution_id] = Order(execution_id, after.version, step.event)
+            if step.effects:
+                self._order(step)
         due_at = after.due_at
         if due_at is None:
             self._armed.pop(execution_id, None)
@@ -126,12 +155,13 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             if armed_at is None or due_at < armed_at:
                 self._arm(due_at, execution_id)
         self._journal.append(receipt)
+        self._torn = None
         return receipt
 
-    def _birth(self, step: Step) -> Receipt | Conflict | Barred:
-        snapshot = step.after
-        identity = snapshot.identity
-        if snapshot.version != 0:
+    def _kept_out(self, born: Snapshot) -> Conflict | Barred | None:
+        """Return what keeps an execution from being born, if anything."""
+        identity = born.identity
+        if born.version != 0:
             return Conflict(identity.id, None)
         if identity.key is not None:
             first = self._born_keys.get((identity.user_id, identity.key))
@@ -139,8 +169,10 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
                 return Barred(identity.id, "key", first)
         if identity.parent_id is not None and not self._goes_on(identity.parent_id):
             return Barred(identity.id, "parent", identity.parent_id)
-        receipt = receipt_of(step, self._journal.last + 1)
-        self._rows[identity.id] = [snapshot, receipt]
+        return None
+
+    def _list(self, snapshot: Snapshot) -> None:
+        identity = snapshot.identity
         self._ids.append(identity.id)
         if identity.key is not None:
             self._born_keys[identity.user_id, identity.key] = identity.id
@@ -150,7 +182,11 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         self._by_thread.add(identity.thread_id, identity.id)
         if identity.parent_id is not None:
             self._by_parent.add(identity.parent_id, identity.id)
-        return receipt
+
+    def _order(self, step: Step) -> None:
+        execution_id = step.after.identity.id
+        if CANCEL_CHILDREN in step.effects and self._by_parent.get(execution_id):
+            self._orders[execution_id] = Order(execution_id, step.after.version, step.event)
 
     def _goes_on(self, execution_id: str) -> bool:
         """Return whether an execution is there, and neither ended nor about to."""
@@ -171,17 +207,14 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             heapq.heappush(self._ended, (after.since_at, execution_id))
             self._own(after.owner, None, execution_id)
 
-    def _own(self, before: str | None, after: str | None, execution_id: str) -> bool:
-        """Note a new owner, unless it is one that was lost."""
-        if after is not None and self._left(after):
-            return False
+    def _own(self, before: str | None, after: str | None, execution_id: str) -> None:
+        """Note a new owner."""
         if before is not None and before in self._by_owner:
             self._by_owner[before].discard(execution_id)
             if not self._by_owner[before]:
                 del self._by_owner[before]
         if after is not None:
             self._by_owner.setdefault(after, set()).add(execution_id)
-        return True
 
     def _arm(self, due_at: float, execution_id: str) -> None:
         self._armed[execution_id] = due_at
@@ -192,10 +225,70 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             self._due = [(at, one) for one, at in self._armed.items()]
             heapq.heapify(self._due)
 
+    # --- interrupts -------------------------------------------------------------------------------------------
+
+    @property
+    def _lock(self) -> Lock:
+        """The lock, for a ``with`` block; what was left half done is done before."""
+        if self._torn is not None:
+            self._whole()
+        return self._guard
+
+    def _whole(self) -> None:
+        """Do what was left half done, unless this thread is in the middle of it."""
+        if self._torn is not None and not self._guard.mine():
+            self._guard.run(self._mend)
+
+    def _mend(self) -> None:
+        """Finish the step that was committed, and build from the records what follows from them."""
+        if self._torn is None:
+            return
+        step, receipt = self._torn
+        if step is not None and receipt is not None:
+            rows = self._rows.setdefault(receipt.execution_id, [step.after])
+            rows[0] = step.after
+            if rows[-1] is not receipt:
+                rows.append(receipt)
+        self._index()
+        if step is not None:
+            self._order(step)
+        self._torn = None
+
+    def _index(self) -> None:
+        """Build every index anew, from the records and their journals alone."""
+        last = self._journal.last
+        self._by_agent, self._by_user, self._by_thread, self._by_parent = Index(), Index(), Index(), Index()
+        self._ids, self._by_state, self._by_owner, self._born_keys = [], {}, {}, {}
+        self._armed, self._ended = {}, []
+        receipts: list[Receipt] = []
+        for rows in sorted(self._rows.values(), key=lambda rows: rows[1].position):  # as they were born
+            execution_id = rows[0].identity.id
+            snapshot: Snapshot = rows[0]
+            receipts += rows[1:]
+            self._list(snapshot)
+            if snapshot.due_at is not None:
+                self._armed[execution_id] = snapshot.due_at
+            if snapshot.state in self._terminal.get(snapshot.identity.machine, ()):
+                self._ended.append((snapshot.since_at, execution_id))
+            else:
+                self._own(None, snapshot.owner, execution_id)
+        receipts.sort(key=attrgetter("position"))
+        journal = Journal()
+        for receipt in receipts:
+            journal.append(receipt)
+        journal.last = max(journal.last, last)
+        self._journal = journal
+        self._keys = {(one.execution_id, one.key): one for one in receipts if one.key is not None}
+        self._due = [(at, one) for one, at in self._armed.items()]
+        heapq.heapify(self._due)
+        heapq.heapify(self._ended)
+
     # --- read -------------------------------------------------------------------------------------------------
 
     def load(self, execution_id: str) -> Snapshot | None:
         """Return an execution's record."""
+        if self._torn is not None:
+            self._whole()
         rows = self._rows.get(execution_id)
         if rows is None:
             self._check_open()
@@ -205,6 +298,8 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
 
     def keyed(self, execution_id: str, key: str) -> Receipt | None:
         """Return the receipt of an idempotency key."""
+        if self._torn is not None:
+            self._whole()
         receipt = self._keys.get((execution_id, key))
         if receipt is None:
             self._check_open()
@@ -238,6 +333,8 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
     def position(self) -> int:
         """Return the journal's last position."""
         self._check_open()
+        if self._torn is not None:
+            self._whole()
         return self._journal.last
 
     def find(self, query: Query) -> list[Snapshot]:
@@ -378,6 +475,7 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         with self._lock:
             self._check_open()
             out: list[Due] = []
+            self._torn = _PARTS
             while self._due and self._due[0][0] <= now and len(out) < limit:
                 armed_at, execution_id = heapq.heappop(self._due)
                 if self._armed.get(execution_id) != armed_at:
@@ -396,6 +494,7 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
                 one
             ) in out:  # whoever asked may die before acting: they are found again until they have moved on
                 self._arm(one.due_at, one.execution_id)
+            self._torn = None
             return out
 
     def next_due(self) -> float | None:
@@ -430,6 +529,7 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         with self._lock:
             self._check_open()
             gone: dict[str, list[Any]] = {}
+            self._torn = _PARTS
             for execution_id in execution_ids:
                 rows = self._rows.get(execution_id)
                 if keep and len(self._ended) - len(gone) <= keep:
@@ -448,6 +548,7 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
                 self._ended = [entry for entry in self._ended if entry[1] not in gone]
                 heapq.heapify(self._ended)
                 self._ids = [one for one in self._ids if one not in gone]
+            self._torn = None
             return len(gone)
 
     def _unlist(self, execution_id: str, rows: list[Any]) -> None:
@@ -479,12 +580,16 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         return []
 
     def close(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._closed = True
-            self._rows = {}
-            self._journal = Journal()
-            self._keys = {}
-            self._orders = {}
-            self._due = []
-            self._armed = {}
+        """Forget everything; when a handler calls this in the middle of a call, that one finishes first."""
+        self._closed = True
+        if not self._guard.mine():
+            self._guard.run(self._forget_all)
+
+    def _forget_all(self) -> None:
+        self._torn = None
+        self._rows = {}
+        self._journal = Journal()
+        self._keys = {}
+        self._orders = {}
+        self._due = []
+        self._armed = {}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
+from fsm.locks import Lock
 from fsm.stores.base import DEPARTED, FUTURE_S, SPARED_MAX, WorkerRow
 
 
@@ -14,12 +14,15 @@ class MemoryWorkers:
     def __init__(self) -> None:
         """Begin with nobody."""
         super().__init__()
-        self._lock = threading.Lock()
         self._workers: dict[str, WorkerRow] = {}
         self._departed: dict[str, None] = {}
         self._spared: dict[str, int] = {}
 
     def _check_open(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def _lock(self) -> Lock:
         raise NotImplementedError
 
     def worker_add(self, worker: WorkerRow) -> None:
@@ -43,8 +46,9 @@ class MemoryWorkers:
         """Forget a worker."""
         with self._lock:
             self._spared.pop(worker_id, None)
-            if self._workers.pop(worker_id, None) is not None:
-                self._departed[worker_id] = None
+            if worker_id in self._workers:
+                self._departed[worker_id] = None  # first: a worker is never neither here nor there
+                self._workers.pop(worker_id, None)
                 if len(self._departed) > DEPARTED:
                     del self._departed[next(iter(self._departed))]
 

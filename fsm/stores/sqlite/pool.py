@@ -12,21 +12,46 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from fsm.errors import StoreUnavailable
 from fsm.forks import at_fork
+from fsm.locks import Lock, inside
 from fsm.stores.sqlite.connect import connect, patiently
 
 T = TypeVar("T")
 
 MAX_READERS = 8
 """So many idle connections for reading are kept."""
+LOOK_S = 0.01
+"""How often a fork looks whether a reader is done, in seconds."""
+
+
+class _Reader:
+    """A connection for reading, and the lock that its user holds."""
+
+    __slots__ = ("connection", "lock", "sound")
+
+    def __init__(self) -> None:
+        self.lock = Lock("a read of the store")
+        self.connection: sqlite3.Connection | None = None
+        self.sound = False  # whether the last use of the connection came to its end
+
+    def close(self) -> None:
+        connection, self.sound = self.connection, False
+        if connection is not None:
+            connection.close()
+            self.connection = None
 
 
 class Pool:
-    """The connections of this process to one file."""
+    """The connections of this process to one file.
+
+    An interrupt may end any call here at any point. So nothing is counted: a reader is in use if somebody holds its
+    lock, and a connection whose use did not come to its end is closed by whoever takes it next.
+    """
 
     def __init__(self, path: Path, synchronous: str, writer: sqlite3.Connection) -> None:
         """Take over the first connection.
@@ -37,12 +62,12 @@ class Pool:
             writer: The connection that `prepare` opened.
         """
         self.path = path
-        self.writing = threading.Lock()
+        self.writing = Lock("a transaction of the store")
         self._synchronous = synchronous
         self._writer: sqlite3.Connection | None = writer
-        self._quiet = threading.Condition(threading.Lock())
-        self._idle: list[sqlite3.Connection] = []
-        self._out = 0
+        self._opening = Lock("a connection that is opened")
+        self._readers: list[_Reader] = []
+        self._idle: list[_Reader] = []
         self._closed = False
         _pools.add(self)
 
@@ -50,12 +75,21 @@ class Pool:
         if self._closed:
             raise StoreUnavailable(f"{self.path}: the store is closed: configure() the tracker anew")
 
+    def _connect(self) -> sqlite3.Connection:
+        return connect(self.path, self._synchronous)
+
+    # --- writing ----------------------------------------------------------------------------------------------
+
     def writer(self) -> sqlite3.Connection:
-        """Return the connection that writes; only the holder of `writing` may call this."""
+        """Return the connection that writes, in no transaction; only the holder of `writing` may call this."""
         self._check_open()
-        if self._writer is None:
-            self._writer = connect(self.path, self._synchronous)
-        return self._writer
+        writer = self._writer
+        if writer is not None and writer.in_transaction:
+            self.discard_writer()  # an interrupt ended its last user, and then the end of its transaction
+        writer = self._writer
+        if writer is None:
+            writer = self._writer = self._opening.run(self._connect)
+        return writer
 
     def discard_writer(self) -> None:
         """Close a connection that cannot even roll back; only the holder of `writing` may call this."""
@@ -63,78 +97,122 @@ class Pool:
             self._writer.close()
             self._writer = None
 
+    def written(self) -> None:
+        """End the use of the connection that writes; only the holder of `writing` may call this."""
+        if self._closed:
+            self.discard_writer()
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
     def read(self, call: Callable[[sqlite3.Connection], T]) -> T:
         """Let `call` read, on a connection that is nobody else's meanwhile."""
-        with self._quiet:
-            self._check_open()
-            self._out += 1
-            reader = self._idle.pop() if self._idle else None
-        sound = False
         try:
-            if reader is None:
-                reader = connect(self.path, self._synchronous)
-            connection = reader
-            out = patiently(lambda: call(connection), str(self.path))
-            sound = True
-        finally:
-            self._give_back(reader, sound=sound)
+            try:
+                reader = self._idle.pop()
+            except IndexError:
+                reader = _Reader()
+            out = reader.lock.run(self._use, reader, call)
+            self._give_back(reader)
+        except BaseException:
+            self._tidy()
+            raise
         return out
 
-    def _give_back(self, reader: sqlite3.Connection | None, *, sound: bool) -> None:
-        with self._quiet:
-            self._out -= 1
-            if reader is not None:
-                if sound and not self._closed and len(self._idle) < MAX_READERS:
-                    self._idle.append(reader)
-                else:
-                    reader.close()
-            if not self._out:
-                self._quiet.notify_all()
+    def _use(self, reader: _Reader, call: Callable[[sqlite3.Connection], T]) -> T:
+        self._check_open()
+        if reader not in self._readers:
+            self._readers.append(reader)  # before it has a connection: a fork has to find it
+        if not reader.sound:
+            reader.close()
+        reader.sound = False
+        if reader.connection is None:
+            reader.connection = self._opening.run(self._connect)
+        connection = reader.connection
+        try:
+            out = patiently(lambda: call(connection), str(self.path))
+        except sqlite3.ProgrammingError:
+            if reader.connection is connection:
+                raise
+            return self._use(
+                reader, call
+            )  # a handler forked in the middle of it, which has closed the connection
+        reader.sound = reader.connection is connection
+        return out
+
+    def _give_back(self, reader: _Reader) -> None:
+        if reader.sound and not self._closed and len(self._idle) < MAX_READERS:
+            self._idle.append(reader)
+        else:
+            reader.lock.run(self._drop, reader)
+
+    def _drop(self, reader: _Reader) -> None:
+        reader.close()
+        with suppress(ValueError):
+            self._readers.remove(reader)
+
+    def _tidy(self) -> None:
+        """Close the readers that are neither idle nor in use: an error or an interrupt ended their last use."""
+        for reader in tuple(self._readers):
+            if reader in self._idle or reader.lock.mine():
+                continue
+            try:
+                if reader.lock.acquire(0):  # whoever is about to use it opens it again
+                    self._drop(reader)
+            finally:
+                reader.lock.free()
+
+    # --- the end ----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close every connection; the last one folds the write-ahead log into the file."""
-        with self.writing, self._quiet:
-            self._closed = True
-            self._close_all()
+        """Close every connection; the last one folds the write-ahead log into the file.
 
-    def _close_all(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        A handler that interrupts a call of the library cannot wait for the others: it closes nothing yet, but lets
+        nobody begin.
+        """
+        self._closed = True
+        if inside():
+            return
+        for reader in tuple(self._readers):
+            reader.lock.run(reader.close)
+        self.writing.run(self.discard_writer)
 
     # --- forks ------------------------------------------------------------------------------------------------
 
-    def before_fork(self) -> None:
-        """Wait until nobody uses a connection, close them all, and let nobody open one."""
-        self.writing.acquire()
-        self._quiet.acquire()
-        while self._out:
-            self._quiet.wait()
-        self._close_all()
+    def before_fork(self, held: list[Lock]) -> None:
+        """Wait until nobody uses a connection, close them all, and let nobody open one.
 
-    def after_fork(self) -> None:
-        """Go on, in the parent and in the child."""
-        self._quiet.release()
-        self.writing.release()
+        Args:
+            held: Takes the locks to release after the fork.
+        """
+        for lock in (self.writing, self._opening):
+            held.append(lock)
+            lock.acquire()
+        self.discard_writer()
+        for reader in tuple(self._readers):
+            # One without a connection may wait for `_opening`; it opens none until we release that.
+            while reader.connection is not None:
+                if reader.lock.acquire(LOOK_S):
+                    held.append(reader.lock)
+                    reader.close()
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-_forking = threading.Lock()
-_stopped: list[Pool] = []
+_forking = threading.RLock()  # a handler may fork while its thread is about to fork
+_stopped: list[list[Lock]] = []
 
 
 def _before_fork() -> None:
     _forking.acquire()
+    held: list[Lock] = []
+    _stopped.append(held)
     for pool in list(_pools):
-        pool.before_fork()
-        _stopped.append(pool)
+        pool.before_fork(held)
 
 
 def _after_fork() -> None:
-    while _stopped:
-        _stopped.pop().after_fork()
+    for lock in reversed(_stopped.pop()):
+        if lock.mine():
+            lock.release()
     _forking.release()
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from fsm.errors import BadPayload, DamagedRecord, FsmError, NotAStore, StoreUnavailable
 from fsm.records import CANCEL_CHILDREN, Receipt, Snapshot, Step, receipt_of
@@ -26,6 +26,8 @@ from fsm.stores.sqlite.inspection import inspect
 from fsm.stores.sqlite.pool import Pool
 from fsm.stores.sqlite.rows import is_object
 from fsm.stores.sqlite.upkeep import Upkeep
+
+T = TypeVar("T")
 
 _BORN = (
     "id", "machine", "agent", "user_id", "thread_id", "parent_id", "retry_of", "created_at", "attempts_max",
@@ -125,32 +127,62 @@ class SqliteStore(Upkeep, SqliteBreakers):
 
     # --- connections ------------------------------------------------------------------------------------------
 
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Let `work` write in one transaction: all of it or nothing, and nothing is left open however it ends."""
+        return self._pool.writing.run(self._transact, work)
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write in one transaction, all of it or nothing, into the file that bears the store's name."""
-        where = str(self._path)
+        """Write in one transaction, as `_write` does, for blocks that no handler interrupts."""
         with self._pool.writing:
-            ending = False
-            writer: sqlite3.Connection | None = None
+            writer = self._begin()
             try:
-                writer = self._pool.writer()
-                if self._file.trouble:
-                    self._file.check(writer)
-                patiently(partial(writer.execute, "BEGIN IMMEDIATE"), where)
                 yield writer
-                ending = True
-                patiently(partial(writer.execute, "COMMIT"), where)
-            except BaseException as error:
-                undone = writer is None or _roll_back(writer) or not ending
-                if writer is not None and writer.in_transaction:
-                    self._pool.discard_writer()
-                if isinstance(error, (sqlite3.Error, UnicodeDecodeError)):
-                    error_ = self._explained(error)
-                    if isinstance(error_, StoreUnavailable) and not undone:
-                        error_.committed = None
-                    raise error_ from error
-                raise
-            self._acknowledge(writer)
+            except BaseException as error:  # noqa: BLE001 - raised again
+                self._undo(error, writer, ending=False)
+            else:
+                self._end(writer)
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        writer = self._begin()
+        try:
+            out = work(writer)
+        except BaseException as error:  # noqa: BLE001 - raised again
+            self._undo(error, writer, ending=False)
+        self._end(writer)
+        return out
+
+    def _begin(self) -> sqlite3.Connection:
+        writer: sqlite3.Connection | None = None
+        try:
+            writer = self._pool.writer()
+            if self._file.trouble:
+                self._file.check(writer)
+            patiently(partial(writer.execute, "BEGIN IMMEDIATE"), str(self._path))
+        except BaseException as error:  # noqa: BLE001 - raised again
+            self._undo(error, writer, ending=False)
+        assert writer is not None  # noqa: S101 - otherwise `_undo` has raised
+        return writer
+
+    def _end(self, writer: sqlite3.Connection) -> None:
+        try:
+            patiently(partial(writer.execute, "COMMIT"), str(self._path))
+            self._pool.written()
+        except BaseException as error:  # noqa: BLE001 - raised again
+            self._undo(error, writer, ending=True)
+        self._acknowledge(writer)
+
+    def _undo(self, error: BaseException, writer: sqlite3.Connection | None, *, ending: bool) -> NoReturn:
+        """Roll back, and raise the error with what is known of the transaction."""
+        undone = writer is None or _roll_back(writer) or not ending
+        if writer is not None and _is_open(writer):
+            self._pool.discard_writer()
+        if isinstance(error, (sqlite3.Error, UnicodeDecodeError)):
+            error_ = self._explained(error)
+            if isinstance(error_, StoreUnavailable) and not undone:
+                error_.committed = None
+            raise error_ from error
+        raise error
 
     def _acknowledge(self, connection: sqlite3.Connection) -> None:
         """Refuse to say that a commit succeeded unless it is in the file that bears the store's name."""
@@ -220,7 +252,8 @@ class SqliteStore(Upkeep, SqliteBreakers):
         """Write a machine's rows as law, unless they are there."""
         if record.content_hash in self._machines or self._number(record.content_hash) is not None:
             return
-        with self._transaction() as writer:
+
+        def write(writer: sqlite3.Connection) -> None:
             known = "SELECT 1 FROM machines WHERE content_hash = ?"
             if writer.execute(known, (record.content_hash,)).fetchone():
                 return  # another process was faster
@@ -237,6 +270,8 @@ class SqliteStore(Upkeep, SqliteBreakers):
                 [(number, source or "", event, target) for source, event, target in record.rows],
             )
             writer.execute("UPDATE machines SET sealed = 1 WHERE id = ?", (number,))
+
+        self._write(write)
 
     def _number(self, content_hash: str) -> int | None:
         number = self._machines.get(content_hash)
@@ -267,8 +302,9 @@ class SqliteStore(Upkeep, SqliteBreakers):
         """Commit a batch in one transaction."""
         births = {step.after.identity.machine for step in steps if step.source is None}
         numbers = {content_hash: self._number(content_hash) for content_hash in births}
-        outcomes: list[Receipt | Conflict | Barred] = []
-        with self._transaction() as writer:
+
+        def write(writer: sqlite3.Connection) -> tuple[list[Receipt | Conflict | Barred], int]:
+            outcomes: list[Receipt | Conflict | Barred] = []
             position = self._last(writer) + 1
             lost: dict[str, Conflict] = {}
             for step in steps:
@@ -280,7 +316,10 @@ class SqliteStore(Upkeep, SqliteBreakers):
                 if isinstance(kept_out, Conflict):
                     lost[kept_out.execution_id] = kept_out
                 outcomes.append(kept_out)
-        self._file.seen(position - 1)
+            return outcomes, position - 1
+
+        outcomes, last = self._write(write)
+        self._file.seen(last)
         return outcomes
 
     def _last(self, writer: sqlite3.Connection) -> int:
@@ -432,11 +471,19 @@ class SqliteStore(Upkeep, SqliteBreakers):
 
 def _roll_back(writer: sqlite3.Connection) -> bool:
     """Return whether it is certain that nothing was committed."""
-    if not writer.in_transaction:
+    if not _is_open(writer):
         return False
     with suppress(sqlite3.Error):
         writer.execute("ROLLBACK")
-    return not writer.in_transaction
+    return not _is_open(writer)
+
+
+def _is_open(writer: sqlite3.Connection) -> bool:
+    """Return whether a transaction is open; none is on a connection that a handler's fork has closed."""
+    try:
+        return writer.in_transaction
+    except sqlite3.ProgrammingError:
+        return False
 
 
 def _lived(after: Snapshot) -> tuple[Any, ...]:

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING
 
 from fsm.command import Command, tell
 from fsm.decide import Facts, decide, refuse
-from fsm.errors import FsmError, LeaseLost, Refusal, Refused, StoreUnavailable, UnknownExecution
+from fsm.errors import (
+    DamagedRecord,
+    FsmError,
+    LeaseLost,
+    Refusal,
+    Refused,
+    StoreUnavailable,
+    UnknownExecution,
+)
 from fsm.forks import anew_after_fork
 from fsm.laws import Law
 from fsm.machine import CREATE, Machine
@@ -77,6 +85,8 @@ class Committer:
         # Who drives an execution of this process hears of each of its commits, on the thread that committed, whoever
         # asked for it. It must neither block nor raise.
         self.watchers: dict[str, Callable[[Step], None]] = {}
+        # What calls a watcher or the alarm: an error of theirs is not one of the commit, which has happened.
+        self.call: Callable[..., None] = _call
         self._closed = False
         self._reset()
         anew_after_fork(self)
@@ -200,6 +210,11 @@ class Committer:
             if len(batch) > 1:
                 time.sleep(0)
 
+    @property
+    def waiting(self) -> int:
+        """Number of commands that are queued for the next transaction."""
+        return len(self._queue)
+
     def close(self) -> None:
         """Commit what is queued, then stop the thread. Whoever comes later is turned away at once."""
         self._closed = True
@@ -287,11 +302,11 @@ class Committer:
             command.effects = step.effects
             due_at = step.after.due_at
             if due_at is not None and due_at < self.wake_at:
-                self.on_earlier(due_at)
+                self.call("the alarm of the sweeper", self.on_earlier, due_at)
             if not self._instant:
                 self._remember(step.after)
             if self.watchers and (watch := self.watchers.get(command.execution_id)) is not None:
-                watch(step)
+                self.call("a watcher of commits", watch, step)
         for execution_id in lost:
             self._known.pop(execution_id, None)
         for command in this.leaning:
@@ -375,6 +390,14 @@ class Committer:
         return snapshot
 
 
+def _call(name: str, function: Callable[..., object], *args: object) -> None:
+    """Call a function that hears of a commit; an error of its own is logged, and nothing else."""
+    try:
+        function(*args)
+    except Exception:
+        logger.exception("%s failed", name)
+
+
 def _nobody(_due_at: float) -> None:
     """Nobody sweeps in this process."""
 
@@ -386,6 +409,13 @@ def _closed() -> StoreUnavailable:
 def _barred(outcome: Barred) -> FsmError:
     if outcome.why == "lease":
         return LeaseLost(outcome.who)
+    if outcome.why == "law":
+        return DamagedRecord(
+            "executions",
+            outcome.execution_id,
+            "the step",
+            f"is refused by the store's own law ({outcome.who})",
+        )
     detail = "the parent has ended or is about to: it cannot start children any more"
     return Refused(Refusal(outcome.who, "ended", CREATE, "terminal", (), 0, detail))
 

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from fsm.errors import BadPayload
+from fsm.timeouts import MAX_SECONDS
 
 if TYPE_CHECKING:
     from fsm.machine import Machine
@@ -37,7 +38,8 @@ MAX_DIGITS = 4_300
 _LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 
 Text = Annotated[str, Field(max_length=10_000)]
-Duration = Annotated[float, Field(ge=0), AllowInfNan(False)]
+Late = Annotated[float, Field(ge=0), AllowInfNan(False)]
+Duration = Annotated[float, Field(ge=0, le=MAX_SECONDS), AllowInfNan(False)]
 
 
 class Payload(BaseModel):
@@ -85,7 +87,7 @@ class AwaitInput(Payload):
     """A person is asked a `question`, for `expires_s` seconds at most."""
 
     question: Text | None = None
-    expires_s: Annotated[float, Field(gt=0), AllowInfNan(False)] | None = None
+    expires_s: Annotated[float, Field(gt=0, le=MAX_SECONDS), AllowInfNan(False)] | None = None
 
 
 class ReceiveInput(Payload):
@@ -145,7 +147,7 @@ class TimeOut(Payload):
     """A limit was reached: its `kind`, and by how many seconds (`late_s`) this was noticed late."""
 
     kind: Literal["queue", "phase", "idle", "input", "total", "grace", "cooldown", "limit"] = "phase"
-    late_s: Duration | None = None
+    late_s: Late | None = None
     outcome: Text | None = None
     result: JsonValue = None
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from fsm.machine import CREATE
-from fsm.timeouts import Timeouts
+from fsm.timeouts import MAX_SECONDS, Timeouts
 
 if TYPE_CHECKING:
     from fsm.machine import Machine
@@ -38,15 +38,16 @@ class Retry(BaseModel):
 
     attempts_max: int = Field(default=1, ge=1, le=1000, strict=True)
     model_attempts_max: int = Field(default=5, ge=1, le=1000, strict=True)
-    backoff_s: float = Field(default=1.0, ge=0, allow_inf_nan=False, strict=True)
-    backoff_cap_s: float = Field(default=60.0, ge=0, allow_inf_nan=False, strict=True)
+    backoff_s: float = Field(default=1.0, ge=0, le=MAX_SECONDS, allow_inf_nan=False, strict=True)
+    backoff_cap_s: float = Field(default=60.0, ge=0, le=MAX_SECONDS, allow_inf_nan=False, strict=True)
 
 
 class Identity(NamedTuple):
     """What an execution is born with and keeps for ever.
 
     `created_at` is for people, on the wall clock. `born_at` is the same instant on the registry's steady timeline,
-    on which deadlines are laid (see `Registry.now`).
+    on which deadlines are laid (see `Registry.now`). `depth` is the number of parents above it, as far as they were
+    counted: one that was created before they were counts as a root.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Identity(NamedTuple):
     born_at: float = 0.0
     backoff_s: float = 1.0
     backoff_cap_s: float = 60.0
+    depth: int = 0
 
 
 class Snapshot(NamedTuple):

@@ -29,6 +29,7 @@ from fsm.stores.sqlite.upkeep import Upkeep
 _BORN = (
     "id", "machine", "agent", "user_id", "thread_id", "parent_id", "retry_of", "created_at", "attempts_max",
     "model_attempts_max", "metadata", "timeouts", "born_at", "backoff_s", "backoff_cap_s",
+    "depth",
 )  # fmt: skip
 _LIVED = (
     "state", "version", "entered_at", "updated_at", "due_at", "due_kind", "attempt", "owner", "fence", "tools",
@@ -288,12 +289,10 @@ class SqliteStore(Upkeep, SqliteBreakers):
                     writer.execute(_ORDER, (identity.id, after.version, step.event))
                 return None
         except sqlite3.IntegrityError as error:
-            if "starts no children" in str(error):
-                return Barred(identity.id, "parent", identity.parent_id or "")
-            if "claims nothing" in str(error):
-                return Barred(identity.id, "lease", after.owner or "")
             if not _is_race(error):
-                raise
+                return _barred(after, str(error))
+        except (sqlite3.DataError, OverflowError, UnicodeEncodeError) as error:
+            return Barred(identity.id, "law", f"{type(error).__name__}: {error}")
         found = writer.execute("SELECT version FROM executions WHERE id = ?", (identity.id,)).fetchone()
         return Conflict(identity.id, found[0] if found else None)
 
@@ -431,6 +430,16 @@ def _changed(before: Snapshot | None, after: Snapshot) -> tuple[str, tuple[Any, 
     ):
         return _UPDATE_STAYED, usual
     return _UPDATE_USUAL, (*usual, after.state, after.entered_at, after.since_at)
+
+
+def _barred(after: Snapshot, said: str) -> Barred:
+    """Return what kept one step out; the others of its batch go on."""
+    identity = after.identity
+    if "starts no children" in said:
+        return Barred(identity.id, "parent", identity.parent_id or "")
+    if "claims nothing" in said:
+        return Barred(identity.id, "lease", after.owner or "")
+    return Barred(identity.id, "law", said)
 
 
 def _is_race(error: sqlite3.IntegrityError) -> bool:

@@ -73,7 +73,7 @@ class SqliteBreakers:
         sql, more = (_UPDATE, (expected_version,)) if expected_version else (_INSERT, ())
 
         def swap(connection: sqlite3.Connection) -> int:
-            self._file.check(connection, beside=False)
+            self._file.check(connection)
             # One statement is one transaction, its triggers included.
             written = patiently(
                 lambda: connection.execute(sql, (*values, *more)).rowcount, str(self._path), SWAP_LIMIT_S

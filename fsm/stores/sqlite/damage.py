@@ -17,6 +17,8 @@ MAX_LEFT_OUT = 10_000
 """Maximum number of damaged rows that one page passes over; a file with more of them in a row is refused."""
 
 T = TypeVar("T")
+LIMIT = ":limit:"
+"""What a question writes in the place of the limit, which is not the same each time."""
 _MOST = 2**63 - 1
 
 
@@ -46,7 +48,7 @@ class Pages:
         """Return a page of what is made of rows that are whole, as full as if there were no others.
 
         Args:
-            sql: The question, in its order. ``{limit}`` in it stands for the limit, which is added at its end.
+            sql: The question, in its order. `LIMIT` in it stands for the limit, which is added at its end.
             values: What it is asked with.
             limit: How many at the most; any number below 0 for all.
             make: Makes something of a row, or raises `DamagedRecord`.
@@ -59,7 +61,7 @@ class Pages:
         wanted = _MOST if limit < 0 else min(limit, _MOST)
         asked = wanted
         while True:
-            rows = self._rows(f"{sql.format(limit=asked)} LIMIT {asked}", values)
+            rows = self._rows(f"{sql.replace(LIMIT, str(asked))} LIMIT {asked}", values)
             made = self._whole(rows, make)
             left_out = len(rows) - len(made)
             if not left_out or len(rows) < asked or len(made) >= wanted:

@@ -6,9 +6,11 @@ find again. So each connection notes what it was opened on (the file's device an
 ``-shm``, and the store id that is written inside), and that is compared with what the names mean now:
 
 - after every commit, before its receipts are handed out: a receipt that was acknowledged stood in the file that bore
-  the name when, or after, it was committed. A file that is taken away later takes its receipts along.
-- before every read, the database file alone: what is read stood in the file that bore the name when the read began.
+  the name after it was committed. A file that is taken away later takes its receipts along.
+- before every read: what is read stood in the file that bore the name when the read began.
 - when a connection is opened, with the store id.
+- the ``-wal`` and the ``-shm`` after a commit, once every `BESIDE_S`: what is acknowledged in between without them is
+  in this process's hands, and in the file once its tracker is closed; a kill loses it.
 
 What differs is `StoreUnavailable` for every write and every read, until the names mean the same files again, or the
 tracker is configured again. What cannot be noticed: bytes that are written over the same inode (``cp backup fsm.db``
@@ -24,11 +26,14 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 from fsm.errors import NotAStore, StoreUnavailable
 
+BESIDE_S = 0.005
+"""How often, in seconds, a process that commits looks at the ``-wal`` and the ``-shm``, which takes as long again."""
 MOUNTS = "/proc/self/mountinfo"
 """Where Linux lists the mounts that this process sees."""
 _BACK = "restart this process, or move the file back: nothing is read or written until then"
@@ -74,9 +79,11 @@ class StoreFile:
         self._beside = os.path.realpath(path)  # SQLite resolves links: the -wal lies beside the file itself
         self._id: FileId | None = None
         self._store_id: str | None = None
-        self._suspect = False  # the last look found something wrong: the next one is at everything
+        self._look_at = 0.0
         self._position = 0
         self._shorter = ""
+        self.suspect = False
+        """Whether the last look found something wrong: then the next one comes first, and is at everything."""
 
     def admit(self) -> None:
         """Refuse a file that may have a second name.
@@ -112,53 +119,60 @@ class StoreFile:
             raise StoreUnavailable(f"{self.path} holds another store than it did before; {_BACK}")
         connection.names = names
 
-    def check(self, connection: sqlite3.Connection, *, beside: bool = True) -> None:
+    def check(self, connection: sqlite3.Connection, *, wrote: bool = False) -> None:
         """Refuse to go on unless a connection is on what the store's names mean now.
 
         Args:
             connection: The connection that was, or is about to be, used.
-            beside: Look at the ``-wal`` and the ``-shm`` too.
+            wrote: It has just committed: the ``-wal`` and the ``-shm`` are looked at too, every `BESIDE_S`.
 
         Raises:
             StoreUnavailable: It is not.
         """
         names: Names | None = getattr(connection, "names", None)
-        if names is None:
-            self.opened(connection)
-            names = getattr(connection, "names", None)
-        beside = beside or self._suspect
-        try:
-            self._look(names, beside=beside)
-        except StoreUnavailable:
-            self._suspect = True
-            raise
-        if beside:
-            self._suspect = False
+        if names is not None and names.database == self._id and not self.suspect:
+            try:
+                found = os.stat(self._name)  # noqa: PTH116 - after every commit: a Path would cost as much again
+            except OSError:
+                found = None
+            if found is not None and found.st_nlink == 1 and (found.st_dev, found.st_ino) == self._id:
+                if not wrote:
+                    return
+                now = time.monotonic()
+                if now < self._look_at:
+                    return
+                self._look_at = now + BESIDE_S
+        self._look(connection)
 
-    def _look(self, names: Names | None, *, beside: bool) -> None:
+    def _look(self, connection: sqlite3.Connection) -> None:
+        """Look at everything, and say what is wrong."""
+        self.suspect = True
         if self._shorter:
             raise StoreUnavailable(self._shorter)
         here = self.database()
+        if getattr(connection, "names", None) is None:
+            self.opened(connection)
+        names: Names | None = getattr(connection, "names", None)
         if here != self._id or (names is not None and names.database != here):
             raise StoreUnavailable(
                 f"{self.path} is another file than the one that this process has open: it was replaced (by a backup, "
                 f"say), and what is committed here would not be in it; {_BACK}"
             )
-        if names is None or not beside:
-            return
-        for known, suffix in ((names.wal, "-wal"), (names.shm, "-shm")):
-            if known is not None and file_id(self._beside + suffix) != known:
+        for suffix in ("wal", "shm") if names is not None else ():
+            known: FileId | None = getattr(names, suffix)
+            if known is not None and file_id(f"{self._beside}-{suffix}") != known:
                 raise StoreUnavailable(
-                    f"{self.path}{suffix} was deleted or replaced under the running process, so that other processes "
-                    "do not see what is committed here: stop all of them, this one in order (closing the tracker "
-                    "writes what it has committed into the file), and start again"
+                    f"{self.path}-{suffix} was deleted or replaced under the running process, so that other "
+                    "processes do not see what is committed here: stop all of them, this one in order (closing the "
+                    "tracker writes what it has committed into the file), and start again"
                 )
+        self.suspect = False
 
-    def grown_to(self, position: int) -> None:
+    def seen(self, position: int) -> None:
         """Note how long the journal is, and refuse one that is shorter than it was.
 
         Args:
-            position: The journal's last position, read inside the transaction.
+            position: The position of a row that is committed, and the last one.
 
         Raises:
             StoreUnavailable: The file has gone back in time.
@@ -168,6 +182,7 @@ class StoreFile:
                 f"{self.path} ends at position {position}, and has ended at {self._position}: a backup was written "
                 "over the file, and some of what is in memory here is not in it; restart this process"
             )
+            self.suspect = True
             raise StoreUnavailable(self._shorter)
         self._position = position
 
@@ -178,7 +193,7 @@ class StoreFile:
             StoreUnavailable: None, or one with a second name.
         """
         try:
-            found = os.stat(self._name)  # noqa: PTH116 - after every commit: a Path would cost as much again
+            found = os.stat(self._name)  # noqa: PTH116 - as above
         except (FileNotFoundError, NotADirectoryError):
             raise StoreUnavailable(
                 f"{self.path} is gone and cannot be opened: the file, or a folder above it, was deleted or renamed, "

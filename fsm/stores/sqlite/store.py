@@ -20,10 +20,11 @@ from fsm.stores.base import Barred, Conflict, Damage, MachineRecord, Query
 from fsm.stores.sqlite import rows as shapes
 from fsm.stores.sqlite.breakers import SqliteBreakers
 from fsm.stores.sqlite.connect import explain, parse_url, patiently, prepare
-from fsm.stores.sqlite.damage import Pages
+from fsm.stores.sqlite.damage import LIMIT, Pages
 from fsm.stores.sqlite.identity import StoreFile
 from fsm.stores.sqlite.inspection import inspect
 from fsm.stores.sqlite.pool import Pool
+from fsm.stores.sqlite.rows import is_object
 from fsm.stores.sqlite.upkeep import Upkeep
 
 _BORN = (
@@ -55,24 +56,27 @@ _UPDATE_USUAL = _update(
 )
 _UPDATE_STAYED = _update(("version", "updated_at", "due_at", "due_kind", "model_attempt"))
 
-_SELECT = f"SELECT {', '.join(_BORN + _LIVED)} FROM executions"
-_RECEIPT = (
-    "SELECT position, execution_id, version, event, source, target, at, attempt, fence, owner, key, payload "
-    "FROM journal"
+_SELECT = (
+    f"SELECT {', '.join(_BORN + _LIVED)}, {is_object('metadata')} AND {is_object('ending')} FROM executions"
 )
+_ENTRY = (
+    "position, execution_id, version, event, source, target, at, attempt, fence, owner, key, payload, "
+    f"{is_object('payload')}"
+)
+_RECEIPT = f"SELECT {_ENTRY} FROM journal"
 _ORDER = (
     "INSERT OR REPLACE INTO orders (execution_id, version, event) "
     "SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM executions WHERE parent_id = ?1)"
 )
 _POSITION = "SELECT max((SELECT coalesce(max(position), 0) FROM journal), (SELECT position FROM horizon))"
-_HISTORY = """
+_HISTORY = f"""
     WITH RECURSIVE chain (position) AS (
         SELECT position FROM executions WHERE id = :id
         UNION ALL
         -- Below its own position: a damaged link must not lead round in a circle.
         SELECT previous FROM journal JOIN chain USING (position) WHERE previous > :after AND previous < position
     )
-    SELECT position, execution_id, version, event, source, target, at, attempt, fence, owner, key, payload
+    SELECT {_ENTRY}
     FROM chain JOIN journal USING (position) WHERE position > :after ORDER BY position LIMIT :limit
 """
 _FILTERS = ("thread_id", "parent_id", "user_id", "agent")
@@ -120,7 +124,8 @@ class SqliteStore(Upkeep, SqliteBreakers):
             writer: sqlite3.Connection | None = None
             try:
                 writer = self._pool.writer()
-                self._file.check(writer, beside=False)
+                if self._file.suspect:
+                    self._file.check(writer)
                 patiently(partial(writer.execute, "BEGIN IMMEDIATE"), where)
                 yield writer
                 ending = True
@@ -140,7 +145,7 @@ class SqliteStore(Upkeep, SqliteBreakers):
     def _acknowledge(self, connection: sqlite3.Connection) -> None:
         """Refuse to say that a commit succeeded unless it is in the file that bears the store's name."""
         try:
-            self._file.check(connection)
+            self._file.check(connection, wrote=True)
         except StoreUnavailable as error:
             error.committed = None  # it is in a file, which may be put back
             raise
@@ -156,7 +161,7 @@ class SqliteStore(Upkeep, SqliteBreakers):
     def _ask(
         self, reader: sqlite3.Connection, sql: str, values: Sequence[Any] | dict[str, Any]
     ) -> list[tuple[Any, ...]]:
-        self._file.check(reader, beside=False)
+        self._file.check(reader)
         try:
             return reader.execute(sql, values).fetchall()
         except sqlite3.OperationalError as error:
@@ -262,14 +267,14 @@ class SqliteStore(Upkeep, SqliteBreakers):
                 if isinstance(kept_out, Conflict):
                     lost[kept_out.execution_id] = kept_out
                 outcomes.append(kept_out)
-        self._file.grown_to(position - 1)
+        self._file.seen(position - 1)
         return outcomes
 
     def _last(self, writer: sqlite3.Connection) -> int:
         position = writer.execute(_POSITION).fetchone()[0]
         if not isinstance(position, int):
             raise DamagedRecord("horizon", 1, "position", "is no whole number")
-        self._file.grown_to(position)
+        self._file.seen(position)
         return position
 
     def _one(
@@ -375,7 +380,7 @@ class SqliteStore(Upkeep, SqliteBreakers):
             condition = f" WHERE {' AND '.join(where)}" if where else ""
             return self._pages.page(f"{_SELECT}{condition} ORDER BY id", values, query.limit, self._snapshot)
         # One sorted stretch of the index per state, then merged: what does not fit is never looked at.
-        part = f"SELECT * FROM ({_SELECT} WHERE {' AND '.join([*where, 'state = ?'])} ORDER BY id LIMIT {{limit}})"
+        part = f"SELECT * FROM ({_SELECT} WHERE {' AND '.join([*where, 'state = ?'])} ORDER BY id LIMIT {LIMIT})"
         sql = " UNION ALL ".join([part] * len(states))
         each = [value for state in states for value in (*values, state)]
         return self._pages.page(f"{sql} ORDER BY id", each, query.limit, self._snapshot)

@@ -84,7 +84,7 @@ class Pulse:
             self._wake.set()
 
     def stop(self) -> None:
-        """Report once more, that no loop runs here, and stop; a store that hangs is waited for no longer than `JOIN_S`."""
+        """Report once more, that no loop runs here, and stop; a store that hangs is waited for up to `JOIN_S`."""
         self._over.set()
         self._wake.set()
         thread = self._thread
@@ -119,10 +119,14 @@ class Pulse:
         """
         self._store.beat([self._of(one, last=last) for one in self._health.loops()])
 
+    @property
+    def worker_name(self) -> str:
+        """The name of the worker that this process is, or host and process id."""
+        return self._worker() or f"{socket.gethostname()}:{os.getpid()}"
+
     def _of(self, one: LoopReport, *, last: bool) -> Beat:
-        host, pid = socket.gethostname(), os.getpid()
         return Beat(
-            self.process, one.name, self._worker() or f"{host}:{pid}", host, pid, one.running and not last,
+            self.process, one.name, self.worker_name, socket.gethostname(), os.getpid(), one.running and not last,
             one.turns, one.failures, one.failing, one.last_error, one.failed_at, one.succeeded_at, one.alive_at,
             self._started_at, self._now(),
         )  # fmt: skip

@@ -17,12 +17,14 @@ from fsm.records import CANCEL_CHILDREN
 from fsm.registry import Registry
 from fsm.retention import Retention, prune
 from fsm.stores.base import WorkerRow
-from fsm.supervised import BACKOFF_S, Health, Loop, keep_going
+from fsm.supervised import BACKOFF_S, keep_going
 from fsm.timeouts import MAX_SECONDS
 from fsm.worker import LAPSE, lapse
 
+SWEEP = "sweep"
+"""What stands in the name of every loop that sweeps; by it others know that somebody does."""
 SWEEPER = "sweeper"
-"""What the name of every loop begins with that sweeps."""
+"""The name of the loop of the sweeper's own thread."""
 TIME_OUT = "time_out"
 """The event that a passed deadline becomes."""
 BATCH = 500
@@ -199,7 +201,7 @@ class Sweeper:
         self._wake.set()
 
     def _sweep_for_ever(self) -> None:
-        keep_going(sweeping(self._registry.health), self._turn, self._pause)
+        keep_going(self._registry.health.loop(SWEEPER, expected=(FsmError,)), self._turn, self._pause)
 
     def _turn(self) -> float:
         self._wake.clear()
@@ -234,13 +236,3 @@ class Sweeper:
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=JOIN_S)
-
-
-def sweeping(health: Health, of: str = "") -> Loop:
-    """Return the loop that a sweeper notes its turns in; by its name others know that somebody sweeps.
-
-    Args:
-        health: Whose loop it is.
-        of: What drives it, if not a thread of its own.
-    """
-    return health.loop(f"{SWEEPER}, {of}" if of else SWEEPER, expected=(FsmError,))

@@ -168,6 +168,11 @@ class StoreFile:
                 )
         self.suspect = False
 
+    def shown(self) -> str:
+        """Return what tells this file from another one, for people."""
+        device, inode = self._id or self.database()
+        return f"store id {self._store_id}, device {os.major(device)}:{os.minor(device)}, inode {inode}"
+
     def seen(self, position: int) -> None:
         """Note how long the journal is, and refuse one that is shorter than it was.
 

@@ -197,6 +197,10 @@ class SqliteStore(Upkeep, SqliteBreakers):
                 return gone
         return explain(error, self._path)
 
+    def identity(self) -> str:
+        """Return what tells this store from another one under the same name, for people."""
+        return self._file.shown()
+
     def close(self) -> None:
         """Close every connection; the last one folds the write-ahead log into the file."""
         self._pool.close()
@@ -380,7 +384,9 @@ class SqliteStore(Upkeep, SqliteBreakers):
             condition = f" WHERE {' AND '.join(where)}" if where else ""
             return self._pages.page(f"{_SELECT}{condition} ORDER BY id", values, query.limit, self._snapshot)
         # One sorted stretch of the index per state, then merged: what does not fit is never looked at.
-        part = f"SELECT * FROM ({_SELECT} WHERE {' AND '.join([*where, 'state = ?'])} ORDER BY id LIMIT {LIMIT})"
+        part = (
+            f"SELECT * FROM ({_SELECT} WHERE {' AND '.join([*where, 'state = ?'])} ORDER BY id LIMIT {LIMIT})"
+        )
         sql = " UNION ALL ".join([part] * len(states))
         each = [value for state in states for value in (*values, state)]
         return self._pages.page(f"{sql} ORDER BY id", each, query.limit, self._snapshot)

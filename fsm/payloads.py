@@ -235,8 +235,8 @@ class Codec:
             self._models[event] = model
             try:
                 self._empty[event] = dict(model().__dict__)
-            except ValidationError:
-                self._empty[event] = None  # a field is required: every payload is checked
+            except Exception:  # noqa: BLE001 - a validator of a user's may raise anything
+                self._empty[event] = None  # a field is required, say: every payload is checked
 
     @staticmethod
     def _model_of(machine: Machine, event: str, derived: frozenset[str]) -> type[Payload]:

@@ -164,11 +164,6 @@ class Loop:
             self._stir(urgent=True)
         return wait_s
 
-    @property
-    def failing(self) -> int:
-        """Number of failures since the last turn that succeeded."""
-        return self._failing
-
     def report(self) -> LoopReport:
         """Return what it has been through."""
         return LoopReport(
@@ -219,15 +214,14 @@ class Health:
         self._aside.clear()
 
     def call(self, name: str, function: Callable[..., object], *args: object) -> None:
-        """Call a function that others depend on; an error is logged once and counted under `name`, never raised."""
+        """Call a function that must hurt nobody; an error is logged once and counted under `name`, never raised.
+
+        Several functions share a name, so that a success of one says nothing of another: none is counted.
+        """
         try:
             function(*args)
         except Exception as error:  # noqa: BLE001 - the purpose of this method
             self.loop(name).failed(error)
-        else:
-            loop = self._loops.get(name)
-            if loop is not None and loop.failing:
-                loop.succeeded()
 
     def set_aside(
         self, execution_id: str, version: int, error: BaseException | str, now: float, *, event: str = ""

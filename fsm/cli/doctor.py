@@ -282,7 +282,7 @@ def _loops(patient: Patient) -> Iterator[Check]:
     recent = [one for one in ended if one.failed_at is not None and at - one.failed_at < RECENT_S]
     for one in recent[:MAX_SHOWN]:
         ago = seconds_text(max(0.0, at - (one.failed_at or at)))
-        goes_on = "it goes on" if one.alive else "it has ended"
+        goes_on = "it goes on" if one.alive or not one.turns else "it has ended"
         yield Check(
             "loops",
             "warn",

@@ -210,7 +210,8 @@ class Health:
 
     def after_fork(self) -> None:
         """Begin again in a forked child: none of its parent's loops runs there."""
-        self._loops.clear()
+        for loop in self._loops.values():
+            loop.ended()
         self._aside.clear()
 
     def call(self, name: str, function: Callable[..., object], *args: object) -> None:

@@ -100,7 +100,7 @@ def test_health_says_how_the_registry_is(store, url, clock):
             (),
             0,
         )
-        assert (empty.sweeping, empty.queued, empty.loops, empty.aside) == (False, 0, (), ())
+        assert (empty.sweeping, empty.queued, empty.aside) == (False, 0, ())
         registry = tracker._registry
         registry.worker = Worker(registry, 5.0, "one")
         late = tracker.create("a", user_id="u", thread_id="t", timeouts={"queue_s": 1.0})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from fsm import stream
 from fsm.command import own
 from fsm.errors import StoreUnavailable
+from fsm.health import HealthReport
 from fsm.machine import Machine
 from fsm.records import Execution, Receipt, Retry
 from fsm.sweeper import Swept
@@ -181,6 +182,10 @@ class AsyncTracker:
     ) -> int:
         """Delete ended executions; see `Tracker.prune`."""
         return await self._read(self._tracker.prune, older_than_s=older_than_s, keep=keep, archive=archive)
+
+    async def health(self) -> HealthReport:
+        """Say how the registry is; see `Tracker.health`."""
+        return await self._read(self._tracker.health)
 
     async def position(self) -> int:
         """Return the position of the journal's last row; see `Tracker.position`."""

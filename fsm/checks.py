@@ -12,7 +12,7 @@ from fsm import ids
 from fsm.errors import BadPayload, MalformedId, UnknownExecution
 from fsm.machine import Machine
 from fsm.payloads import readable
-from fsm.timeouts import Timeouts
+from fsm.timeouts import MAX_SECONDS, Timeouts
 
 MAX_TEXT = 500
 """Names of agents, users and threads, and keys, are at most so many characters."""
@@ -51,6 +51,27 @@ def text(name: str, value: object) -> str:
     return value
 
 
+def seconds(name: str, value: object) -> float:
+    """Return `value` as a duration.
+
+    Raises:
+        BadPayload: It is no number of seconds above 0 and up to `MAX_SECONDS`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_SECONDS:
+        raise BadPayload(
+            f"{name} is a positive number of seconds, at most {MAX_SECONDS:.0f} (about 31 years), not {_shown(value)}"
+        )
+    return float(value)
+
+
+def _shown(value: object) -> str:
+    """Return a value as it is written, shortened; whatever its own `__repr__` does."""
+    try:
+        return repr(value)[:100]
+    except Exception:  # noqa: BLE001 - a number of 5,000 digits has none, and an object's own may raise anything
+        return f"a {type(value).__name__}"
+
+
 def names(state: str | Iterable[str]) -> frozenset[str]:
     """Return one name or several as a set; raises `BadPayload` for anything else."""
     try:
@@ -72,6 +93,10 @@ def model(kind: type[_Model], value: _Model | Mapping[str, Any] | None, name: st
 
 def check_limits(machine: Machine, timeouts: Timeouts) -> None:
     """Refuse limits that name no state, that no row can carry out, or that leave an execution open for ever."""
+    if too_long := timeouts.too_long:
+        raise BadPayload(
+            f"timeouts.{too_long[0]} is longer than {MAX_SECONDS:.0f} seconds (about 31 years): write None for no limit"
+        )
     for name, _ in timeouts.phases:
         if name not in machine.by_name:
             raise BadPayload(f"timeouts.phases names {name!r}, which is no state of machine {machine.name!r}")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from fsm.command import Command, tell
 from fsm.decide import UNDERCUT, Facts, decide, refuse
 from fsm.errors import (
+    DamagedRecord,
     FsmError,
     KeyTaken,
     LeaseLost,
@@ -105,6 +106,8 @@ class Committer:
         self._turns = loop or Loop("committer", time.time)
         self._later = later or _at_once
         self._ailing = False
+        # What calls a watcher or the alarm: an error of theirs is not one of the commit, which has happened.
+        self.call: Callable[..., None] = _call
         self._closed = False
         self._leading = Lock("a commit")
         self._starting = Lock("the start of a thread")
@@ -311,6 +314,11 @@ class Committer:
         if not taken:
             time.sleep(BACKOFF_S)  # the next turn may meet the same
 
+    @property
+    def waiting(self) -> int:
+        """Number of commands that are queued for the next transaction."""
+        return len(self._queue)
+
     def close(self) -> None:
         """Commit what is queued, then stop the thread; a later call is turned away at once.
 
@@ -403,12 +411,12 @@ class Committer:
             command.effects = step.effects
             due_at = step.after.due_at
             if due_at is not None and due_at < self.wake_at:
-                self.on_earlier(due_at)
+                self.call("the alarm of the sweeper", self.on_earlier, due_at)
             _warn(step)
             if not self._instant:
                 self._remember(step.after)
             if self.watchers and (watch := self.watchers.get(command.execution_id)) is not None:
-                self._let_watch(watch, step)
+                self.call("a watcher of commits", self._let_watch, watch, step)
         for execution_id in lost:
             self._known.pop(execution_id, None)
         for command in this.leaning:
@@ -498,6 +506,14 @@ class Committer:
         return snapshot
 
 
+def _call(name: str, function: Callable[..., object], *args: object) -> None:
+    """Call a function that hears of a commit; an error of its own is logged, and nothing else."""
+    try:
+        function(*args)
+    except Exception:
+        logger.exception("%s failed", name)
+
+
 def _nobody(_due_at: float) -> None:
     """Nobody sweeps in this process."""
 
@@ -523,6 +539,13 @@ def _barred(outcome: Barred) -> FsmError:
         return LeaseLost(outcome.who)
     if outcome.why == "key":
         return KeyTaken(outcome.who)
+    if outcome.why == "law":
+        return DamagedRecord(
+            "executions",
+            outcome.execution_id,
+            "the step",
+            f"is refused by the store's own law ({outcome.who})",
+        )
     detail = "the parent has ended or is about to: it cannot start children any more"
     return Refused(Refusal(outcome.who, "ended", CREATE, "terminal", (), 0, detail))
 

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from fsm.decide import CHANGES, DERIVED
-from fsm.errors import ConfigurationError, FsmError, InvalidMachine, UnknownMachine
+from fsm.errors import ConfigurationError, UnknownMachine
 from fsm.machine import Category, Machine
 from fsm.payloads import Codec
 from fsm.records import EFFECTS, legal_rows
 from fsm.stores.base import MachineRecord, Store
+from fsm.supervised import one_line
+from fsm.timeouts import MAX_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +35,19 @@ def law_for(machine: Machine, *, foreign: bool = False) -> Law:
             machine.name,
             ", ".join(sorted(unknown)),
         )
+    if unknown and not foreign:
+        raise ConfigurationError(
+            f"machine {machine.name!r} orders the effect {', '.join(sorted(unknown))}, which nothing carries "
+            f"out; effects are: {', '.join(sorted(EFFECTS))}"
+        )
     try:
-        if unknown and not foreign:
-            raise ConfigurationError(
-                f"machine {machine.name!r} orders the effect {', '.join(sorted(unknown))}, which nothing carries "
-                f"out; effects are: {', '.join(sorted(EFFECTS))}"
-            )
         if strange:
-            raise ConfigurationError(
+            raise ConfigurationError(  # noqa: TRY301 - one place decides what a foreign machine comes to
                 f"machine {machine.name!r} assigns {', '.join(sorted(strange))}, which executions do not have; "
                 f"they have: {', '.join(CHANGES)}"
             )
         return Law(machine, Codec(machine, frozenset(DERIVED)))
-    except FsmError as error:
+    except Exception as error:  # whatever a foreign machine's payloads come to here
         if not foreign:
             raise
         return Law(machine, _Unchecked(error))
@@ -56,8 +56,8 @@ def law_for(machine: Machine, *, foreign: bool = False) -> Law:
 class _Unchecked(Codec):
     """The codec of a machine whose events this process cannot check: whoever fires one learns what is missing."""
 
-    def __init__(self, error: FsmError) -> None:
-        self._error = error
+    def __init__(self, error: Exception) -> None:
+        self._error = one_line(error)
 
     def encode(self, event: str, payload: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
         del payload
@@ -111,6 +111,11 @@ class LawBook:
             )
         if machine.perpetual:
             raise ConfigurationError(f"machine {machine.name!r} is perpetual, and an execution has to end")
+        if too_long := machine.timeouts.too_long:
+            raise ConfigurationError(
+                f"machine {machine.name!r} gives {too_long[0]} more than {MAX_SECONDS:.0f} seconds (about 31 years): "
+                "write None for no limit"
+            )
         self._claims |= {row.event for row in machine.transitions if "claim" in row.assign}
         if machine.content_hash not in self._laws:
             self._laws[machine.content_hash] = law_for(machine)
@@ -147,10 +152,10 @@ class LawBook:
                 continue
             try:
                 machine = Machine.from_json(document)
-            except (ValidationError, InvalidMachine) as error:
+            except Exception as error:  # noqa: BLE001 - one document ends nothing else, whatever is in it
                 self._strange.add(content_hash)
                 logger.warning(
-                    "the store's machine %s cannot be read and is left out: %s", content_hash, error
+                    "the store's machine %s cannot be read and is left out: %s", content_hash, one_line(error)
                 )
                 continue
             if machine.perpetual:

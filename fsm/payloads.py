@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails, PydanticSerializationError, to_jsonable_
 
 from fsm.errors import BadPayload
 from fsm.results import clipped, described, jsonable
+from fsm.timeouts import MAX_SECONDS
 
 if TYPE_CHECKING:
     from fsm.machine import Machine
@@ -45,7 +46,8 @@ MAX_LINE = 10_000
 MAX_TRACEBACK = 100_000
 """Maximum length of a traceback in a payload, in characters; a longer one keeps its end."""
 Text = Annotated[str, Field(max_length=MAX_LINE)]
-Duration = Annotated[float, Field(ge=0), AllowInfNan(False)]
+Late = Annotated[float, Field(ge=0), AllowInfNan(False)]
+Duration = Annotated[float, Field(ge=0, le=MAX_SECONDS), AllowInfNan(False)]
 
 
 class Payload(BaseModel):
@@ -97,7 +99,7 @@ class AwaitInput(Payload):
     """A person is asked a `question`, for `expires_s` seconds at most."""
 
     question: Text | None = None
-    expires_s: Annotated[float, Field(gt=0), AllowInfNan(False)] | None = None
+    expires_s: Annotated[float, Field(gt=0, le=MAX_SECONDS), AllowInfNan(False)] | None = None
 
 
 class ReceiveInput(Payload):
@@ -157,7 +159,7 @@ class TimeOut(Ending):
     """A limit was reached: its `kind`, and by how many seconds (`late_s`) this was noticed late."""
 
     kind: Literal["queue", "phase", "idle", "input", "total", "grace", "cooldown", "limit"] = "phase"
-    late_s: Duration | None = None
+    late_s: Late | None = None
     outcome: Text | None = None
     result: JsonValue = None
 
@@ -245,8 +247,8 @@ class Codec:
             self._models[event] = model
             try:
                 self._empty[event] = dict(model().__dict__)
-            except ValidationError:
-                self._empty[event] = None  # a field is required: every payload is checked
+            except Exception:  # noqa: BLE001 - a validator of a user's may raise anything
+                self._empty[event] = None  # a field is required, say: every payload is checked
 
     @staticmethod
     def _model_of(machine: Machine, event: str, derived: frozenset[str]) -> type[Payload]:

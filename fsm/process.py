@@ -51,6 +51,7 @@ def configure(
 
     Raises:
         ConfigurationError: There is a tracker already, or the machines do not go together.
+        BadPayload: `sweep_every_s` is not a positive number of seconds, or longer than `fsm.timeouts.MAX_SECONDS`.
         NotAStore: The URL names no store.
         StoreUnavailable: The store cannot be opened.
     """

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fsm.errors import DamagedRecord
 from fsm.machine import CREATE
-from fsm.timeouts import Timeouts
+from fsm.timeouts import MAX_SECONDS, Timeouts
 
 if TYPE_CHECKING:
     from fsm.machine import Machine
@@ -39,15 +39,16 @@ class Retry(BaseModel):
 
     attempts_max: int = Field(default=1, ge=1, le=1000, strict=True)
     model_attempts_max: int = Field(default=5, ge=1, le=1000, strict=True)
-    backoff_s: float = Field(default=1.0, ge=0, allow_inf_nan=False, strict=True)
-    backoff_cap_s: float = Field(default=60.0, ge=0, allow_inf_nan=False, strict=True)
+    backoff_s: float = Field(default=1.0, ge=0, le=MAX_SECONDS, allow_inf_nan=False, strict=True)
+    backoff_cap_s: float = Field(default=60.0, ge=0, le=MAX_SECONDS, allow_inf_nan=False, strict=True)
 
 
 class Identity(NamedTuple):
     """What an execution is born with and keeps for ever.
 
     `created_at` is for people, on the wall clock. `born_at` is the same instant on the registry's steady timeline,
-    on which deadlines are laid (see `Registry.now`). `key` makes its creation safe to repeat.
+    on which deadlines are laid (see `Registry.now`). `key` makes its creation safe to repeat. `depth` is the number of
+    parents above it, as far as they were counted: one that was created before they were counts as a root.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Identity(NamedTuple):
     backoff_s: float = 1.0
     backoff_cap_s: float = 60.0
     key: str | None = None
+    depth: int = 0
 
 
 class Snapshot(NamedTuple):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from fsm import ids
 from fsm.aftermath import Aftermath
@@ -22,7 +23,6 @@ from fsm.committer import Committer
 from fsm.decide import create
 from fsm.errors import (
     BadPayload,
-    ConfigurationError,
     FsmError,
     KeyTaken,
     LeaseLost,
@@ -35,17 +35,44 @@ from fsm.forks import anew_after_fork
 from fsm.laws import LawBook
 from fsm.locks import inside
 from fsm.machine import CREATE, Category, Machine
+from fsm.pulse import Pulse
 from fsm.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
 from fsm.steady import SteadyClock
 from fsm.stores.base import Order, Query, Store
-from fsm.supervised import Health
+from fsm.supervised import UNREADABLE, Health, one_line
 from fsm.timeouts import Timeouts
 
 logger = logging.getLogger(__name__)
 
+MAX_DEPTH = 1_000
+"""Maximum number of parents above an execution. No agent that means it starts children of children a thousand deep; one
+that starts itself does, and each level costs a row, a slot's wait and a commit at the end."""
+MAX_PAGES = 10_000
+"""Maximum number of pages of children that are cancelled by one order; a sweeper goes on with what is left."""
+MAX_ORDERS = 100_000
+"""Maximum number of orders that are carried out because of one; a sweeper goes on with what is left."""
+
 _OVER = frozenset({Category.TERMINAL, Category.STOPPING})
 _TOO_LATE = frozenset({"stale", "terminal"})
 _TOO_LATE_TO_CANCEL = _TOO_LATE | {"not_allowed"}  # somebody else has told it to stop
+
+
+_STUCK: Literal["stuck"] = "stuck"
+
+
+class _Carried(NamedTuple):
+    """What became of orders: those that were committed, how many are set aside, and the error of an absent store."""
+
+    done: list[Command]
+    stuck: int
+    unavailable: StoreUnavailable | None
+
+
+def _order_of(command: Command) -> tuple[Order, ...]:
+    """Return the order to cancel children that a committed command has left with the store, if any."""
+    if CANCEL_CHILDREN not in command.effects or not isinstance(command.outcome, Receipt):
+        return ()
+    return (Order(command.execution_id, command.outcome.version, command.event),)
 
 
 class Leaseholder(Protocol):
@@ -74,7 +101,11 @@ class Registry(LawBook):
         self.closed = False
         self._over = False
         self.ids = ids.MAKER
-        self.health = Health(clock.wall)
+        self.health = Health(clock.wall, self.now)
+        self.sweep_from: tuple[float, str] | None = None
+        """Where the next sweep of deadlines goes on; ``None`` for the beginning."""
+        self.orders_from = ""
+        """Where the next sweep of orders goes on."""
         self._worker: tuple[int, str] = (0, "")
         anew_after_fork(self)
         self.worker: Leaseholder | None = None
@@ -86,6 +117,9 @@ class Registry(LawBook):
         self.committer = Committer(
             store, self.law_of, loop=self.health.loop("committer"), later=self.aftermath.later
         )
+        self.committer.call = self.health.call
+        self.pulse = Pulse(store, self.health, clock, self.now, self._named)
+        self.health.stirred = self.pulse.stirred
         for machine in machines:
             self.add(machine)
 
@@ -137,8 +171,16 @@ class Registry(LawBook):
         tries = model(Retry, retry, "retry") or Retry()
         user_id = text("user_id", user_id)
         repeated = key is not None and self.store.born(user_id, text("key", key)) is not None
+        depth = 0
         if parent_id is not None and not repeated:  # what it leaned on then may have ended since
-            self._parent(parent_id, user_id)
+            parent = self._parent(parent_id, user_id)
+            depth = parent.identity.depth + 1
+            if depth > MAX_DEPTH:
+                detail = (
+                    f"it has {MAX_DEPTH} parents above it, and no more are allowed: let the agent that starts itself "
+                    "come to an end"
+                )
+                raise Refused(Refusal(parent_id, parent.state, CREATE, "limit", (), parent.version, detail))
         if retry_of is not None and not repeated:
             self.load(retry_of, user_id)
         at = self.clock.wall()
@@ -159,15 +201,17 @@ class Registry(LawBook):
             tries.backoff_s,
             tries.backoff_cap_s,
             key,
+            depth,
         )
         return Command(identity.id, CREATE, at=at, born=create(chosen, identity))
 
-    def _parent(self, parent_id: str, user_id: str | None) -> None:
+    def _parent(self, parent_id: str, user_id: str | None) -> Snapshot:
         parent = self.load(parent_id, user_id)
         machine = self.law_of(parent.identity.machine).machine
         if machine.by_name[parent.state].category in _OVER:
             detail = "the parent has ended or is about to: it cannot start children any more"
             raise Refused(Refusal(parent_id, parent.state, CREATE, "terminal", (), parent.version, detail))
+        return parent
 
     def event(
         self,
@@ -240,6 +284,8 @@ class Registry(LawBook):
     def carry_all(self, commands: Sequence[Command]) -> int:
         """Carry out orders and their effects; those that came too late are passed over.
 
+        What cannot be carried out in this process is set aside (`Registry.health`) and keeps none of the others.
+
         Args:
             commands: From `order`.
 
@@ -247,28 +293,81 @@ class Registry(LawBook):
             How many were committed.
 
         Raises:
-            StoreUnavailable: The store did not answer.
+            StoreUnavailable: The store did not answer; what was committed has had its effects all the same.
         """
-        self.committer.commit_all(commands)
-        done = 0
+        carried = self._carry(commands)
+        for command in carried.done:
+            if command.effects:
+                self.carry_out(command)
+        if carried.unavailable is not None:
+            raise carried.unavailable
+        return len(carried.done)
+
+    def _carry(self, commands: Sequence[Command]) -> _Carried:
+        """Commit orders, and set aside what cannot be carried out here."""
+        self._commit_apart(commands)
+        done: list[Command] = []
+        stuck = 0
+        unavailable: StoreUnavailable | None = None
         for command in commands:
             try:
                 self.receipt(command)
-            except StoreUnavailable:
-                raise
+            except StoreUnavailable as error:
+                unavailable = unavailable or error
+            except UnknownExecution:
+                continue  # it was pruned in between
             except Refused as error:
                 if error.reason not in (_TOO_LATE_TO_CANCEL if command.event == "cancel" else _TOO_LATE):
-                    logger.warning("%s", error)
-                continue
-            except UnknownExecution:
-                continue  # it was pruned meanwhile
-            except FsmError:
-                logger.exception("%s: %r could not be carried out", command.execution_id, command.event)
-                continue
-            done += 1
-            if command.effects:
-                self.carry_out(command)
-        return done
+                    stuck += 1
+                    self.health.set_aside(
+                        command.execution_id, error.version, error, self.now(), event=command.event
+                    )
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                stuck += 1
+                self._set_aside(command, error)
+            else:
+                done.append(command)
+                self.health.take_back(command.execution_id, event=command.event)
+        return _Carried(done, stuck, unavailable)
+
+    def _commit_apart(self, commands: Sequence[Command]) -> None:
+        """Commit orders, and once more one by one those that another one's error has torn down with it.
+
+        An order is bound to what it was decided on, so that a repetition of one that was committed comes too late.
+        """
+        torn = False
+        try:
+            self.committer.commit_all(commands)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            logger.debug("a batch of orders was torn down: %s", one_line(error))
+            torn = True  # a validator that calls sys.exit, say
+        for command in commands if len(commands) > 1 else ():
+            if command.outcome is None and (torn or not isinstance(command.error, FsmError)):
+                command.error = None
+                try:
+                    self.committer.commit(command)
+                except BaseException as error:
+                    if isinstance(error, KeyboardInterrupt):
+                        raise
+                    command.error = error
+
+    def _set_aside(self, command: Command, error: BaseException) -> None:
+        version = command.version
+        if version is None:
+            version = self._version_of(command.execution_id)
+        self.health.set_aside(command.execution_id, version, error, self.now(), event=command.event)
+
+    def _version_of(self, execution_id: str) -> int:
+        """Return the version that an execution is at, or -1 if even that cannot be read."""
+        try:
+            snapshot = self.store.load(execution_id)
+        except FsmError:
+            return UNREADABLE
+        return UNREADABLE if snapshot is None else snapshot.version
 
     def receipt(self, command: Command) -> Receipt:
         """Return what a command came to.
@@ -291,7 +390,7 @@ class Registry(LawBook):
     def _announce(self) -> None:
         if self.listeners:
             for listener in tuple(self.listeners):
-                listener()
+                self.health.call("a listener", listener)
 
     def _unheard(self, command: Command) -> None:
         """Make up for a cancelled caller: what may wait for a disk is done on another thread.
@@ -357,43 +456,93 @@ class Registry(LawBook):
                 logger.exception("%s: could not carry out %r", command.execution_id, effect)
 
     def call_off(self, order: Order) -> int:
-        """Cancel the children of an execution through the table, and theirs, page by page.
+        """Cancel the children of an execution through the table, and theirs, however deep and wide the tree is.
 
-        Whatever has ended or is stopping is passed over, so any process may do it, again and again.
+        A list of what is left to do takes the place of a recursion; each order on it is in the store as well, so that
+        whatever ends this early leaves nothing undone for good. What has ended or is stopping is passed over, so any
+        process may do it, again and again.
 
         Args:
             order: Whose children, and why.
 
         Returns:
-            How many children were told to stop.
+            How many of its own children were told to stop.
 
         Raises:
-            StoreUnavailable: The store did not answer; the order stays.
+            StoreUnavailable: The store did not answer; what is left stays with it.
         """
+        todo: deque[Order] = deque()
+        done = self._call_off(order, todo)
+        for _ in range(MAX_ORDERS):
+            if not todo:
+                break
+            below = todo.popleft()
+            try:
+                self._call_off(below, todo)
+            except StoreUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - one family's error is not another one's
+                self.health.set_aside(
+                    below.execution_id, below.version, error, self.now(), event=CANCEL_CHILDREN
+                )
+        else:
+            logger.warning(
+                "%s: %d orders to cancel children were carried out at once; the sweeper goes on with the rest",
+                order.execution_id, MAX_ORDERS,
+            )  # fmt: skip
+        return done
+
+    def _call_off(self, order: Order, todo: deque[Order]) -> int:
+        """Cancel the children of one execution, page by page, and add what their ends order to what is to be done."""
         done = 0
         failed = False
         after: str | None = None
-        while True:  # no child is added any more, so the pages come to an end
+        for _ in range(MAX_PAGES):
             page = self.store.find(Query(parent_id=order.execution_id, after=after))
-            cancels = [one for child in page if (one := self._cancel(child, order)) is not None]
-            done += self.carry_all(cancels)
-            failed = failed or any(isinstance(one.error, ConfigurationError) for one in cancels)
+            looked = [self._cancel(child, order) for child in page]
+            carried = self._carry([one for one in looked if isinstance(one, Command)])
+            for one in carried.done:
+                todo.extend(_order_of(one))
+            if carried.unavailable is not None:
+                raise carried.unavailable
+            done += len(carried.done)
+            failed = failed or carried.stuck > 0 or _STUCK in looked
             if len(page) < Query().limit:
                 break
             after = page[-1].identity.id
-        if not failed:  # what this process has no payload for, another one may have
+        else:
+            return done  # no child is added any more: the next sweep passes over those that were cancelled
+        if failed:  # what this process cannot cancel, another one may
+            why = "a child of it cannot be cancelled by this process"
+            self.health.set_aside(order.execution_id, order.version, why, self.now(), event=CANCEL_CHILDREN)
+        else:
             self.store.carried(order)
+            self.health.take_back(order.execution_id, event=CANCEL_CHILDREN)
         return done
 
-    def _cancel(self, child: Snapshot, order: Order) -> Command | None:
-        machine = self.law_of(child.identity.machine).machine
-        if machine.by_name[child.state].category in _OVER or "cancel" not in machine.by_source[child.state]:
-            return None
+    def _cancel(self, child: Snapshot, order: Order) -> Command | Literal["over", "stuck"]:
+        """Return the command that cancels a child, or why there is none."""
+        execution_id, now = child.identity.id, self.now()
+        if self.health.skips(execution_id, child.version, now, event="cancel"):
+            return _STUCK
+        try:
+            machine = self.law_of(child.identity.machine).machine
+            if (
+                machine.by_name[child.state].category in _OVER
+                or "cancel" not in machine.by_source[child.state]
+            ):
+                self.health.take_back(execution_id, event="cancel")
+                return "over"
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - a machine that cannot be read keeps nobody else's child
+            self.health.set_aside(execution_id, child.version, error, now, event="cancel")
+            return _STUCK
         payload = {"reason": f"its parent was ended by {order.event!r}", "by": order.execution_id}
         if machine.payload_names.get("cancel", "cancel") != "cancel":
             # A payload of the user's own; each has a note.
             payload = {"note": f"its parent {order.execution_id} was ended by {order.event!r}"}
-        return self.order(child.identity.id, "cancel", payload)
+        return self.order(execution_id, "cancel", payload)
 
     # --- reads ------------------------------------------------------------------------------------------------
 
@@ -423,18 +572,22 @@ class Registry(LawBook):
             return
         whole = not inside()
         for stop in tuple(self.closing) if whole else ():
-            try:
-                stop()
-            except Exception:
-                logger.exception("%s: a part of the registry could not be stopped in order", self.store.url)
+            self.health.call("the end of the tracker", stop)
+        if whole:
+            self.pulse.stop()
         self.closed = True
         self.committer.close()
         self.aftermath.close(wait=whole)
         self.store.close()
         for listener in tuple(self.listeners):
-            listener()
+            self.health.call("a listener", listener)
         self._over = whole
 
+    def _named(self) -> str | None:
+        return getattr(self.worker, "name", None)
+
     def after_fork(self) -> None:
-        """Begin anew in a forked child: the worker is its parent, which alone renews the lease."""
+        """Begin again in a forked child: the worker is its parent, which alone renews the lease, and sweeps."""
         self.worker = None
+        self.health.after_fork()
+        self.pulse.after_fork()

@@ -11,8 +11,13 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
+MAX_SECONDS = 1_000_000_000.0
+"""The longest duration that is accepted from a caller, in seconds: about 31 years. Clocks, dates and the waits of the
+operating system take it on every platform, and so they take the sum of an instant of today and it."""
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-"""A duration in seconds. Zero, negative, NaN and infinite values are refused; ``None`` means no such limit."""
+"""A duration in seconds. Zero, negative, NaN and infinite values are refused; ``None`` means no such limit. What is
+longer than `MAX_SECONDS` is refused where a limit is handed in, and not here: a store may hold such limits already."""
 
 
 class Timeouts(BaseModel):
@@ -73,6 +78,15 @@ class Timeouts(BaseModel):
         merged = self.over(base)
         values = {name: getattr(merged, name) for name in type(self).model_fields}
         return Timeouts.model_construct(_fields_set=set(self.model_fields_set), **values)
+
+    @property
+    def too_long(self) -> tuple[str, ...]:
+        """The limits that are longer than `MAX_SECONDS`, by name."""
+        limits = {name: getattr(self, name) for name in type(self).model_fields if name != "phases"}
+        limits |= {f"phases[{name!r}]": seconds for name, seconds in self.phases}
+        return tuple(
+            name for name, seconds in limits.items() if seconds is not None and seconds > MAX_SECONDS
+        )
 
     @property  # not cached: model_copy would carry the cache of the old limits over into the new ones
     def by_kind(self) -> dict[str, float | None]:

@@ -16,6 +16,7 @@ from fsm.checks import text
 from fsm.clock import Clock
 from fsm.decide import allowed as allowed_events
 from fsm.errors import BadPayload, ConfigurationError
+from fsm.health import HealthReport, examine
 from fsm.machine import Machine
 from fsm.records import Execution, Receipt, Retry, durations
 from fsm.registry import Registry
@@ -86,7 +87,8 @@ class Tracker:
         Raises:
             BadPayload: An argument has a wrong type or value.
             UnknownExecution: The parent or the earlier execution is unknown, or another user's.
-            Refused: The parent has ended, or the key created an execution with other arguments (``duplicate``).
+            Refused: The parent has ended, or has `fsm.registry.MAX_DEPTH` parents above it (reason ``limit``), or the
+                key created an execution with other arguments (``duplicate``).
             StoreUnavailable: The store did not take it.
         """
         command = self._registry.birth(
@@ -275,7 +277,7 @@ class Tracker:
             The worker; close it, or use it in a ``with`` block, and what it still owns is handed back at once.
 
         Raises:
-            BadPayload: `ttl_s` is not a positive number.
+            BadPayload: `ttl_s` is not a positive number of seconds, or longer than `fsm.timeouts.MAX_SECONDS`.
             ConfigurationError: This process is a worker already.
         """
         registry = self._registry
@@ -322,6 +324,14 @@ class Tracker:
         except ValidationError as error:
             raise BadPayload(f"older_than_s and keep are not negative: {error}") from None
         return prune(self._registry, policy, archive)
+
+    def health(self) -> HealthReport:
+        """Say how the registry is: loops, leases, what is set aside or overdue. It only reads; `fsm doctor` prints it.
+
+        Raises:
+            StoreUnavailable: The store did not answer.
+        """
+        return examine(self._registry)
 
     def position(self) -> int:
         """Return the position of the journal's last row: where a subscription that begins now would begin."""

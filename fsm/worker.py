@@ -15,9 +15,11 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from fsm.errors import BadPayload, FsmError, LeaseLost
+from fsm.checks import seconds
+from fsm.errors import FsmError, LeaseLost
 from fsm.registry import Registry
 from fsm.stores.base import WorkerRow
+from fsm.supervised import keep_going
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,14 @@ RENEWALS_PER_LEASE = 3
 """A lease is renewed so many times before it would run out: two renewals may be lost."""
 PAGE = 500
 """So many executions are handed back at a time."""
+MAX_PAGES = 10_000
+"""So many pages at most at once; a later sweep goes on with what is left."""
+JOIN_S = 30.0
+"""How long the end of a worker waits for a renewal that is under way, in seconds."""
+LEASE = "lease"
+"""The name of the loop that renews."""
+LAPSE = "lapse"
+"""The event by which an execution is taken away from its worker."""
 
 
 class Worker:
@@ -42,22 +52,21 @@ class Worker:
             name: What people call it; host and process id if nothing is said.
 
         Raises:
-            BadPayload: `ttl_s` is not a positive number.
+            BadPayload: `ttl_s` is not a positive number of seconds, or longer than `fsm.timeouts.MAX_SECONDS`.
             StoreUnavailable: The store did not take it.
         """
-        if not isinstance(ttl_s, (int, float)) or isinstance(ttl_s, bool) or not 0 < ttl_s < float("inf"):
-            raise BadPayload(f"ttl_s is a positive number of seconds, not {ttl_s!r}")
+        self.ttl_s = seconds("ttl_s", ttl_s)
         self.id: str = registry.ids.make("worker")
-        self.ttl_s = float(ttl_s)
         self._registry = registry
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         self.lost = False
         """Whether the lease ran out: everything that it owned belongs to others now, or will in a moment."""
+        self.name = name or f"{socket.gethostname()}:{self._pid}"
         row = WorkerRow(
             self.id,
-            name or f"{socket.gethostname()}:{self._pid}",
+            self.name,
             self.ttl_s,
             registry.clock.wall(),
             registry.now(),
@@ -91,14 +100,22 @@ class Worker:
         return os.getpid() != self._pid
 
     def _renew_for_ever(self) -> None:
-        while not self._stop.wait(self.ttl_s / RENEWALS_PER_LEASE):
-            try:
-                self.renew()
-            except LeaseLost:
-                logger.critical("worker %s lost its lease: what it owned is taken over by others", self.id)
-                return
-            except FsmError as error:
-                logger.warning("worker %s could not renew its lease, will try again: %s", self.id, error)
+        """Renew until the worker is closed; of all errors the lease's loss alone ends it, and is the loop's last."""
+        loop = self._registry.health.loop(LEASE, expected=(FsmError,))
+        if self._pause(self.ttl_s):  # it was registered a moment ago
+            return
+        try:
+            keep_going(loop, self._turn, self._pause, ends=(LeaseLost,))
+        except LeaseLost:
+            logger.critical("worker %s lost its lease: what it owned is taken over by others", self.id)
+
+    def _turn(self) -> float:
+        self.renew()
+        return self.ttl_s
+
+    def _pause(self, pause_s: float) -> bool:
+        """Wait for the next renewal: a failure is no reason to wait longer than the lease can bear."""
+        return self._stop.wait(min(pause_s, self.ttl_s / RENEWALS_PER_LEASE))
 
     def close(self, *, hand_back: bool = True) -> None:
         """Stop renewing and unregister.
@@ -113,7 +130,7 @@ class Worker:
             return
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=self.ttl_s)
+            self._thread.join(timeout=min(self.ttl_s, JOIN_S))
         if self._registry.worker is self:
             self._registry.worker = None
         if hand_back and not self.lost and not self._registry.closed:
@@ -133,7 +150,8 @@ def lapse(registry: Registry, worker_id: str) -> int:
     """Take everything away from a worker that is lost or leaves.
 
     Each execution goes back to the queue for its next attempt, or is dead if none is left: the table decides. One
-    that has moved on to another owner meanwhile is left alone.
+    that has moved on to another owner meanwhile is left alone, and one that cannot be taken away by this process is
+    set aside and passed over.
 
     Args:
         registry: The registry.
@@ -143,13 +161,18 @@ def lapse(registry: Registry, worker_id: str) -> int:
         How many executions were taken away.
     """
     taken = 0
-    while True:
-        owned = registry.store.owned(worker_id, PAGE)
-        commands = [
-            registry.order(execution_id, "lapse", {"worker": worker_id}, holder=worker_id)
-            for execution_id, _ in owned
-        ]
-        done = registry.carry_all(commands)
-        taken += done
-        if len(owned) < PAGE or not done:
-            return taken
+    after: tuple[str, ...] = ()
+    for _ in range(MAX_PAGES):
+        owned = registry.store.owned(worker_id, PAGE, *after)
+        now = registry.now()
+        taken += registry.carry_all(
+            [
+                registry.order(execution_id, LAPSE, {"worker": worker_id}, holder=worker_id)
+                for execution_id, version in owned
+                if not registry.health.skips(execution_id, version, now, event=LAPSE)
+            ]
+        )
+        if len(owned) < PAGE:
+            break
+        after = (owned[-1][0],)
+    return taken

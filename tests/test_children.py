@@ -7,9 +7,10 @@ import threading
 import pytest
 from tracker_tools import begun, finish
 
+from fsm import registry as registry_module
 from fsm import sweeper
 from fsm.clock import ManualClock
-from fsm.errors import StoreUnavailable
+from fsm.errors import Refused, StoreUnavailable
 from fsm.lifecycles import EXECUTION
 from fsm.machine import Machine, row, state
 from fsm.payloads import PAYLOADS
@@ -269,3 +270,143 @@ def test_an_end_without_children_writes_once(url, monkeypatch):
         monkeypatch.setattr(store, "_transaction", counted)
         tracker.fire(alone, "fail", fence=tracker.get(alone).fence)
         assert len(begun_) == 1
+
+
+# --- deep and wide ------------------------------------------------------------------------------------------------
+
+
+def chain(tracker, length, monkeypatch):
+    """A parent, its child, the child's child …; longer than `create` allows, as it was allowed once."""
+    with monkeypatch.context() as patch:
+        patch.setattr(registry_module, "MAX_DEPTH", length)
+        ids = [begun(tracker)]
+        while len(ids) < length:
+            ids.append(child_of(tracker, ids[-1]))
+    return ids
+
+
+def told_the_same(tracker, ids):
+    """The record and the journal of each say the same."""
+    rows = {(row.execution_id, row.version) for row in tracker.subscribe(after=0, follow=False)}
+    for one in ids:
+        history = tracker.history(one)
+        assert tracker.get(one).version == history[-1].version
+        assert {(one, receipt.version) for receipt in history} <= rows
+
+
+@pytest.mark.parametrize("length", [1_200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("store", ["memory://", "sqlite"])
+def test_a_chain_of_any_length_is_cancelled_at_once(store, url, length, monkeypatch):
+    """However deep a family is, the end of its root reaches the last one, and state and journal agree."""
+    where = f"{url}?synchronous=NORMAL" if store == "sqlite" else store
+    with fresh_tracker(where, clock=ManualClock()) as tracker:
+        ids = chain(tracker, length, monkeypatch)
+        tracker.fire(ids[0], "fail")
+        assert tracker.counts() == {"failed": 1, "cancelled": length - 1}
+        assert tracker._registry.store.orders("", 10) == []
+        told_the_same(tracker, ids[:: length // 50])
+
+
+def test_a_chain_is_cancelled_from_any_depth_of_the_stack(either, monkeypatch):
+    """A caller that is itself deep in calls cancels a deep family all the same."""
+    ids = chain(either, 150, monkeypatch)
+
+    def deep(left):
+        return either.fire(ids[0], "fail") if not left else deep(left - 1)
+
+    deep(500)
+    assert either.counts() == {"failed": 1, "cancelled": 149}
+
+
+@pytest.mark.parametrize("many", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("store", ["memory://", "sqlite"])
+def test_a_parent_of_many_is_cancelled_page_by_page(store, url, many):
+    """However many children an execution has, its end reaches all of them, and theirs."""
+    where = f"{url}?synchronous=NORMAL" if store == "sqlite" else store
+    with fresh_tracker(where, clock=ManualClock()) as tracker:
+        root = begun(tracker)
+        registry = tracker._registry
+        births = [
+            registry.birth(
+                "a", user_id="ada", thread_id="t", timeouts=None, retry=None, parent_id=root, retry_of=None,
+                metadata=None, machine=None,
+            )
+            for _ in range(many)
+        ]  # fmt: skip
+        registry.committer.commit_all(births)
+        grandchild = child_of(tracker, births[many // 2].execution_id)
+        tracker.fire(root, "fail")
+        assert tracker.counts() == {"failed": 1, "cancelled": many + 1}
+        assert tracker.get(grandchild).state == "cancelled"
+
+
+def test_a_sweeper_cancels_a_chain_that_a_dead_process_has_left(either, monkeypatch):
+    """The order that a dead process has left reaches the last of a deep family in one sweep."""
+    ids = chain(either, 120, monkeypatch)
+    die_after_commit(either, ids[0], "fail", monkeypatch)
+    assert either.sweep().orphans == 1
+    assert either.counts() == {"failed": 1, "cancelled": 119}
+
+
+def test_what_one_order_brings_along_has_a_limit(either, monkeypatch):
+    """A family that is larger than the limit of one call is cancelled by the sweeps that follow."""
+    monkeypatch.setattr(registry_module, "MAX_ORDERS", 10)
+    ids = chain(either, 60, monkeypatch)
+    either.fire(ids[0], "fail")
+    assert either.counts()["cancelled"] < 59
+    for _ in range(6):
+        either.sweep()
+    assert either.counts() == {"failed": 1, "cancelled": 59}
+
+
+def test_a_store_that_fails_below_is_made_up_for(either, monkeypatch):
+    """A store that fails while the children's children are cancelled leaves the rest to the next sweep."""
+    ids = chain(either, 20, monkeypatch)
+    store = either._registry.store
+    find, asked = store.find, []
+
+    def fails_later(query):
+        asked.append(query.parent_id)
+        if len(asked) > 7:
+            raise StoreUnavailable("gone")
+        return find(query)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "find", fails_later)
+        either.fire(ids[0], "fail")
+    assert either.get(ids[6]).state == "cancelled"
+    assert either.get(ids[-1]).state == "created"
+    either.sweep()
+    assert either.counts() == {"failed": 1, "cancelled": 19}
+
+
+def test_a_family_has_a_limit_of_depth(either, monkeypatch):
+    """A child that is too deep is refused with its reason, nothing is created, and a sibling higher up still is."""
+    monkeypatch.setattr(registry_module, "MAX_DEPTH", 3)
+    ids = [begun(either)]
+    for _ in range(3):
+        ids.append(child_of(either, ids[-1]))
+    with pytest.raises(Refused, match="3 parents above it") as caught:
+        child_of(either, ids[-1])
+    assert (caught.value.reason, caught.value.execution_id, caught.value.event) == (
+        "limit",
+        ids[-1],
+        "create",
+    )
+    assert len(either.find()) == 4
+    child_of(either, ids[2])
+
+
+def test_the_limit_of_depth_holds_over_processes(url, monkeypatch):
+    """The depth is kept with the execution: another process counts on from there, without looking at the parents."""
+    monkeypatch.setattr(registry_module, "MAX_DEPTH", 2)
+    with fresh_tracker(url) as tracker:
+        child = child_of(tracker, child_of(tracker, begun(tracker)))
+    with fresh_tracker(url) as another:
+        store = another._registry.store
+        loads = []
+        load = store.load
+        monkeypatch.setattr(store, "load", lambda one: loads.append(one) or load(one))
+        with pytest.raises(Refused, match="parents above it"):
+            child_of(another, child)
+        assert loads == [child]

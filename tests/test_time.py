@@ -552,7 +552,7 @@ def test_a_sweep_asks_again_only_after_a_full_page(tracker, clock, monkeypatch, 
 
 
 def test_a_sweep_that_gets_nothing_done_ends(tracker, clock, monkeypatch):
-    """A full page of which nothing can be carried out is not asked for again and again in one sweep."""
+    """A full page of which nothing can be carried out is passed over: each row is tried once in one sweep."""
     monkeypatch.setattr(sweeping, "BATCH", 2)
     for _ in range(4):
         begin(tracker, timeouts={"queue_s": 5.0})
@@ -561,7 +561,7 @@ def test_a_sweep_that_gets_nothing_done_ends(tracker, clock, monkeypatch):
     tried = []
     monkeypatch.setattr(registry, "carry_all", lambda commands: tried.append(len(commands)) or 0)
     assert tracker.sweep().timed_out == 0
-    assert tried == [2]
+    assert tried == [2, 2, 0]
 
 
 @pytest.mark.parametrize(

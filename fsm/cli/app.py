@@ -11,6 +11,7 @@ from fsm.cli.answer import answer_command
 from fsm.cli.breakers import breaker_command, breakers_command
 from fsm.cli.demo import demo_command
 from fsm.cli.diagram import diagram
+from fsm.cli.doctor import doctor_command
 from fsm.cli.inspect import list_command, show_command
 from fsm.cli.replay import replay_command
 from fsm.cli.upkeep import prune_command, sweep_command
@@ -49,6 +50,7 @@ app.command("demo")(demo_command)
 app.command("replay")(replay_command)
 app.command("sweep")(sweep_command)
 app.command("prune")(prune_command)
+app.command("doctor")(doctor_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("answer")(answer_command)

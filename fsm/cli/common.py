@@ -144,6 +144,8 @@ def state_text(state: str, category: str) -> Text:
 
 def seconds_text(seconds: float) -> str:
     """Return a duration for people: four characters or so, with its unit."""
+    if not seconds < 1e15:  # noqa: PLR2004 - no calendar reaches there; a damaged or foreign record may
+        return "for ever"
     if seconds < 0.0005:  # noqa: PLR2004 - half a millisecond
         return f"{seconds * 1e6:.0f} us"
     if seconds < 1:
@@ -154,7 +156,7 @@ def seconds_text(seconds: float) -> str:
     if minutes < 120:  # noqa: PLR2004 - two hours
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} d"  # noqa: PLR2004 - two days
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{round(hours / 24, 1):.6g} d"  # noqa: PLR2004 - two days
 
 
 def ago_text(at: float, now: float | None = None) -> str:
@@ -164,7 +166,10 @@ def ago_text(at: float, now: float | None = None) -> str:
 
 def clock_text(at: float) -> str:
     """Return an instant as local date and time, to the millisecond."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) + f".{int(at * 1000) % 1000:03d}"
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) + f".{int(at * 1000) % 1000:03d}"
+    except (OverflowError, ValueError, OSError):  # what the calendar of this system does not reach
+        return f"{at:g} s after 1970"
 
 
 def as_json(executions: Iterable[Execution]) -> list[dict[str, Any]]:

@@ -19,7 +19,9 @@ from fsm.cli.common import (
     print_json_line,
     teaching,
 )
+from fsm.errors import FsmError
 from fsm.retention import archive_to
+from fsm.supervised import BACKOFF_S, keep_going
 from fsm.tracker import Tracker
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -38,13 +40,22 @@ def sweep_command(
     timed_out, lapsed, workers, pruned, orphans.
     """
     tracker = open_tracker(store, must_exist=True)
-    pause = threading.Event()
+    if once:
+        _sweep(tracker, json=json, always=True)
+        return
+    over = threading.Event()
+
+    def turn() -> float:
+        _sweep(tracker, json=json, always=False)
+        return every
+
+    def wait(pause_s: float) -> bool:
+        return over.wait(min(pause_s, max(every, BACKOFF_S)))
+
+    # A store that does not answer, or a record that cannot be worked on, is logged and does not end it.
+    loop = tracker._registry.health.loop("fsm sweep", expected=(FsmError,))
     try:
-        while True:
-            _sweep(tracker, json=json, always=once)
-            if once:
-                return
-            pause.wait(every)
+        keep_going(loop, turn, wait, ends=(BrokenPipeError,))
     except KeyboardInterrupt:
         return
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from fsm.checks import seconds
 from fsm.engine.agents import Agent
 from fsm.engine.conduct import Conduct, Hook
 from fsm.engine.fleet import map_over
@@ -78,6 +79,11 @@ class Engine(Launcher):
         Raises:
             BadPayload: An argument has a wrong type or value.
         """
+        for name, value in (("lease_s", lease_s), ("sweep_every_s", sweep_every_s), ("poll_s", poll_s)):
+            if value is not None:
+                seconds(name, value)
+        if patience_s != 0:
+            seconds("patience_s", patience_s)
         conduct = Conduct(tuple(before), tuple(after), None, retry_on, patience_s, record_results)
         super().__init__(tracker, slots, conduct, lease_s=lease_s, sweep_every_s=sweep_every_s, poll_s=poll_s)
         self._portal: Portal | None = None

@@ -33,11 +33,12 @@ class Barred(NamedTuple):
         execution_id: The execution.
         why: ``parent``: it starts no children any more, since it has ended, is about to, or is gone. ``lease``: the
             worker that claims was lost, or has left. ``key``: the key has created an execution of this user already.
-        who: The parent, the worker, or the execution that is there.
+            ``law``: the store's own law refused the step, or a value of it cannot be kept.
+        who: The parent, the worker, or the execution that is there; for ``law`` what the store said.
     """
 
     execution_id: str
-    why: Literal["parent", "lease", "key"]
+    why: Literal["parent", "lease", "key", "law"]
     who: str
 
 
@@ -119,6 +120,50 @@ class Due(NamedTuple):
     version: int
     due_at: float
     kind: str
+
+
+class Beat(NamedTuple):
+    """What a process last wrote of one of its loops, for other processes to see.
+
+    Attributes:
+        process: The process, under a name that no other one has.
+        loop: The loop's name.
+        worker: The name of the worker that the process is, or host and process id.
+        host: The host's name.
+        pid: The process id.
+        running: Whether the loop was being driven.
+        turns: Number of turns that ended without an error.
+        failures: Number of turns that failed.
+        failing: Number of failures since the last turn that succeeded.
+        last_error: The last error, on one line; ``None`` if there was none.
+        failed_at: When the last turn failed, in seconds since the epoch.
+        succeeded_at: When the last turn succeeded, in seconds since the epoch.
+        alive_at: When the last turn succeeded, on the steady timeline; ``None`` if none has yet.
+        started_at: When the process began to report, in seconds since the epoch.
+        seen_at: When this was written, on the steady timeline.
+    """
+
+    process: str
+    loop: str
+    worker: str
+    host: str
+    pid: int
+    running: bool
+    turns: int
+    failures: int
+    failing: int
+    last_error: str | None
+    failed_at: float | None
+    succeeded_at: float | None
+    alive_at: float | None
+    started_at: float
+    seen_at: float
+
+
+MAX_BEATS = 1_000
+"""Maximum number of reports of loops that are kept; the ones that were written longest ago go first."""
+BEAT_KEPT_S = 86_400.0
+"""How long the report of a process that writes no more is kept, in seconds."""
 
 
 class Query(NamedTuple):
@@ -244,6 +289,10 @@ class Store(Protocol):
         """Return how many executions there are by state; states without any are left out."""
         ...
 
+    def schema_version(self) -> int:
+        """Return the version of the store's own layout; 0 where there is none to migrate."""
+        ...
+
     # --- orders -----------------------------------------------------------------------------------------------
 
     def orders(self, after: str, limit: int) -> list[Order]:
@@ -282,12 +331,20 @@ class Store(Protocol):
         """Keep a mark, unless a later one is kept."""
         ...
 
-    def due(self, now: float, limit: int) -> list[Due]:
-        """Return executions whose deadline is before `now` on the steady timeline, the longest overdue first."""
+    def due(self, now: float, limit: int, after: tuple[float, str] | None = None) -> list[Due]:
+        """Return executions whose deadline is before `now` on the steady timeline, the longest overdue first.
+
+        They are in the order of (`due_at`, id). A row that cannot be read is no reason to leave out another one.
+
+        Args:
+            now: The instant.
+            limit: Maximum number of executions.
+            after: The (`due_at`, id) after which to go on; ``None`` for the beginning.
+        """
         ...
 
-    def next_due(self) -> float | None:
-        """Return the nearest deadline of all, perhaps one that has been moved already; ``None`` if there is none."""
+    def next_due(self, after: float = float("-inf")) -> float | None:
+        """Return the nearest deadline later than `after`, perhaps one that has been moved already."""
         ...
 
     # --- workers ----------------------------------------------------------------------------------------------
@@ -329,8 +386,22 @@ class Store(Protocol):
         """
         ...
 
-    def owned(self, worker_id: str, limit: int) -> list[tuple[str, int]]:
-        """Return id and version of executions that a worker owns and that have not ended."""
+    def owned(self, worker_id: str, limit: int, after: str = "") -> list[tuple[str, int]]:
+        """Return id and version of executions that a worker owns and that have not ended, by id after `after`."""
+        ...
+
+    # --- what processes say of themselves -------------------------------------------------------------------------
+
+    def beat(self, beats: Sequence[Beat]) -> None:
+        """Keep reports in the place of earlier ones of the same process and loop.
+
+        Reports that were written more than `BEAT_KEPT_S` before the newest of these are dropped, and the oldest ones
+        beyond `MAX_BEATS`.
+        """
+        ...
+
+    def beats(self) -> list[Beat]:
+        """Return the reports that are kept, by process and loop."""
         ...
 
     # --- retention --------------------------------------------------------------------------------------------

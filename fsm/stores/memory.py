@@ -430,6 +430,11 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
                 out[state] = out.get(state, 0) + 1
             return out
 
+    def schema_version(self) -> int:
+        """Return 0: what lives in memory is never migrated."""
+        self._check_open()
+        return 0
+
     # --- orders -----------------------------------------------------------------------------------------------
 
     def orders(self, after: str, limit: int) -> list[Order]:
@@ -470,43 +475,59 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             if self._mark is None or mark.steady_at > self._mark.steady_at:
                 self._mark = mark
 
-    def due(self, now: float, limit: int) -> list[Due]:
-        """Return executions whose deadline has passed."""
+    def due(self, now: float, limit: int, after: tuple[float, str] | None = None) -> list[Due]:
+        """Return executions whose deadline has passed, in the order of the heap once it is put right."""
         with self._lock:
             self._check_open()
             out: list[Due] = []
             self._torn = _PARTS
-            while self._due and self._due[0][0] <= now and len(out) < limit:
-                armed_at, execution_id = heapq.heappop(self._due)
-                if self._armed.get(execution_id) != armed_at:
-                    continue  # an earlier entry took its place
-                del self._armed[execution_id]
-                rows = self._rows.get(execution_id)
-                snapshot: Snapshot | None = rows[0] if rows else None
-                if snapshot is not None and snapshot.due_at is not None:
-                    if snapshot.due_at <= now:
+            passed: list[tuple[float, str]] = []
+            try:
+                while self._due and self._due[0][0] <= now and len(out) < limit:
+                    entry = armed_at, execution_id = heapq.heappop(self._due)
+                    if self._armed.get(execution_id) != armed_at:
+                        continue  # an earlier entry took its place
+                    del self._armed[execution_id]
+                    rows = self._rows.get(execution_id)
+                    snapshot: Snapshot | None = rows[0] if rows else None
+                    if snapshot is None or snapshot.due_at is None:
+                        continue
+                    if snapshot.due_at != armed_at:
+                        self._arm(snapshot.due_at, execution_id)  # it was only too early
+                        continue
+                    passed.append(entry)
+                    if after is None or entry > after:
                         out.append(
-                            Due(execution_id, snapshot.version, snapshot.due_at, snapshot.due_kind or "phase")
+                            Due(execution_id, snapshot.version, armed_at, snapshot.due_kind or "phase")
                         )
-                    else:
-                        self._arm(snapshot.due_at, execution_id)
-            for (
-                one
-            ) in out:  # whoever asked may die before acting: they are found again until they have moved on
-                self._arm(one.due_at, one.execution_id)
+            finally:
+                # The caller may die before it acts: they are found again until they have moved on.
+                for due_at, execution_id in passed:
+                    self._arm(due_at, execution_id)
             self._torn = None
             return out
 
-    def next_due(self) -> float | None:
-        """Return the nearest entry of the heap."""
+    def next_due(self, after: float = float("-inf")) -> float | None:
+        """Return the nearest entry of the heap after an instant: a child of one that is not after it."""
+        nearest: float | None = None
         with self._lock:
-            return self._due[0][0] if self._due else None
+            todo = [0]
+            while todo:
+                index = todo.pop()
+                if index >= len(self._due):
+                    continue
+                due_at = self._due[index][0]
+                if due_at <= after:
+                    todo += (2 * index + 1, 2 * index + 2)
+                elif nearest is None or due_at < nearest:
+                    nearest = due_at
+        return nearest
 
-    def owned(self, worker_id: str, limit: int) -> list[tuple[str, int]]:
+    def owned(self, worker_id: str, limit: int, after: str = "") -> list[tuple[str, int]]:
         """Return what a worker owns."""
         with self._lock:
             self._check_open()
-            ids = heapq.nsmallest(limit, self._by_owner.get(worker_id, ()))
+            ids = heapq.nsmallest(limit, (one for one in self._by_owner.get(worker_id, ()) if one > after))
             return [(one, self._rows[one][0].version) for one in ids]
 
     # --- retention --------------------------------------------------------------------------------------------

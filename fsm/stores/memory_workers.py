@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fsm.locks import Lock
-from fsm.stores.base import DEPARTED, FUTURE_S, SPARED_MAX, WorkerRow
+from fsm.stores.base import BEAT_KEPT_S, DEPARTED, FUTURE_S, MAX_BEATS, SPARED_MAX, Beat, WorkerRow
 
 
 class MemoryWorkers:
@@ -17,6 +17,7 @@ class MemoryWorkers:
         self._workers: dict[str, WorkerRow] = {}
         self._departed: dict[str, None] = {}
         self._spared: dict[str, int] = {}
+        self._beats: dict[tuple[str, str], Beat] = {}
 
     def _check_open(self) -> None:
         raise NotImplementedError
@@ -71,6 +72,21 @@ class MemoryWorkers:
         with self._lock:
             self._check_open()
             return sorted(self._workers.values())
+
+    def beat(self, beats: Sequence[Beat]) -> None:
+        """Keep reports of loops."""
+        with self._lock:
+            self._check_open()
+            self._beats |= {(one.process, one.loop): one for one in beats}
+            since = max((one.seen_at for one in beats), default=0.0) - BEAT_KEPT_S
+            newest = sorted(self._beats.values(), key=lambda one: -one.seen_at)[:MAX_BEATS]
+            self._beats = {(one.process, one.loop): one for one in newest if one.seen_at >= since}
+
+    def beats(self) -> list[Beat]:
+        """Return the reports of loops that are kept."""
+        with self._lock:
+            self._check_open()
+            return [self._beats[key] for key in sorted(self._beats)]
 
     def lose(self, now: float, *, spare: bool = False) -> list[str]:
         """Mark the workers whose lease ran out, and return all that are lost."""

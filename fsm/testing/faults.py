@@ -298,20 +298,20 @@ class FaultyStore:
         setattr(self, name, call)
         return call
 
-    def due(self, now: float, limit: int) -> list[Due]:
+    def due(self, now: float, limit: int, after: tuple[float, str] | None = None) -> list[Due]:
         """Return what is due, or what was due when the sweeper looked."""
         seen: list[Due] | None = self.seen.pop(("due",), None)
-        return self._read().due(now, limit) if seen is None else seen
+        return self._read().due(now, limit, after) if seen is None else seen
 
     def lose(self, now: float, *, spare: bool = False) -> list[str]:
         """Return which workers are lost, or were when the sweeper looked."""
         seen: list[str] | None = self.seen.pop(("lose",), None)
         return self._read().lose(now, spare=spare) if seen is None else seen
 
-    def owned(self, worker_id: str, limit: int) -> list[tuple[str, int]]:
+    def owned(self, worker_id: str, limit: int, after: str = "") -> list[tuple[str, int]]:
         """Return what a worker owns, or owned when the sweeper looked."""
         seen: list[tuple[str, int]] | None = self.seen.pop(("owned", worker_id), None)
-        return self._read().owned(worker_id, limit) if seen is None else seen
+        return self._read().owned(worker_id, limit, after) if seen is None else seen
 
     def orders(self, after: str, limit: int) -> list[Order]:
         """Return what is left to be carried out, or was when the sweeper looked."""

@@ -118,6 +118,29 @@ def connect(path: Path, synchronous: str, *, create: bool = False) -> sqlite3.Co
     return connection
 
 
+def known_version() -> int:
+    """Return the schema version that this version of the library works with."""
+    return len(_scripts())
+
+
+def peek(path: Path) -> int:
+    """Return the schema version of a file that is there, and change nothing in it.
+
+    Raises:
+        NotAStore: The file is no database, damaged, or another program's.
+        StoreTooNew: A newer version of the library wrote it.
+        StoreUnavailable: It cannot be opened.
+    """
+    try:
+        connection = connect(path, SYNCHRONOUS[0])
+        try:
+            return patiently(lambda: _check(connection, path), str(path))
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise explain(error, path) from error
+
+
 def prepare(file: StoreFile, synchronous: str) -> sqlite3.Connection:
     """Open a file, create or migrate its schema, and return the connection.
 

@@ -180,6 +180,11 @@ class StoreFile:
             if known is not None and file_id(f"{self._beside}-{suffix}") != known:
                 raise self._beside_gone(suffix)
 
+    def shown(self) -> str:
+        """Return what tells this file from another one, for people."""
+        device, inode = self._id or self.database()
+        return f"store id {self._store_id}, device {os.major(device)}:{os.minor(device)}, inode {inode}"
+
     def seen(self, position: int) -> None:
         """Note how long the journal is, and refuse one that is shorter than it was.
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from fsm.errors import DamagedRecord
 from fsm.records import Identity, Receipt, Snapshot
-from fsm.stores.base import BreakerEntry, BreakerRow, Due, Order, WorkerRow
+from fsm.stores.base import Beat, BreakerEntry, BreakerRow, Due, Order, WorkerRow
 from fsm.timeouts import Timeouts
 
 MAX_INSTANT = 1e12
@@ -109,6 +109,7 @@ EXECUTIONS = Shape(
     id="text", machine="whole", agent="text", user_id="text", thread_id="text", parent_id="text?", retry_of="text?",
     created_at="number", attempts_max="whole", model_attempts_max="whole", metadata="text?", timeouts="text?",
     born_at="number", backoff_s="number", backoff_cap_s="number", born_key="text?",
+    depth="whole",
     state="text", version="whole", entered_at="number", updated_at="number", due_at="number?", due_kind="text?",
     attempt="whole", owner="text?", fence="whole", tools="text?", model_attempt="whole", not_before="number?",
     breaker="text?", limit_s="number?", ending="text?", since_at="number",
@@ -272,6 +273,12 @@ WORKERS = Shape(
     "workers", "id",
     id="text", name="text", ttl_s="number", started_at="number", renewed_at="number", lost="whole",
 )  # fmt: skip
+BEATS = Shape(
+    "beats", "process",
+    process="text", loop="text", worker="text", host="text", pid="whole", running="whole", turns="whole",
+    failures="whole", failing="whole", last_error="text?", failed_at="number?", succeeded_at="number?",
+    alive_at="number?", started_at="number", seen_at="number",
+)  # fmt: skip
 BREAKERS = Shape(
     "breakers", "key",
     key="text", state="text", version="whole", generation="whole", changed_at="number", since="number?",
@@ -315,6 +322,15 @@ def worker(row: Row) -> WorkerRow:
         ):
             raise WORKERS.damage(row, name, "is no instant")
     return WorkerRow(row[0], row[1], row[2], row[3], row[4], bool(row[5]))
+
+
+def beat(row: Row) -> Beat:
+    """Return what a process wrote of one of its loops."""
+    BEATS.check(row)
+    for index in (10, 11, 12, 13, 14):
+        if row[index] is not None and not -MAX_INSTANT <= row[index] <= MAX_INSTANT:
+            raise BEATS.damage(row, BEATS.columns[index], "is no instant")
+    return Beat._make(row)._replace(running=bool(row[5]))
 
 
 def breaker(row: Row) -> BreakerRow:

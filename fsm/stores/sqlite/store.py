@@ -32,6 +32,7 @@ T = TypeVar("T")
 _BORN = (
     "id", "machine", "agent", "user_id", "thread_id", "parent_id", "retry_of", "created_at", "attempts_max",
     "model_attempts_max", "metadata", "timeouts", "born_at", "backoff_s", "backoff_cap_s", "born_key",
+    "depth",
 )  # fmt: skip
 _LIVED = (
     "state", "version", "entered_at", "updated_at", "due_at", "due_kind", "attempt", "owner", "fence", "tools",
@@ -242,6 +243,10 @@ class SqliteStore(Upkeep, SqliteBreakers):
                 return StoreUnavailable(self._file.trouble)
         return explain(error, self._path)
 
+    def identity(self) -> str:
+        """Return what tells this store from another one under the same name, for people."""
+        return self._file.shown()
+
     def close(self) -> None:
         """Close every connection; the last one folds the write-ahead log into the file."""
         self._pool.close()
@@ -347,12 +352,10 @@ class SqliteStore(Upkeep, SqliteBreakers):
             if "has created" in str(error):
                 first = writer.execute(_BY_KEY, (identity.user_id, identity.key)).fetchone()
                 return Barred(identity.id, "key", first[0])
-            if "starts no children" in str(error):
-                return Barred(identity.id, "parent", identity.parent_id or "")
-            if "claims nothing" in str(error):
-                return Barred(identity.id, "lease", after.owner or "")
             if not _is_race(error):
-                raise
+                return _barred(after, str(error))
+        except (sqlite3.DataError, OverflowError, UnicodeEncodeError) as error:
+            return Barred(identity.id, "law", f"{type(error).__name__}: {error}")
         found = writer.execute("SELECT version FROM executions WHERE id = ?", (identity.id,)).fetchone()
         return Conflict(identity.id, found[0] if found else None)
 
@@ -510,6 +513,16 @@ def _changed(before: Snapshot | None, after: Snapshot) -> tuple[str, tuple[Any, 
     ):
         return _UPDATE_STAYED, usual
     return _UPDATE_USUAL, (*usual, after.state, after.entered_at, after.since_at)
+
+
+def _barred(after: Snapshot, said: str) -> Barred:
+    """Return what kept one step out; the others of its batch go on."""
+    identity = after.identity
+    if "starts no children" in said:
+        return Barred(identity.id, "parent", identity.parent_id or "")
+    if "claims nothing" in said:
+        return Barred(identity.id, "lease", after.owner or "")
+    return Barred(identity.id, "law", said)
 
 
 def _is_race(error: sqlite3.IntegrityError) -> bool:

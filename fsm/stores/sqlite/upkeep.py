@@ -8,7 +8,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from fsm.stores.base import FUTURE_S, MAX_ERAS, SPARED_MAX, Due, Order, WorkerRow
+from fsm.stores.base import (
+    BEAT_KEPT_S,
+    FUTURE_S,
+    MAX_BEATS,
+    MAX_ERAS,
+    SPARED_MAX,
+    Beat,
+    Due,
+    Order,
+    WorkerRow,
+)
 from fsm.stores.sqlite import rows as shapes
 from fsm.stores.sqlite.damage import Pages
 from fsm.timeline import Era, Known, Mark
@@ -48,6 +58,16 @@ MAX_CHANCES = 20
 """How often that is repeated while workers come back."""
 _HORIZON = """
     UPDATE horizon SET position = max(position, (SELECT coalesce(max(position), 0) FROM journal))
+"""
+
+
+_BEAT = (
+    f"INSERT OR REPLACE INTO beats ({', '.join(Beat._fields)}) VALUES ({', '.join('?' * len(Beat._fields))})"
+)
+_FEWER_BEATS = """
+    DELETE FROM beats WHERE (process, loop) IN (
+        SELECT process, loop FROM beats ORDER BY seen_at DESC LIMIT -1 OFFSET ?
+    )
 """
 
 
@@ -112,17 +132,19 @@ class Upkeep:
                 mark,
             )
 
-    def due(self: _Connections, now: float, limit: int) -> list[Due]:
+    def due(self: _Connections, now: float, limit: int, after: tuple[float, str] | None = None) -> list[Due]:
         """Return executions whose deadline has passed, from the index of deadlines alone."""
+        place, values = ("", ()) if after is None else (" AND (due_at, id) > (?, ?)", after)
         sql = (
             "SELECT id, version, due_at, due_kind FROM executions "
-            "WHERE due_at IS NOT NULL AND due_at <= ? ORDER BY due_at"
+            f"WHERE due_at IS NOT NULL AND due_at <= ?{place} ORDER BY due_at, id"
         )
-        return self._pages.page(sql, (now,), limit, shapes.due)
+        return self._pages.page(sql, (now, *values), limit, shapes.due)
 
-    def next_due(self: _Connections) -> float | None:
-        """Return the nearest deadline of all."""
-        due_at = self._rows("SELECT min(due_at) FROM executions WHERE due_at IS NOT NULL")[0][0]
+    def next_due(self: _Connections, after: float = float("-inf")) -> float | None:
+        """Return the nearest deadline after an instant."""
+        sql = "SELECT min(due_at) FROM executions WHERE due_at IS NOT NULL AND due_at > ?"
+        due_at = self._rows(sql, (after,))[0][0]
         return float(due_at) if isinstance(due_at, (int, float)) else None  # text sorts after every number
 
     # --- workers ----------------------------------------------------------------------------------------------
@@ -196,10 +218,32 @@ class Upkeep:
                 writer.execute(f"UPDATE workers SET lost = 1 WHERE {ran_out}", (now,))
         return self._pages.all("SELECT id FROM workers WHERE lost ORDER BY id", (), shapes.ended)
 
-    def owned(self: _Connections, worker_id: str, limit: int) -> list[tuple[str, int]]:
+    def owned(self: _Connections, worker_id: str, limit: int, after: str = "") -> list[tuple[str, int]]:
         """Return what a worker owns and has not ended."""
-        sql = f"SELECT id, version FROM executions WHERE owner = ? AND NOT {_TERMINAL} ORDER BY id"
-        return self._pages.page(sql, (worker_id,), limit, shapes.owned)
+        sql = f"SELECT id, version FROM executions WHERE owner = ? AND id > ? AND NOT {_TERMINAL} ORDER BY id"
+        return self._pages.page(sql, (worker_id, after), limit, shapes.owned)
+
+    # --- what processes say of themselves -------------------------------------------------------------------------
+
+    def beat(self: _Connections, beats: Sequence[Beat]) -> None:
+        """Keep reports of loops: one short transaction."""
+        if not beats:
+            return
+        since = max(one.seen_at for one in beats) - BEAT_KEPT_S
+        with self._transaction() as writer:
+            writer.executemany(_BEAT, beats)
+            writer.execute("DELETE FROM beats WHERE seen_at < ?", (since,))
+            writer.execute(_FEWER_BEATS, (MAX_BEATS,))
+
+    def beats(self: _Connections) -> list[Beat]:
+        """Return the reports of loops that are kept."""
+        sql = f"SELECT {', '.join(Beat._fields)} FROM beats ORDER BY process, loop"
+        return self._pages.all(sql, (), shapes.beat)
+
+    def schema_version(self: _Connections) -> int:
+        """Return the version that the file's own migrations have brought it to."""
+        version: int = self._rows("PRAGMA user_version")[0][0]
+        return version
 
     # --- retention --------------------------------------------------------------------------------------------
 

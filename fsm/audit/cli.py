@@ -80,7 +80,7 @@ def audit_command(  # noqa: PLR0913, PLR0917 # an option is a parameter
             apply_baseline(result, read_baseline(known))
         _deliver(result, write(result), output, drawing)
     except AuditError as error:
-        typer.echo(f"fsm audit: {error}", err=True)
+        _say(f"fsm audit: {error}", err=True)
         raise typer.Exit(COULD_NOT_RUN) from None
     raise typer.Exit(FOUND if result.findings else 0)
 
@@ -129,17 +129,24 @@ def _update(path: Path, result: AuditResult, *, allow_growth: bool) -> None:
 
 def _deliver(result: AuditResult, text: str, output: Path | None, drawing: Path | None) -> None:
     for skipped in result.skipped:
-        typer.echo(f"{skipped.path}:{skipped.line}: skipped, it {skipped.reason}", err=True)
+        _say(f"{skipped.path}:{skipped.line}: skipped, it {skipped.reason}", err=True)
     try:
         if output is not None:
             output.write_text(text + "\n", encoding="utf-8")
             typer.echo(summary(result), err=True)
         else:
-            typer.echo(text)
+            _say(text)
         if drawing is not None:
             drawing.write_text(as_mermaid(result), encoding="utf-8")
     except OSError as error:
         raise AuditError(f"{error.filename} cannot be written: {error.strerror}") from None
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """Write to a stream that may not know every character, such as a pipe in the C locale."""
+    stream = sys.stderr if err else sys.stdout
+    coding = stream.encoding or "utf-8"
+    typer.echo(text.encode(coding, "backslashreplace").decode(coding), err=err)
 
 
 @contextmanager

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fsm.audit.errors import ConfigError
+from fsm.audit.errors import ConfigError, PathError, clipped
+from fsm.audit.files import printable, read_regular
 
+MOST_BYTES: Final = 4_000_000
+"""The size above which a file is taken for no configuration."""
 Severity = Literal["error", "warning", "note"]
 CODES = ("FSM001", "FSM002", "FSM003", "FSM004", "FSM005", "FSM006", "FSM007", "FSM008", "FSM100")
 
@@ -168,14 +172,16 @@ def _teach(problem: dict[str, Any]) -> str:
         meant = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
         return f"{key!r} is not a key of the audit; {meant}"
     if problem["type"] == "literal_error":
-        return f"{'.'.join(where)} must be one of {', '.join(get_args(Severity))}, not {problem['input']!r}"
+        return f"{'.'.join(where)} must be one of {', '.join(get_args(Severity))}, not {clipped(problem['input'])}"
     if problem["type"] == "value_error":
         return f"{key}: {problem['ctx']['error']}"
     example = {"include_tests": "true", "max_file_bytes": "2000000", "baseline": '".fsm-audit.json"'}
     shape = example.get(key, '["name", "another_name"]')
     if key == "severity":
         shape = '{ FSM002 = "warning" }'
-    return f"{'.'.join(where)}: {problem['msg']} (got {problem['input']!r}); write it as {key} = {shape}"
+    return (
+        f"{'.'.join(where)}: {problem['msg']} (got {clipped(problem['input'])}); write it as {key} = {shape}"
+    )
 
 
 def load_config(start: Path) -> tuple[AuditConfig, Path]:
@@ -191,12 +197,18 @@ def load_config(start: Path) -> tuple[AuditConfig, Path]:
     Raises:
         ConfigError: The file is not TOML, or its audit table is not valid.
     """
-    start = start.resolve()
+    try:
+        start = start.resolve()
+        here = Path.cwd()
+    except (OSError, RuntimeError) as error:
+        # A loop of links, or a current folder that was removed.
+        raise PathError(f"{printable(str(start))} cannot be reached: {error}") from None
     for folder in (start, *start.parents):
         candidate = folder / "pyproject.toml"
-        if candidate.is_file():
+        # A name that is too long for the system holds no configuration, nor does the file that is audited.
+        if os.path.isfile(candidate):  # noqa: PTH113 # a Path raises where it cannot look
             return read_config(candidate), folder
-    return AuditConfig(), Path.cwd()
+    return AuditConfig(), here
 
 
 def read_config(path: Path) -> AuditConfig:
@@ -212,13 +224,18 @@ def read_config(path: Path) -> AuditConfig:
         ConfigError: The file cannot be read, is not TOML, or its audit table is not valid.
     """
     try:
-        data: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = read_regular(str(path), MOST_BYTES + 1)
+        if raw is None or len(raw) > MOST_BYTES:
+            raise ConfigError(f"{path} must be a regular file of at most {MOST_BYTES} bytes")
+        data: Any = tomllib.loads(raw.decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid TOML for the audit: it is nested too deeply") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid TOML: {str(error)[:300]}") from None
     for key in ("tool", "fsm", "audit"):
         data = data.get(key, {})
         if not isinstance(data, dict):
-            raise ConfigError(f"{path}: [tool.fsm.audit] must be a table, but {key!r} is {data!r}")
+            raise ConfigError(f"{path}: [tool.fsm.audit] must be a table, but {key!r} is {clipped(data)}")
     return config_from(data, origin=f"{path} [tool.fsm.audit]")

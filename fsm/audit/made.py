@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from fsm.audit.files import Source
+from fsm.audit.limits import Work
 from fsm.audit.names import imported_name, lookup
 from fsm.audit.scopes import Scope, dotted, last_name, string_of
 
@@ -114,11 +115,16 @@ class Maker:
         source: The file.
         id_makers: Patterns of functions that may make ids.
         means_id: Says whether a name means an execution id; such a name is judged where it is bound.
+        work: Counts the steps.
     """
 
-    __slots__ = ("_id_makers", "_means_id", "_source")
+    __slots__ = ("_id_makers", "_means_id", "_source", "_variables", "_work")
 
-    def __init__(self, source: Source, id_makers: tuple[str, ...], means_id: Callable[[str], bool]) -> None:
+    def __init__(
+        self, source: Source, id_makers: tuple[str, ...], means_id: Callable[[str], bool], work: Work
+    ) -> None:
+        self._work = work
+        self._variables: dict[tuple[int, str, int], str] = {}
         self._source = source
         self._id_makers = id_makers
         self._means_id = means_id
@@ -135,7 +141,7 @@ class Maker:
             A few words such as ``an f-string``, or the empty string when nothing is made.
         """
         judge = _JUDGES.get(node.__class__)
-        if judge is None or depth >= _DEPTH:
+        if judge is None or depth >= _DEPTH or not self._work.step():
             return ""
         how: str = getattr(self, judge)(node, scope, depth + 1)
         return how
@@ -263,6 +269,12 @@ class Maker:
         # A variable that means an id itself is judged where it is bound, and only there.
         if self._means_id(node.id):
             return ""
+        key = (id(scope), node.id, depth)
+        if key not in self._variables:
+            self._variables[key] = self._bound(node, scope, depth)
+        return self._variables[key]
+
+    def _bound(self, node: ast.Name, scope: Scope, depth: int) -> str:
         for binding in lookup(node.id, scope, self._source):
             # The step through one variable is the last one, or loops of variables would never end.
             near = binding.scope is scope or (binding.scope is not None and binding.scope.kind == "function")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fsm.audit.files import Source
+from fsm.audit.limits import STEPS_PER_SYMBOL
 from fsm.audit.names import absolute_module, import_targets
 from fsm.audit.scopes import Scope, dotted, string_of
 
@@ -178,6 +179,7 @@ class Linker:
             self._by_last.setdefault(module.name.rpartition(".")[2], []).append(module)
         self._tops = {module.name.partition(".")[0] for module in modules}
         self._found: dict[tuple[str, str], Module | None] = {}
+        self._stars: dict[str, list[Module]] = {}
 
     def in_tree(self, symbol: str) -> bool:
         """Say whether a symbol starts in a package of the tree.
@@ -265,14 +267,31 @@ class Linker:
                 done = self._follow(f"{module.name}.{full}", module, resolved, seen)
             if done:
                 return True
-        for star in module.stars:
-            starred = self.find(star, module)
-            key = f"{star}.{rest[0]}"
-            if starred is not None and starred is not module and key not in seen:
+        for starred in self._starred(module):
+            if not (rest[0] in starred.names or ".".join(rest) in starred.classes):
+                continue
+            key = f"*{starred.name}.{rest[0]}"
+            if key not in seen and len(seen) <= _DEPTH:
                 seen.add(key)
                 if self._inside(starred, rest, resolved, seen):
                     return True
         return False
+
+    def _starred(self, module: Module) -> list[Module]:
+        """List the modules whose names a module has by its star imports, at any distance."""
+        known = self._stars.get(module.name)
+        if known is None:
+            known = self._stars[module.name] = []
+            pending, seen = [module], {module.name}
+            while pending and len(known) < STEPS_PER_SYMBOL:
+                last = pending.pop(0)
+                for star in last.stars:
+                    starred = self.find(star, last)
+                    if starred is not None and starred.name not in seen:
+                        seen.add(starred.name)
+                        known.append(starred)
+                        pending.append(starred)
+        return known
 
     def bases_of(self, info: ClassInfo) -> list[str]:
         """Give the bases of a class as absolute symbols, as far as they are known.

@@ -6,6 +6,7 @@ import ast
 import re
 
 from fsm.audit.files import Source
+from fsm.audit.limits import LONGEST_NAME
 from fsm.audit.scopes import Binding, FunctionNode, Scope
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -23,6 +24,7 @@ def snake(name: str) -> str:
     Returns:
         The name in lower case with underscores, without underscores at its ends.
     """
+    name = name[:LONGEST_NAME]
     if name.islower():
         return name.strip("_")
     return _CAMEL.sub("_", name).lower().strip("_")
@@ -86,6 +88,9 @@ def bindings_of(scope: Scope, source: Source) -> dict[str, list[Binding]]:
         _bind_loops(scope, found)
         if isinstance(scope.node, FunctionNode):
             _bind_parameters(scope.node.args, scope, found)
+            for node in scope.of(ast.Global):
+                for name in node.names:
+                    found.pop(name, None)
     return scope.bindings
 
 
@@ -152,13 +157,9 @@ def lookup(name: str, scope: Scope, source: Source) -> list[Binding]:
         if place.kind == "class" and place is not scope:
             continue
         found = bindings_of(place, source).get(name)
-        if found and not _is_global(name, place):
+        if found:
             return found
     return []
-
-
-def _is_global(name: str, scope: Scope) -> bool:
-    return any(name in node.names for node in scope.of(ast.Global)) if scope.kind == "function" else False
 
 
 def imported_name(text: str, scope: Scope, source: Source) -> str:

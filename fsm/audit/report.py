@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from typing import Any, Final
+from urllib.parse import quote
 
 from fsm.audit.catalog import RULES
 from fsm.audit.model import AuditResult, Finding
@@ -156,7 +157,7 @@ def _sarif_result(finding: Finding, codes: list[str]) -> dict[str, Any]:
 
 def _location(path: str, line: int, col: int | None) -> dict[str, Any]:
     region = {"startLine": line} if col is None else {"startLine": line, "startColumn": col}
-    return {"physicalLocation": {"artifactLocation": {"uri": path}, "region": region}}
+    return {"physicalLocation": {"artifactLocation": {"uri": quote(path)}, "region": region}}
 
 
 def fingerprint(finding: Finding) -> str:
@@ -181,7 +182,7 @@ def snippet_hash(snippet: str) -> str:
     Returns:
         Sixteen hexadecimal digits.
     """
-    return hashlib.sha256("".join(snippet.split()).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(snippet.split()).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 FORMATS: Final[dict[str, Callable[[AuditResult], str]]] = {

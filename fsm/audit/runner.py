@@ -19,7 +19,9 @@ from pathlib import Path
 
 from fsm.audit.catalog import RULES
 from fsm.audit.config import AuditConfig
+from fsm.audit.errors import PathError
 from fsm.audit.files import Source, find_sources, parse_source, read_source
+from fsm.audit.limits import STEPS_PER_FILE
 from fsm.audit.model import AuditResult, Finding, Owner, Skipped
 from fsm.audit.modules import Linker, Module, summarise
 from fsm.audit.noqa import apply_noqa
@@ -56,10 +58,14 @@ def audit(
         PathError: A path does not exist.
     """
     started = time.perf_counter()
-    run = _Run(config or AuditConfig(), (project or Path.cwd()).resolve(), progress)
+    try:
+        folder = (project or Path.cwd()).resolve()
+    except (OSError, RuntimeError) as error:
+        raise PathError(f"the project folder cannot be reached: {error}") from None
+    run = _Run(config or AuditConfig(), folder, progress)
     run.with_map = with_map
     with _undisturbed():
-        run.read(list(find_sources(paths, run.project, run.config.exclude)))
+        run.read(list(find_sources(paths, run.project, run.config.exclude, run.skip)))
         run.link()
         run.finish()
     run.result.seconds = time.perf_counter() - started
@@ -112,7 +118,7 @@ class _Run:
         text = read_source(source, self.config.max_file_bytes)
         tree = parse_source(source, text) if isinstance(text, str) else text
         if isinstance(tree, Skipped) or isinstance(text, Skipped):
-            self._skip(tree if isinstance(tree, Skipped) else Skipped(source.shown, 1, "cannot be read"))
+            self.skip(tree if isinstance(tree, Skipped) else Skipped(source.shown, 1, "cannot be read"))
             return
         scopes = build_scopes(tree)
         context = FileContext(source, text, scopes, self.config, self.id_names)
@@ -121,9 +127,12 @@ class _Run:
             for _, check in self.rules:
                 check(context)
         except RecursionError:
-            self._skip(Skipped(source.shown, 1, "is nested too deeply to be audited"))
+            self.skip(Skipped(source.shown, 1, "is nested too deeply to be audited"))
+        except Exception as error:  # noqa: BLE001 # one file of thousands may not end the audit of the others
+            self._failed(source, error)
         finally:
             context.close()
+        self._note_work(context)
         self.owners.extend(context.owners)
         if any(word in text for word in self.words):
             self.mentions.add(source.shown)
@@ -132,14 +141,14 @@ class _Run:
         if context.findings:
             self.found[source.shown] = context.findings
 
-    def _skip(self, skipped: Skipped) -> None:
+    def skip(self, skipped: Skipped) -> None:
         logger.warning("%s:%s was skipped: it %s", skipped.path, skipped.line, skipped.reason)
         self.result.skipped.append(skipped)
 
     def link(self) -> None:
         """Pass two."""
         linker = Linker(self.modules)
-        inherited, self.owners = inherit.find(linker, self.owners)
+        inherited, self.owners = inherit.find(linker, self.owners, self.config.max_file_bytes)
         for source, finding in inherited:
             self.found.setdefault(source.shown, []).append(finding)
             self.noted[source.shown] = source
@@ -172,12 +181,29 @@ class _Run:
         try:
             self.result.constructions.extend(construct.check(context, module, protection))
         except RecursionError:
-            self._skip(Skipped(source.shown, 1, "is nested too deeply to be audited"))
+            self.skip(Skipped(source.shown, 1, "is nested too deeply to be audited"))
+        except Exception as error:  # noqa: BLE001 # as in pass one
+            self._failed(source, error)
         finally:
             context.close()
+        self._note_work(context)
         if context.findings:
             self.found.setdefault(source.shown, []).extend(context.findings)
             self.noted[source.shown] = source
+
+    def _failed(self, source: Source, error: Exception) -> None:
+        logger.error("%s could not be audited", source.shown, exc_info=error)
+        self.skip(
+            Skipped(
+                source.shown, 1, f"could not be audited ({type(error).__name__}); this is a defect of fsm"
+            )
+        )
+
+    def _note_work(self, context: FileContext) -> None:
+        if context.work.exhausted:
+            shown = context.source.shown
+            reason = f"was judged in part: its names need more than {STEPS_PER_FILE} steps (STEPS_PER_FILE)"
+            self.skip(Skipped(shown, 1, reason))
 
     def finish(self) -> None:
         """Apply comments, severities and the order of the report."""

@@ -52,7 +52,7 @@ class _Constructions:
         self.context = context
         self.module = module
         self.protection = protection
-        self.values = Values(context.source, context.scopes[0])
+        self.values = Values(context.source, context.scopes[0], context.work)
         self.made: list[Construction] = []
 
     def run(self) -> list[Construction]:

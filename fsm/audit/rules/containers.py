@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from fsm.audit.files import printable
+from fsm.audit.limits import LONGEST_NAME
 from fsm.audit.scopes import Scope, last_name
 
 _MAPPINGS: Final = {
@@ -59,6 +61,27 @@ MUTATORS: Final = frozenset(
     }
     | {"appendleft", "popleft"}
 )
+
+
+def spelled(node: ast.expr, longest: int = 60) -> str:
+    """Write an expression for a message.
+
+    Args:
+        node: The expression.
+        longest: How many characters of it.
+
+    Returns:
+        Its source; a mark where it cannot be written, such as a number of a million digits.
+    """
+    try:
+        return printable(ast.unparse(node)[:longest])
+    except (ValueError, RecursionError):
+        return "…"
+
+
+def spelled_type(node: ast.expr) -> str:
+    """Write an annotation, as far as it is judged."""
+    return spelled(node, LONGEST_NAME)
 
 
 def outermost(node: ast.expr) -> ast.expr:

@@ -8,6 +8,7 @@ from typing import Final
 
 from fsm.audit.config import AuditConfig
 from fsm.audit.files import Source
+from fsm.audit.limits import Work
 from fsm.audit.made import Maker
 from fsm.audit.model import Finding, Owner
 from fsm.audit.names import is_double_name, snake
@@ -106,6 +107,7 @@ class FileContext:
         "scopes",
         "source",
         "text",
+        "work",
     )
 
     def __init__(
@@ -116,7 +118,8 @@ class FileContext:
         self.scopes = scopes
         self.config = config
         self.id_names = id_names
-        self.maker = Maker(source, tuple(config.id_makers), id_names)
+        self.work = Work()
+        self.maker = Maker(source, tuple(config.id_makers), id_names, self.work)
         self.findings: list[Finding] = []
         self.owners: list[Owner] = []
         self._lines: list[str] | None = None

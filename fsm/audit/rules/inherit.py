@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import linecache
 from typing import Final
 
-from fsm.audit.files import Source
+from fsm.audit.files import Source, read_source
 from fsm.audit.model import Finding, Owner
 from fsm.audit.modules import ClassInfo, Linker
 from fsm.audit.names import is_double_name
 
 _CODES: Final = {"tracker": "FSM003", "engine": "FSM005"}
-_DEPTH: Final = 12
 
 
-def find(linker: Linker, owners: list[Owner]) -> tuple[list[tuple[Source, Finding]], list[Owner]]:
+def find(
+    linker: Linker, owners: list[Owner], max_file_bytes: int
+) -> tuple[list[tuple[Source, Finding]], list[Owner]]:
     """Find the classes that are trackers or engines by what they inherit.
 
     Args:
         linker: The modules of the tree.
         owners: The trackers and engines that were found by their own structure.
+        max_file_bytes: The most that is read of a file.
 
     Returns:
         The findings with their files, and the owners with the new ones added.
@@ -34,30 +35,35 @@ def find(linker: Linker, owners: list[Owner]) -> tuple[list[tuple[Source, Findin
             if not info.bases or module.source.is_test or is_double_name(info.name):
                 continue
             for role, code in _CODES.items():
-                base = _inherits(linker, info, role, roles, 0)
+                base = _inherits(linker, info, role, roles)
                 if base is not None and (info.symbol, role) not in roles:
-                    findings.append((module.source, _finding(info, code, role, base)))
+                    findings.append((module.source, _finding(info, code, role, base, max_file_bytes)))
                     added.append(Owner(info.symbol, module.source.shown, info.line, role, base.keeps))
     return findings, [*owners, *added]
 
 
 def _inherits(
-    linker: Linker, info: ClassInfo, role: str, roles: dict[tuple[str, str], Owner], depth: int
+    linker: Linker, info: ClassInfo, role: str, roles: dict[tuple[str, str], Owner]
 ) -> Owner | None:
-    if depth > _DEPTH:
-        return None
-    for symbol in linker.bases_of(info):
-        base = linker.resolve(symbol, info.module).info
-        if base is None or base is info:
-            continue
-        owner = roles.get((base.symbol, role)) or _inherits(linker, base, role, roles, depth + 1)
-        if owner is not None:
-            return owner
+    pending, seen = [info], {info.symbol}
+    while pending:
+        last = pending.pop()
+        for symbol in linker.bases_of(last):
+            base = linker.resolve(symbol, last.module).info
+            if base is None or base.symbol in seen:
+                continue
+            owner = roles.get((base.symbol, role))
+            if owner is not None:
+                return owner
+            seen.add(base.symbol)
+            pending.append(base)
     return None
 
 
-def _finding(info: ClassInfo, code: str, role: str, base: Owner) -> Finding:
+def _finding(info: ClassInfo, code: str, role: str, base: Owner, most: int) -> Finding:
     source = info.module.source
     message = f"{info.name} is a second {role}: it inherits what {base.symbol.rpartition('.')[2]} keeps"
-    snippet = linecache.getline(source.path, info.line).strip()[:200]
+    text = read_source(source, most)
+    lines = text.split("\n") if isinstance(text, str) else []
+    snippet = lines[info.line - 1].strip()[:200] if info.line <= len(lines) else ""
     return Finding(source.shown, info.line, 1, code, message, info.qualname, "error", snippet, info.line)

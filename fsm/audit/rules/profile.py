@@ -15,6 +15,7 @@ from fsm.audit.rules.containers import (
     outermost,
     own_attribute,
     plain_name,
+    spelled_type,
     stores,
 )
 from fsm.audit.rules.lifecycle import is_record, is_state_member, state_word
@@ -123,7 +124,7 @@ class ClassProfile:
                 name = own_attribute(target) if scope is not self.scope else plain_name(target)
                 if not name:
                     continue
-                note = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
+                note = spelled_type(node.annotation) if isinstance(node, ast.AnnAssign) else ""
                 kind = container_kind(node.value, note)
                 if kind:
                     level = scope is self.scope and not self._per_object(node)
@@ -136,7 +137,7 @@ class ClassProfile:
         """Say whether a value in a class body becomes one value per object, as fields of models do."""
         if is_field(node.value):
             return True
-        if not isinstance(node, ast.AnnAssign) or "ClassVar" in ast.unparse(node.annotation):
+        if not isinstance(node, ast.AnnAssign) or "ClassVar" in spelled_type(node.annotation):
             return False
         bases: list[ast.expr] = getattr(self.scope.node, "bases", [])
         return any(last_name(base).endswith(("Model", "Schema", "Settings", "Struct")) for base in bases)

@@ -9,7 +9,14 @@ from typing import Final
 
 from fsm.audit.model import Owner
 from fsm.audit.names import bindings_of, snake
-from fsm.audit.rules.containers import MUTATORS, container_kind, outermost, own_attribute, stores
+from fsm.audit.rules.containers import (
+    MUTATORS,
+    container_kind,
+    outermost,
+    own_attribute,
+    spelled_type,
+    stores,
+)
 from fsm.audit.rules.context import FileContext
 from fsm.audit.rules.profile import ClassProfile
 from fsm.audit.scopes import FunctionNode, Scope, last_name
@@ -61,7 +68,7 @@ def _module_level(context: FileContext) -> None:
 
 
 def _is_container(node: ast.Assign | ast.AnnAssign) -> bool:
-    note = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
+    note = spelled_type(node.annotation) if isinstance(node, ast.AnnAssign) else ""
     return node.value is not None and container_kind(node.value, note) != ""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from fsm.audit.names import snake
-from fsm.audit.rules.containers import own_attribute
+from fsm.audit.rules.containers import own_attribute, spelled
 from fsm.audit.rules.context import FileContext
 from fsm.audit.rules.lifecycle import is_record, is_state_member
 from fsm.audit.rules.trackers import matches_name
@@ -101,7 +101,7 @@ def _attribute(
     record = is_record(base)
     owner = snake(last_name(base))
     if record or (not _FOREIGN.search(owner) and _means_execution(value)):
-        return f"{name!r} of {ast.unparse(base)[:60]}"
+        return f"{name!r} of {spelled(base)}"
     return ""
 
 
@@ -132,7 +132,7 @@ def _mutated(call: ast.Call, base: ast.expr, name: str, context: FileContext) ->
         keys = {keyword.arg for keyword in call.keywords}
         keys.update(string_of(key) for arg in call.args if isinstance(arg, ast.Dict) for key in arg.keys)
         if keys & set(context.config.state_names):
-            return f"a state of {ast.unparse(base.value)[:60]}"
+            return f"a state of {spelled(base.value)}"
     private = held.startswith("_") and isinstance(base, ast.Attribute) and not own_attribute(base)
     if private and _REGISTRY.match(snake(held)):
         return f"the registry {held!r}"

@@ -25,25 +25,12 @@ _FIELDS: Final = ("rule", "path", "symbol", "snippet")
 
 
 def key_of(finding: Finding) -> Key:
-    """Give the identity under which a finding is kept.
-
-    Args:
-        finding: The finding.
-
-    Returns:
-        Rule, path, symbol and the hash of its line.
-    """
+    """Give the identity under which a finding is kept."""
     return (finding.code, finding.path, finding.symbol, snippet_hash(finding.snippet))
 
 
 def read_baseline(path: Path) -> Counter[Key]:
     """Read a baseline.
-
-    Args:
-        path: The file.
-
-    Returns:
-        How many findings are known under each key.
 
     Raises:
         BaselineError: The file is missing, or is not a baseline.
@@ -80,12 +67,7 @@ def read_baseline(path: Path) -> Counter[Key]:
 
 
 def apply_baseline(result: AuditResult, known: Counter[Key]) -> None:
-    """Take the known findings out of a result; what remains is growth.
-
-    Args:
-        result: The result, which is changed: findings shrink, ``baselined`` and ``stale`` are set.
-        known: The baseline.
-    """
+    """Take the known findings out of a result; what remains is growth."""
     left = known.copy()
     fresh: list[Finding] = []
     for finding in result.findings:
@@ -101,14 +83,6 @@ def apply_baseline(result: AuditResult, known: Counter[Key]) -> None:
 
 def write_baseline(path: Path, findings: list[Finding], *, allow_growth: bool = False) -> int:
     """Write the findings as the new baseline.
-
-    Args:
-        path: The file; it may exist.
-        findings: All findings, known and new.
-        allow_growth: Whether findings may be added to a baseline that exists.
-
-    Returns:
-        How many findings the baseline now holds.
 
     Raises:
         BaselineError: The baseline exists and would grow, or the file cannot be written.

@@ -9,14 +9,7 @@ _SHORT.maxstring = _SHORT.maxother = 200
 
 
 def clipped(value: object) -> str:
-    """Write a value for a message, however long or deep it is.
-
-    Args:
-        value: Anything.
-
-    Returns:
-        Its representation, cut where it grows long.
-    """
+    """Write a value for a message, however long or deep it is."""
     return _SHORT.repr(value)
 
 

@@ -51,15 +51,6 @@ def find_sources(
 
     Symbolic links to folders are not followed, so a loop of links ends the search nowhere.
 
-    Args:
-        paths: Files and folders.
-        project: The folder that reported paths are relative to.
-        exclude: Patterns for folder names, file names or relative paths to leave out.
-        skip: Told of every folder that cannot be listed.
-
-    Yields:
-        The files.
-
     Raises:
         PathError: A path does not exist.
     """
@@ -103,14 +94,7 @@ def _shown(path: str, project: Path) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Write a text so that every format and every terminal can hold it.
-
-    Args:
-        text: Such as the name of a file, which may hold any byte but NUL and the slash.
-
-    Returns:
-        The text; bytes that are no UTF-8 and characters that cannot be seen as ``\\xNN`` and the like.
-    """
+    r"""Write a text so that every format and every terminal can hold it."""
     if text.isascii() and text.isprintable():
         return text
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -142,17 +126,8 @@ def _source(file: str, absolute: str, base: str, project: Path) -> Source:
     return Source(file, shown, printable(".".join(parts)), is_package, is_test)
 
 
-def read_source(source: Source, max_bytes: int) -> str | Skipped:
-    """Read a file as Python would.
-
-    Args:
-        source: The file.
-        max_bytes: The size above which it is left alone.
-
-    Returns:
-        The text, or why there is none. Bytes that are not of the declared encoding are replaced, since
-        a stray byte in a comment says nothing about the code.
-    """
+def read_bytes(source: Source, max_bytes: int) -> bytes | Skipped:
+    """Read a file, or say why it is left alone."""
     try:
         raw = read_regular(source.path, max_bytes + 1)
     except OSError as error:
@@ -161,6 +136,11 @@ def read_source(source: Source, max_bytes: int) -> str | Skipped:
         return Skipped(source.shown, 1, "is missing, or is not a regular file")
     if len(raw) > max_bytes:
         return Skipped(source.shown, 1, f"is larger than {max_bytes} bytes (max_file_bytes)")
+    return raw
+
+
+def decoded(source: Source, raw: bytes) -> str | Skipped:
+    """Decode a file as Python would."""
     if b"\0" in raw:
         return Skipped(source.shown, 1, "holds NUL bytes, so it is not Python source")
     try:
@@ -171,13 +151,6 @@ def read_source(source: Source, max_bytes: int) -> str | Skipped:
 
 def read_regular(path: str, most: int) -> bytes | None:
     """Read the first bytes of a regular file.
-
-    Args:
-        path: The file.
-        most: How many bytes.
-
-    Returns:
-        The bytes; None for a pipe, a socket or a device, which could keep the reader for ever.
 
     Raises:
         OSError: The file is missing or cannot be read.
@@ -201,15 +174,7 @@ def _decode_declared(raw: bytes) -> str:
 
 
 def parse_source(source: Source, text: str) -> ast.Module | Skipped:
-    """Parse a file without running any of it.
-
-    Args:
-        source: The file.
-        text: Its text.
-
-    Returns:
-        The syntax tree, or why there is none.
-    """
+    """Parse a file without running any of it."""
     try:
         return ast.parse(text, source.shown)
     except SyntaxError as error:

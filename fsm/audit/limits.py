@@ -23,19 +23,11 @@ class Work:
         self.steps = 0
 
     def step(self) -> bool:
-        """Count one step.
-
-        Returns:
-            Whether there may be another one.
-        """
+        """Count one step."""
         self.steps += 1
         return self.steps <= STEPS_PER_FILE
 
     @property
     def exhausted(self) -> bool:
-        """Say whether something was given up.
-
-        Returns:
-            True once a step was refused.
-        """
+        """Say whether something was given up."""
         return self.steps > STEPS_PER_FILE

@@ -109,14 +109,7 @@ _JUDGES: Final = {
 
 
 class Maker:
-    """Judges expressions of one file.
-
-    Args:
-        source: The file.
-        id_makers: Patterns of functions that may make ids.
-        means_id: Says whether a name means an execution id; such a name is judged where it is bound.
-        work: Counts the steps.
-    """
+    """Judges expressions of one file."""
 
     __slots__ = ("_id_makers", "_means_id", "_source", "_variables", "_work")
 
@@ -130,16 +123,7 @@ class Maker:
         self._means_id = means_id
 
     def made(self, node: ast.AST | None, scope: Scope, depth: int = 0) -> str:
-        """Say how an expression makes an id.
-
-        Args:
-            node: The expression.
-            scope: Where it stands.
-            depth: How many steps led here; a chain that is too long is given up.
-
-        Returns:
-            A few words such as ``an f-string``, or the empty string when nothing is made.
-        """
+        """Say how an expression makes an id."""
         judge = _JUDGES.get(node.__class__)
         if judge is None or depth >= _DEPTH or not self._work.step():
             return ""
@@ -147,15 +131,7 @@ class Maker:
         return how
 
     def made_by_reference(self, node: ast.AST, scope: Scope) -> str:
-        """Judge a function that is handed over uncalled, such as ``default_factory=uuid4``.
-
-        Args:
-            node: The expression that names the function, or a lambda.
-            scope: Where it stands.
-
-        Returns:
-            As `made`.
-        """
+        """Judge a function that is handed over uncalled, such as ``default_factory=uuid4``."""
         return self._source_of(node, scope) or self.made(node, scope)
 
     def _joined(self, node: ast.JoinedStr, scope: Scope, depth: int) -> str:
@@ -308,15 +284,7 @@ class Maker:
 
 @lru_cache(maxsize=16_384)
 def is_id_maker(name: str, patterns: tuple[str, ...]) -> bool:
-    """Say whether a dotted name is, or belongs to, something that may make ids.
-
-    Args:
-        name: A dotted name.
-        patterns: Names with ``*`` as a wildcard; each also stands for everything inside it.
-
-    Returns:
-        True when one of the patterns matches the name or a leading or trailing part of it.
-    """
+    """Say whether a dotted name is, or belongs to, something that may make ids."""
     parts = name.split(".")
     starts = [".".join(parts[: end + 1]) for end in range(len(parts))]
     for pattern in patterns:

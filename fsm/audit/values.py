@@ -29,13 +29,7 @@ _JUDGES: Final = {
 
 
 class Values:
-    """Evaluates the names of one file.
-
-    Args:
-        source: The file.
-        root: Its module scope.
-        work: Counts the steps.
-    """
+    """Evaluates the names of one file."""
 
     def __init__(self, source: Source, root: Scope, work: Work) -> None:
         self._source = source
@@ -53,16 +47,7 @@ class Values:
         ]
 
     def of(self, node: ast.AST | None, scope: Scope, depth: int = 0) -> list[str]:
-        """List the symbols an expression may stand for.
-
-        Args:
-            node: The expression.
-            scope: Where it stands.
-            depth: How many steps led here.
-
-        Returns:
-            Absolute dotted symbols, or ones that start with ``?`` where the origin is unknown.
-        """
+        """List the symbols an expression may stand for."""
         judge = _JUDGES.get(node.__class__)
         if judge is None or depth >= _DEPTH:
             return []
@@ -136,12 +121,17 @@ class Values:
         return self._inner.get(qualname)
 
     def _own_attribute(self, name: str, owner: Scope, depth: int) -> list[str]:
+        key = (id(owner), f".{name}")
+        if key in self._names:
+            return self._names[key]
+        self._names[key] = []
         held: list[str] = []
         for binding in bindings_of(owner, self._source).get(name, ()):
             held.extend(self._bound(binding, owner, depth))
         for value, scope in self._instance_attributes(owner).get(name, ()):
             held.extend(self.of(value, scope, depth))
-        return held
+        self._names[key] = list(dict.fromkeys(held))[:SYMBOLS_PER_EXPRESSION]
+        return self._names[key]
 
     def _instance_attributes(self, owner: Scope) -> dict[str, list[tuple[ast.expr, Scope]]]:
         if owner.attrs is None:

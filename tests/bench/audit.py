@@ -11,6 +11,8 @@ to another machine. A second run over the same tree shows what the cache is wort
 With --sources it reads tests/audit/labels.json, in which a reader has labelled trackers, engines, breakers and their
 kin in public code, and audits the checkouts in FOLDER/owner+name. A label that is not found is a miss; a finding
 without a label counts as wrong, although the reader may have overlooked it: precision is a lower bound.
+The rules were written with the half "tuning" in view; "second" was held out for the first reading (recall 61 %,
+precision 60 %) and looked at afterwards; nothing was changed after "held-out" was read.
 """
 
 from __future__ import annotations

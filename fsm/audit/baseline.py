@@ -12,63 +12,62 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from fsm.audit.errors import BaselineError
+from fsm.audit.errors import BaselineError, clipped
+from fsm.audit.files import read_regular
 from fsm.audit.model import AuditResult, Finding
 from fsm.audit.report import snippet_hash
 
 Key = tuple[str, str, str, str]
 _VERSION: Final = 1
+MOST_BYTES: Final = 64_000_000
+"""The size above which a file is taken for no baseline."""
 _FIELDS: Final = ("rule", "path", "symbol", "snippet")
 
 
 def key_of(finding: Finding) -> Key:
-    """Give the identity under which a finding is kept.
-
-    Args:
-        finding: The finding.
-
-    Returns:
-        Rule, path, symbol and the hash of its line.
-    """
+    """Give the identity under which a finding is kept."""
     return (finding.code, finding.path, finding.symbol, snippet_hash(finding.snippet))
 
 
 def read_baseline(path: Path) -> Counter[Key]:
     """Read a baseline.
 
-    Args:
-        path: The file.
-
-    Returns:
-        How many findings are known under each key.
-
     Raises:
         BaselineError: The file is missing, or is not a baseline.
     """
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_regular(str(path), MOST_BYTES + 1)
+        if raw is None or len(raw) > MOST_BYTES:
+            raise BaselineError(
+                f"{path} is no regular file of at most {MOST_BYTES} bytes; write a new baseline"
+            )
+        data: Any = json.loads(raw.decode("utf-8"))
         if data["version"] != _VERSION:
             raise BaselineError(f"{path} has version {data['version']!r}; this fsm writes version {_VERSION}")
         known: Counter[Key] = Counter()
         for entry in data["findings"]:
             rule, where, symbol, snippet = (str(entry[name]) for name in _FIELDS)
-            known[rule, where, symbol, snippet] += int(entry["count"])
+            count = entry["count"]
+            if not isinstance(count, int) or count < 0:
+                raise ValueError(f"a count must be a number of findings, not {count!r}")  # noqa: TRY301 # caught below with the others
+            known[rule, where, symbol, snippet] += count
     except FileNotFoundError:
         raise BaselineError(f"the baseline {path} does not exist; write it with --update-baseline") from None
     except OSError as error:
         raise BaselineError(f"the baseline {path} cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise BaselineError(
+            f"{path} is nested too deeply for a baseline of fsm audit; write a new one"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise BaselineError(f"{path} is not a baseline of fsm audit ({error!r}); write a new one") from None
+        raise BaselineError(
+            f"{path} is not a baseline of fsm audit ({clipped(error)}); write a new one"
+        ) from None
     return known
 
 
 def apply_baseline(result: AuditResult, known: Counter[Key]) -> None:
-    """Take the known findings out of a result; what remains is growth.
-
-    Args:
-        result: The result, which is changed: findings shrink, ``baselined`` and ``stale`` are set.
-        known: The baseline.
-    """
+    """Take the known findings out of a result; what remains is growth."""
     left = known.copy()
     fresh: list[Finding] = []
     for finding in result.findings:
@@ -84,14 +83,6 @@ def apply_baseline(result: AuditResult, known: Counter[Key]) -> None:
 
 def write_baseline(path: Path, findings: list[Finding], *, allow_growth: bool = False) -> int:
     """Write the findings as the new baseline.
-
-    Args:
-        path: The file; it may exist.
-        findings: All findings, known and new.
-        allow_growth: Whether findings may be added to a baseline that exists.
-
-    Returns:
-        How many findings the baseline now holds.
 
     Raises:
         BaselineError: The baseline exists and would grow, or the file cannot be written.

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-from fsm.audit.baseline import apply_baseline, read_baseline, write_baseline
-from fsm.audit.catalog import explain
-from fsm.audit.config import AuditConfig, config_from, load_config, read_config
-from fsm.audit.drawing import as_mermaid
-from fsm.audit.errors import AuditError
-from fsm.audit.model import AuditResult
-from fsm.audit.report import FORMATS, summary
-from fsm.audit.runner import Progress as Advance
-from fsm.audit.runner import audit
 
 app = typer.Typer(add_completion=False)
-FOUND = 1
-COULD_NOT_RUN = 2
 
 
 @app.command(name="audit")
@@ -33,7 +16,7 @@ def audit_command(  # noqa: PLR0913, PLR0917 # an option is a parameter
         list[Path] | None, typer.Argument(help="Files and folders; the current folder if none.")
     ] = None,
     output_format: Annotated[
-        str, typer.Option("--format", "-f", help=f"One of {', '.join(FORMATS)}.")
+        str, typer.Option("--format", "-f", help="One of text, json, sarif, github.")
     ] = "text",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the report to this file.")
@@ -54,8 +37,17 @@ def audit_command(  # noqa: PLR0913, PLR0917 # an option is a parameter
     ] = None,
     drawing: Annotated[
         Path | None,
-        typer.Option("--map", help="Draw the trackers of the code base as Mermaid into this file."),
+        typer.Option(
+            "--map", help="Map who keeps what: Mermaid, or plain text into a file that ends in .txt."
+        ),
     ] = None,
+    plan: Annotated[  # noqa: FBT002 # a flag is a boolean
+        bool, typer.Option("--plan", help="Write the order in which to consolidate, and stop.")
+    ] = False,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="The folder that remembers files between two runs.")
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Remember nothing.")] = False,  # noqa: FBT002
     explained: Annotated[str | None, typer.Option("--explain", help="Explain a rule, and stop.")] = None,
 ) -> None:
     """Find where a Python code base keeps execution state outside the one registry.
@@ -63,92 +55,24 @@ def audit_command(  # noqa: PLR0913, PLR0917 # an option is a parameter
     Nothing of the audited code is imported or run. The exit code is 0 without findings, 1 with findings, and
     2 when the audit could not run.
     """
-    try:
-        if explained is not None:
-            typer.echo(explain(explained), nl=False)
-            return
-        write = _writer(output_format)
-        targets = paths or [Path()]
-        settings, project = _settings(targets, config, select, ignore, include_tests)
-        with _progress() as advance:
-            result = audit(targets, settings, project=project, progress=advance, with_map=drawing is not None)
-        known = _baseline_path(baseline, settings, project)
-        if update_baseline:
-            _update(known or project / ".fsm-audit.json", result, allow_growth=allow_growth)
-            return
-        if known is not None:
-            apply_baseline(result, read_baseline(known))
-        _deliver(result, write(result), output, drawing)
-    except AuditError as error:
-        typer.echo(f"fsm audit: {error}", err=True)
-        raise typer.Exit(COULD_NOT_RUN) from None
-    raise typer.Exit(FOUND if result.findings else 0)
+    # The audit itself is loaded by its command only: everything else of the command line starts without it.
+    from fsm.audit.command import Wishes, run  # noqa: PLC0415
 
-
-def _writer(name: str) -> Callable[[AuditResult], str]:
-    if name not in FORMATS:
-        raise AuditError(f"no format is called {name!r}; the formats are {', '.join(FORMATS)}")
-    return FORMATS[name]
-
-
-def _settings(
-    targets: list[Path],
-    config: Path | None,
-    select: list[str] | None,
-    ignore: list[str] | None,
-    include_tests: bool | None,  # noqa: FBT001 # handed through from the command line
-) -> tuple[AuditConfig, Path]:
-    if config is None:
-        settings, project = load_config(targets[0])
-    else:
-        settings, project = read_config(config), config.resolve().parent
-    values = settings.model_dump()
-    if select:
-        values["select"] = _codes(select)
-    if ignore:
-        values["ignore"] = _codes(ignore)
-    if include_tests is not None:
-        values["include_tests"] = include_tests
-    return config_from(values, origin="the command line"), project
-
-
-def _codes(values: list[str]) -> list[str]:
-    return [code.strip().upper() for value in values for code in value.split(",") if code.strip()]
-
-
-def _baseline_path(baseline: Path | None, settings: AuditConfig, project: Path) -> Path | None:
-    if baseline is not None:
-        return baseline
-    return project / settings.baseline if settings.baseline is not None else None
-
-
-def _update(path: Path, result: AuditResult, *, allow_growth: bool) -> None:
-    count = write_baseline(path, result.findings, allow_growth=allow_growth)
-    typer.echo(f"{path} now holds {count} known findings", err=True)
-
-
-def _deliver(result: AuditResult, text: str, output: Path | None, drawing: Path | None) -> None:
-    for skipped in result.skipped:
-        typer.echo(f"{skipped.path}:{skipped.line}: skipped, it {skipped.reason}", err=True)
-    try:
-        if output is not None:
-            output.write_text(text + "\n", encoding="utf-8")
-            typer.echo(summary(result), err=True)
-        else:
-            typer.echo(text)
-        if drawing is not None:
-            drawing.write_text(as_mermaid(result), encoding="utf-8")
-    except OSError as error:
-        raise AuditError(f"{error.filename} cannot be written: {error.strerror}") from None
-
-
-@contextmanager
-def _progress() -> Iterator[Advance | None]:
-    """Draw a bar on the error stream, and only where somebody looks at it."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    wishes = Wishes(
+        paths=paths or [Path()],
+        output_format=output_format,
+        output=output,
+        select=select or [],
+        ignore=ignore or [],
+        config=config,
+        baseline=baseline,
+        update_baseline=update_baseline,
+        allow_growth=allow_growth,
+        include_tests=include_tests,
+        drawing=drawing,
+        plan=plan,
+        cache=cache,
+        no_cache=no_cache,
+        explained=explained,
+    )
+    raise typer.Exit(run(wishes))

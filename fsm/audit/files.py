@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import fnmatch
 import os
 import re
+import stat
 import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Final
 
 from fsm.audit.errors import PathError
 from fsm.audit.model import Skipped
 
 Unwanted = Callable[[str], re.Match[str] | None]
+Unreadable = Callable[[OSError], None]
+# These decode text, but for the names of hosts: they refuse what is long, or need the square of its length.
+_NOT_FOR_FILES: Final = {"idna", "punycode", "undefined"}
 _TEST_FILE = re.compile(r"(^|/)(tests?|testing|conftest\.py|test_[^/]*\.py|[^/]*_test\.py)(/|$)")
 
 
@@ -38,18 +44,12 @@ class Source:
     is_test: bool
 
 
-def find_sources(paths: list[Path], project: Path, exclude: list[str]) -> Iterator[Source]:
+def find_sources(
+    paths: list[Path], project: Path, exclude: list[str], skip: Callable[[Skipped], None]
+) -> Iterator[Source]:
     """Give every Python file at or below some paths, each once, in a stable order.
 
     Symbolic links to folders are not followed, so a loop of links ends the search nowhere.
-
-    Args:
-        paths: Files and folders.
-        project: The folder that reported paths are relative to.
-        exclude: Patterns for folder names, file names or relative paths to leave out.
-
-    Yields:
-        The files.
 
     Raises:
         PathError: A path does not exist.
@@ -57,9 +57,20 @@ def find_sources(paths: list[Path], project: Path, exclude: list[str]) -> Iterat
     unwanted = re.compile("|".join(fnmatch.translate(pattern) for pattern in exclude) or r"(?!)").match
     seen: set[str] = set()
     for path in paths:
-        if not path.exists():
-            raise PathError(f"{path} does not exist; name a Python file or a folder that holds some")
-        found = _walk(path, project, unwanted) if path.is_dir() else [str(path)]
+        try:
+            path.stat()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise PathError(
+                f"{printable(str(path))} does not exist or cannot be reached ({why}); "
+                "name a Python file or a folder that holds some"
+            ) from None
+
+        def unreadable(error: OSError) -> None:
+            where = _shown(error.filename or str(path), project)  # noqa: B023 # called while it walks
+            skip(Skipped(where, 1, f"is a folder that cannot be listed: {error.strerror}"))
+
+        found = _walk(path, project, unwanted, unreadable) if path.is_dir() else [str(path)]
         base = _import_root(path)
         for file in found:
             absolute = os.path.abspath(file)  # noqa: PTH100 # resolving links would change reported names
@@ -68,8 +79,8 @@ def find_sources(paths: list[Path], project: Path, exclude: list[str]) -> Iterat
                 yield _source(file, absolute, base, project)
 
 
-def _walk(top: Path, project: Path, unwanted: Unwanted) -> Iterator[str]:
-    for folder, folders, files in os.walk(top):
+def _walk(top: Path, project: Path, unwanted: Unwanted, unreadable: Unreadable) -> Iterator[str]:
+    for folder, folders, files in os.walk(top, onerror=unreadable):
         where = _shown(folder, project)
         folders[:] = sorted(name for name in folders if not (unwanted(name) or unwanted(f"{where}/{name}")))
         for name in sorted(files):
@@ -79,7 +90,17 @@ def _walk(top: Path, project: Path, unwanted: Unwanted) -> Iterator[str]:
 
 def _shown(path: str, project: Path) -> str:
     relative = os.path.relpath(path, project)
-    return (path if relative.startswith("..") else relative).replace(os.sep, "/")
+    return printable((path if relative.startswith("..") else relative).replace(os.sep, "/"))
+
+
+def printable(text: str) -> str:
+    r"""Write a text so that every format and every terminal can hold it."""
+    if text.isascii() and text.isprintable():
+        return text
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
 
 
 def _import_root(path: Path) -> str:
@@ -102,30 +123,24 @@ def _source(file: str, absolute: str, base: str, project: Path) -> Source:
     is_package = stem == "__init__"
     if not is_package:
         parts.append(stem)
-    return Source(file, shown, ".".join(parts), is_package, is_test)
+    return Source(file, shown, printable(".".join(parts)), is_package, is_test)
 
 
-def read_source(source: Source, max_bytes: int) -> str | Skipped:
-    """Read a file as Python would.
-
-    Args:
-        source: The file.
-        max_bytes: The size above which it is left alone.
-
-    Returns:
-        The text, or why there is none. Bytes that are not of the declared encoding are replaced, since
-        a stray byte in a comment says nothing about the code.
-    """
-    # Opening a named pipe would wait for ever.
-    if not os.path.isfile(source.path):  # noqa: PTH113 # a Path per file costs a tenth of the run
-        return Skipped(source.shown, 1, "is missing, or is not a regular file")
+def read_bytes(source: Source, max_bytes: int) -> bytes | Skipped:
+    """Read a file, or say why it is left alone."""
     try:
-        with open(source.path, "rb") as handle:  # noqa: PTH123 # as above
-            raw = handle.read(max_bytes + 1)
+        raw = read_regular(source.path, max_bytes + 1)
     except OSError as error:
-        return Skipped(source.shown, 1, f"cannot be read: {error.strerror}")
+        return Skipped(source.shown, 1, f"cannot be read: {error.strerror or error}")
+    if raw is None:
+        return Skipped(source.shown, 1, "is missing, or is not a regular file")
     if len(raw) > max_bytes:
         return Skipped(source.shown, 1, f"is larger than {max_bytes} bytes (max_file_bytes)")
+    return raw
+
+
+def decoded(source: Source, raw: bytes) -> str | Skipped:
+    """Decode a file as Python would."""
     if b"\0" in raw:
         return Skipped(source.shown, 1, "holds NUL bytes, so it is not Python source")
     try:
@@ -134,24 +149,32 @@ def read_source(source: Source, max_bytes: int) -> str | Skipped:
         return _decode_declared(raw)
 
 
+def read_regular(path: str, most: int) -> bytes | None:
+    """Read the first bytes of a regular file.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+    """
+    # Opened without waiting and judged afterwards: a look before could be of another file of that name.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    with open(handle, "rb") as file:  # noqa: PTH123 # a descriptor
+        return file.read(most) if stat.S_ISREG(os.fstat(handle).st_mode) else None
+
+
 def _decode_declared(raw: bytes) -> str:
     try:
         encoding, _ = tokenize.detect_encoding(BytesIO(raw).readline)
-    except SyntaxError:
-        encoding = "utf-8"
-    return raw.decode(encoding, errors="replace")
+        info = codecs.lookup(encoding)
+        if info._is_text_encoding and info.name not in _NOT_FOR_FILES:  # noqa: SLF001 # the only mark of a codec of texts
+            return raw.decode(encoding, errors="replace")
+    except (SyntaxError, LookupError, ValueError):
+        # The coding line names no codec of texts; what is Python in the file is ASCII all the same.
+        pass
+    return raw.decode("utf-8", errors="replace")
 
 
 def parse_source(source: Source, text: str) -> ast.Module | Skipped:
-    """Parse a file without running any of it.
-
-    Args:
-        source: The file.
-        text: Its text.
-
-    Returns:
-        The syntax tree, or why there is none.
-    """
+    """Parse a file without running any of it."""
     try:
         return ast.parse(text, source.shown)
     except SyntaxError as error:

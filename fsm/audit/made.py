@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from fsm.audit.files import Source
+from fsm.audit.limits import Work
 from fsm.audit.names import imported_name, lookup
 from fsm.audit.scopes import Scope, dotted, last_name, string_of
 
@@ -108,48 +109,29 @@ _JUDGES: Final = {
 
 
 class Maker:
-    """Judges expressions of one file.
+    """Judges expressions of one file."""
 
-    Args:
-        source: The file.
-        id_makers: Patterns of functions that may make ids.
-        means_id: Says whether a name means an execution id; such a name is judged where it is bound.
-    """
+    __slots__ = ("_id_makers", "_means_id", "_source", "_variables", "_work")
 
-    __slots__ = ("_id_makers", "_means_id", "_source")
-
-    def __init__(self, source: Source, id_makers: tuple[str, ...], means_id: Callable[[str], bool]) -> None:
+    def __init__(
+        self, source: Source, id_makers: tuple[str, ...], means_id: Callable[[str], bool], work: Work
+    ) -> None:
+        self._work = work
+        self._variables: dict[tuple[int, str, int], str] = {}
         self._source = source
         self._id_makers = id_makers
         self._means_id = means_id
 
     def made(self, node: ast.AST | None, scope: Scope, depth: int = 0) -> str:
-        """Say how an expression makes an id.
-
-        Args:
-            node: The expression.
-            scope: Where it stands.
-            depth: How many steps led here; a chain that is too long is given up.
-
-        Returns:
-            A few words such as ``an f-string``, or the empty string when nothing is made.
-        """
+        """Say how an expression makes an id."""
         judge = _JUDGES.get(node.__class__)
-        if judge is None or depth >= _DEPTH:
+        if judge is None or depth >= _DEPTH or not self._work.step():
             return ""
         how: str = getattr(self, judge)(node, scope, depth + 1)
         return how
 
     def made_by_reference(self, node: ast.AST, scope: Scope) -> str:
-        """Judge a function that is handed over uncalled, such as ``default_factory=uuid4``.
-
-        Args:
-            node: The expression that names the function, or a lambda.
-            scope: Where it stands.
-
-        Returns:
-            As `made`.
-        """
+        """Judge a function that is handed over uncalled, such as ``default_factory=uuid4``."""
         return self._source_of(node, scope) or self.made(node, scope)
 
     def _joined(self, node: ast.JoinedStr, scope: Scope, depth: int) -> str:
@@ -263,6 +245,12 @@ class Maker:
         # A variable that means an id itself is judged where it is bound, and only there.
         if self._means_id(node.id):
             return ""
+        key = (id(scope), node.id, depth)
+        if key not in self._variables:
+            self._variables[key] = self._bound(node, scope, depth)
+        return self._variables[key]
+
+    def _bound(self, node: ast.Name, scope: Scope, depth: int) -> str:
         for binding in lookup(node.id, scope, self._source):
             # The step through one variable is the last one, or loops of variables would never end.
             near = binding.scope is scope or (binding.scope is not None and binding.scope.kind == "function")
@@ -296,15 +284,7 @@ class Maker:
 
 @lru_cache(maxsize=16_384)
 def is_id_maker(name: str, patterns: tuple[str, ...]) -> bool:
-    """Say whether a dotted name is, or belongs to, something that may make ids.
-
-    Args:
-        name: A dotted name.
-        patterns: Names with ``*`` as a wildcard; each also stands for everything inside it.
-
-    Returns:
-        True when one of the patterns matches the name or a leading or trailing part of it.
-    """
+    """Say whether a dotted name is, or belongs to, something that may make ids."""
     parts = name.split(".")
     starts = [".".join(parts[: end + 1]) for end in range(len(parts))]
     for pattern in patterns:

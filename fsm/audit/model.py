@@ -21,6 +21,7 @@ class Finding:
         severity: ``error``, ``warning`` or ``note``.
         snippet: The source line, stripped, which the baseline hashes.
         end_line: The last line of the statement, where a ``noqa`` may stand as well.
+        keeper: The class that it stands in, where such a class may do what others may not.
     """
 
     path: str
@@ -32,6 +33,7 @@ class Finding:
     severity: str = "error"
     snippet: str = ""
     end_line: int = 0
+    keeper: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -57,8 +59,10 @@ class Owner:
         symbol: The class's dotted name.
         path: The file that defines it.
         line: The line of its definition.
-        role: ``tracker``, ``engine``, ``breaker``, ``shared`` or ``protected``.
+        role: ``tracker``, ``engine``, ``breaker``, ``record``, ``enum`` or ``shared``.
         keeps: The attributes that hold the state.
+        why: The families of evidence, a sentence each.
+        uses: Symbols of the owners that it inherits, constructs or keeps.
     """
 
     symbol: str
@@ -66,6 +70,8 @@ class Owner:
     line: int
     role: str
     keeps: tuple[str, ...] = ()
+    why: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,6 @@ class Construction:
         path: The file of the construction.
         line: Its line.
         allowed: Whether it happens inside the class's factory.
-        guarded: Whether the class is protected; another tracker or engine has no factory to keep to.
     """
 
     owner: str
@@ -86,7 +91,10 @@ class Construction:
     path: str
     line: int
     allowed: bool
-    guarded: bool = True
+    col: int = 1
+    end: int = 0
+    scope: str = ""
+    how: str = "is constructed"
 
 
 @dataclass(slots=True)
@@ -102,6 +110,7 @@ class AuditResult:
         stale: Baseline entries that no longer match anything.
         owners: The classes that keep execution state.
         constructions: Who constructs them.
+        cached: How many files were not read again, since the cache knew their content.
         seconds: How long it took.
     """
 
@@ -113,22 +122,15 @@ class AuditResult:
     stale: int = 0
     owners: list[Owner] = field(default_factory=list)
     constructions: list[Construction] = field(default_factory=list)
+    cached: int = 0
     seconds: float = 0.0
 
     def by_rule(self) -> dict[str, int]:
-        """Count the findings of each rule.
-
-        Returns:
-            The number of findings under each code, in the order of the codes.
-        """
+        """Count the findings of each rule."""
         return dict(sorted(Counter(finding.code for finding in self.findings).items()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Describe the result as plain data, which is also the documented JSON form.
-
-        Returns:
-            A dictionary of lists, strings and numbers.
-        """
+        """Describe the result as plain data, which is also the documented JSON form."""
         return {
             "files": self.files,
             "seconds": round(self.seconds, 3),

@@ -1,17 +1,18 @@
 """What the modules of a tree export to each other, kept small, and the search through them.
 
-Pass one keeps a `Module` of every file: its imports, aliases and classes. The `Linker` then follows a
-dotted symbol through re-exports, stars and aliases to the class it stands for.
+A `Module` is made of every file's facts. The `Linker` follows a dotted symbol through re-exports, stars and
+aliases to the class it stands for.
 """
 
 from __future__ import annotations
 
 import ast
-import sys
 from dataclasses import dataclass, field
 from typing import Final
 
+from fsm.audit.facts import ClassFact, FileFacts
 from fsm.audit.files import Source
+from fsm.audit.limits import STEPS_PER_SYMBOL, SYMBOLS_PER_EXPRESSION
 from fsm.audit.names import absolute_module, import_targets
 from fsm.audit.scopes import Scope, dotted, string_of
 
@@ -19,49 +20,35 @@ _DEPTH: Final = 16
 UNKNOWN: Final = "?"
 
 
-@dataclass(slots=True)
-class ClassInfo:
-    """A class of the tree.
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a class is, and why: a sentence for each family of evidence, and the attributes that keep its state."""
 
-    Attributes:
-        module: The module that defines it.
-        qualname: Its name inside the module; a dot means that it is nested.
-        line: The line of its definition.
-        bases: Its bases, dotted as they are written.
-        nested: Whether it is defined inside a function or another class.
-    """
+    kind: str
+    evidence: dict[str, str]
+    keeps: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class ClassInfo:
+    """A class of the tree: its facts and the module that defines it."""
 
     module: Module
-    qualname: str
-    line: int
-    bases: tuple[str, ...]
-    nested: bool
+    fact: ClassFact
+    symbol: str
+    roles: dict[str, Role] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Give the class's own name.
-
-        Returns:
-            The last part of the qualified name.
-        """
-        return self.qualname.rpartition(".")[2]
-
-    @property
-    def symbol(self) -> str:
-        """Give the class's full name.
-
-        Returns:
-            Module and qualified name.
-        """
-        return f"{self.module.name}.{self.qualname}"
+        """The class's own name."""
+        return self.fact.name
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Module:
-    """What pass one keeps of a file.
+    """A file of the tree and what it exports.
 
     Attributes:
-        source: The file.
         names: For each top-level name, what it may stand for: an absolute symbol after ``=``, or a name
             of this module.
         stars: Modules that are star-imported.
@@ -69,33 +56,28 @@ class Module:
     """
 
     source: Source
-    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    stars: tuple[str, ...] = ()
+    facts: FileFacts
+    names: dict[str, list[str]]
+    stars: list[str]
     classes: dict[str, ClassInfo] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Give the module's dotted name.
-
-        Returns:
-            The name worked out from the folders.
-        """
+        """The module's dotted name, worked out from the folders."""
         return self.source.module
 
+    @classmethod
+    def of(cls, source: Source, facts: FileFacts) -> Module:
+        """Make the module of a file."""
+        module = cls(source, facts, facts.names, facts.stars)
+        for fact in facts.classes:
+            module.classes[fact.qualname] = ClassInfo(module, fact, f"{source.module}.{fact.qualname}")
+        return module
 
-def summarise(source: Source, scopes: list[Scope]) -> Module:
-    """Keep what other modules may need of a file.
 
-    Args:
-        source: The file.
-        scopes: Its scopes.
-
-    Returns:
-        Its summary, which holds no syntax tree.
-    """
-    module = Module(source)
-    root = scopes[0]
-    names: dict[str, tuple[str, ...]] = {}
+def exports(source: Source, root: Scope) -> tuple[dict[str, list[str]], list[str]]:
+    """List what the top level of a file binds by imports and aliases, and what it star-imports."""
+    names: dict[str, list[str]] = {}
     stars: list[str] = []
     for node in root.of(ast.Import, ast.ImportFrom):
         for name, target in import_targets(node, source):
@@ -108,38 +90,27 @@ def summarise(source: Source, scopes: list[Scope]) -> Module:
         for target_node in assignment.targets:
             if text and isinstance(target_node, ast.Name) and text != target_node.id:
                 _add(names, target_node.id, text)
-    module.names = names
-    module.stars = tuple(stars)
-    for scope in scopes:
-        if isinstance(scope.node, ast.ClassDef):
-            module.classes[scope.qualname] = _class_info(module, scope, scope.node)
-    return module
+    return names, stars
 
 
-def _add(names: dict[str, tuple[str, ...]], name: str, target: str) -> None:
-    names[sys.intern(name)] = (*names.get(name, ()), sys.intern(target))
+def _add(names: dict[str, list[str]], name: str, target: str) -> None:
+    known = names.setdefault(name, [])
+    if target not in known and len(known) < SYMBOLS_PER_EXPRESSION:
+        known.append(target)
 
 
-def _class_info(module: Module, scope: Scope, node: ast.ClassDef) -> ClassInfo:
+def spelled_bases(node: ast.ClassDef) -> list[str]:
+    """Spell the bases of a class; ``Base[T]`` and ``with_metaclass(Meta, Base)`` stand for ``Base``."""
     bases: list[str] = []
     for base in node.bases:
-        # Base[T] and with_metaclass(Meta, Base) stand for Base.
         plain = base.value if isinstance(base, ast.Subscript) else base
         options = plain.args if isinstance(plain, ast.Call) else [plain]
-        bases.extend(sys.intern(text) for option in options if (text := spelled(option)))
-    nested = scope.parent is not None and scope.parent.kind != "module"
-    return ClassInfo(module, scope.qualname, node.lineno, tuple(bases), nested)
+        bases.extend(text for option in options if (text := spelled(option)))
+    return bases
 
 
 def spelled(node: ast.expr) -> str:
-    """Spell an expression that names something.
-
-    Args:
-        node: A chain of attributes, or `getattr` with a constant name on one.
-
-    Returns:
-        The dotted name, else the empty string.
-    """
+    """Spell an expression that names something."""
     if isinstance(node, ast.Call) and dotted(node.func) == "getattr" and len(node.args) > 1:
         attribute = string_of(node.args[1])
         base = spelled(node.args[0])
@@ -161,11 +132,7 @@ class Resolved:
 
 
 class Linker:
-    """Follows symbols through the modules of the tree.
-
-    Args:
-        modules: The summaries of all files.
-    """
+    """Follows symbols through the modules of the tree."""
 
     def __init__(self, modules: list[Module]) -> None:
         self.modules = modules
@@ -178,28 +145,14 @@ class Linker:
             self._by_last.setdefault(module.name.rpartition(".")[2], []).append(module)
         self._tops = {module.name.partition(".")[0] for module in modules}
         self._found: dict[tuple[str, str], Module | None] = {}
+        self._stars: dict[str, list[Module]] = {}
 
     def in_tree(self, symbol: str) -> bool:
-        """Say whether a symbol starts in a package of the tree.
-
-        Args:
-            symbol: An absolute dotted symbol.
-
-        Returns:
-            True when its first part is a package or module of the tree.
-        """
+        """Say whether a symbol starts in a package of the tree."""
         return symbol.partition(".")[0] in self._tops
 
     def find(self, name: str, near: Module) -> Module | None:
-        """Find a module by an absolute name, although the tree may lie in a folder such as ``src``.
-
-        Args:
-            name: A dotted module name.
-            near: The importing module; of several candidates, the one that shares most with it is taken.
-
-        Returns:
-            The module, or None when the tree has none of that name.
-        """
+        """Find a module by an absolute name, although the tree may lie in a folder such as ``src``."""
         exact = self._by_name.get(name)
         if exact is not None:
             return exact
@@ -225,15 +178,7 @@ class Linker:
         return None
 
     def resolve(self, symbol: str, near: Module) -> Resolved:
-        """Follow an absolute symbol to a class.
-
-        Args:
-            symbol: A dotted name such as ``pkg.tracker.Tracker``.
-            near: The module that uses it.
-
-        Returns:
-            What was visited on the way and the class at its end, if any.
-        """
+        """Follow an absolute symbol to a class."""
         resolved = Resolved()
         self._follow(symbol, near, resolved, set())
         return resolved
@@ -265,32 +210,42 @@ class Linker:
                 done = self._follow(f"{module.name}.{full}", module, resolved, seen)
             if done:
                 return True
-        for star in module.stars:
-            starred = self.find(star, module)
-            key = f"{star}.{rest[0]}"
-            if starred is not None and starred is not module and key not in seen:
+        for starred in self._starred(module):
+            if not (rest[0] in starred.names or ".".join(rest) in starred.classes):
+                continue
+            key = f"*{starred.name}.{rest[0]}"
+            if key not in seen and len(seen) <= _DEPTH:
                 seen.add(key)
                 if self._inside(starred, rest, resolved, seen):
                     return True
         return False
 
+    def _starred(self, module: Module) -> list[Module]:
+        """List the modules whose names a module has by its star imports, at any distance."""
+        known = self._stars.get(module.name)
+        if known is None:
+            known = self._stars[module.name] = []
+            pending, seen = [module], {module.name}
+            while pending and len(known) < STEPS_PER_SYMBOL:
+                last = pending.pop(0)
+                for star in last.stars:
+                    starred = self.find(star, last)
+                    if starred is not None and starred.name not in seen:
+                        seen.add(starred.name)
+                        known.append(starred)
+                        pending.append(starred)
+        return known
+
     def bases_of(self, info: ClassInfo) -> list[str]:
-        """Give the bases of a class as absolute symbols, as far as they are known.
-
-        Args:
-            info: A class of the tree.
-
-        Returns:
-            A symbol per base; a builtin or unknown one starts with ``?``.
-        """
+        """Give the bases of a class as absolute symbols, as far as they are known."""
         module = info.module
         symbols: list[str] = []
-        for base in info.bases:
+        for base in info.fact.bases:
             head = base.partition(".")[0]
             if head in module.names or head in module.classes or module.stars:
                 symbols.append(f"{module.name}.{base}")
-            elif f"{info.qualname.rpartition('.')[0]}.{base}" in module.classes:
-                symbols.append(f"{module.name}.{info.qualname.rpartition('.')[0]}.{base}")
+            elif f"{info.fact.qualname.rpartition('.')[0]}.{base}" in module.classes:
+                symbols.append(f"{module.name}.{info.fact.qualname.rpartition('.')[0]}.{base}")
             else:
                 symbols.append(f"{UNKNOWN}.{base}")
         return symbols

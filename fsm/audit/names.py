@@ -6,6 +6,7 @@ import ast
 import re
 
 from fsm.audit.files import Source
+from fsm.audit.limits import LONGEST_NAME
 from fsm.audit.scopes import Binding, FunctionNode, Scope
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -15,29 +16,15 @@ _DOUBLE = re.compile(r"^_*(Mock|Fake|Stub|Dummy|Spy|Test)|(Mock|Stub|Fake|Double
 
 
 def snake(name: str) -> str:
-    """Write a name in snake case, so that ``executionId`` and ``EXECUTION_ID`` compare equal.
-
-    Args:
-        name: An identifier.
-
-    Returns:
-        The name in lower case with underscores, without underscores at its ends.
-    """
+    """Write a name in snake case, so that ``executionId`` and ``EXECUTION_ID`` compare equal."""
+    name = name[:LONGEST_NAME]
     if name.islower():
         return name.strip("_")
     return _CAMEL.sub("_", name).lower().strip("_")
 
 
 def import_targets(node: ast.Import | ast.ImportFrom, source: Source) -> list[tuple[str, str]]:
-    """List the names an import statement binds and what each stands for.
-
-    Args:
-        node: The statement.
-        source: The file, which relative imports start from.
-
-    Returns:
-        Pairs of the local name and the dotted target; ``*`` stands for itself.
-    """
+    """List the names an import statement binds and what each stands for."""
     if isinstance(node, ast.Import):
         heads = [alias.name.partition(".")[0] for alias in node.names]
         return [
@@ -49,15 +36,7 @@ def import_targets(node: ast.Import | ast.ImportFrom, source: Source) -> list[tu
 
 
 def absolute_module(node: ast.ImportFrom, source: Source) -> str:
-    """Give the absolute module that a from-import names.
-
-    Args:
-        node: The statement.
-        source: The file it stands in.
-
-    Returns:
-        A dotted module name.
-    """
+    """Give the absolute module that a from-import names."""
     if not node.level:
         return node.module or ""
     parts = source.module.split(".") if source.module else []
@@ -67,15 +46,7 @@ def absolute_module(node: ast.ImportFrom, source: Source) -> str:
 
 
 def bindings_of(scope: Scope, source: Source) -> dict[str, list[Binding]]:
-    """List how every name of one scope gets its values; worked out once per scope.
-
-    Args:
-        scope: A module, class or function.
-        source: The file.
-
-    Returns:
-        The bindings under each name.
-    """
+    """List how every name of one scope gets its values; worked out once per scope."""
     if scope.bindings is None:
         found: dict[str, list[Binding]] = {}
         scope.bindings = found
@@ -86,6 +57,9 @@ def bindings_of(scope: Scope, source: Source) -> dict[str, list[Binding]]:
         _bind_loops(scope, found)
         if isinstance(scope.node, FunctionNode):
             _bind_parameters(scope.node.args, scope, found)
+            for node in scope.of(ast.Global):
+                for name in node.names:
+                    found.pop(name, None)
     return scope.bindings
 
 
@@ -137,41 +111,19 @@ def _bind_parameters(args: ast.arguments, scope: Scope, found: dict[str, list[Bi
 
 
 def lookup(name: str, scope: Scope, source: Source) -> list[Binding]:
-    """Find how a name gets its value, seen from a scope, by Python's rules.
-
-    Args:
-        name: The name.
-        scope: Where it is used.
-        source: The file.
-
-    Returns:
-        Its bindings in the nearest scope that binds it; empty for a builtin or an unknown name.
-    """
+    """Find how a name gets its value, seen from a scope, by Python's rules."""
     for place in scope.enclosing():
         # A class body is not visible from the functions inside it.
         if place.kind == "class" and place is not scope:
             continue
         found = bindings_of(place, source).get(name)
-        if found and not _is_global(name, place):
+        if found:
             return found
     return []
 
 
-def _is_global(name: str, scope: Scope) -> bool:
-    return any(name in node.names for node in scope.of(ast.Global)) if scope.kind == "function" else False
-
-
 def imported_name(text: str, scope: Scope, source: Source) -> str:
-    """Spell a dotted name with its first part replaced by what was imported under it.
-
-    Args:
-        text: A dotted name as it is written.
-        scope: Where it is used.
-        source: The file.
-
-    Returns:
-        The dotted name by its import; as written where the first part was not imported.
-    """
+    """Spell a dotted name with its first part replaced by what was imported under it."""
     head, _, rest = text.partition(".")
     for binding in lookup(head, scope, source):
         if binding.kind == "import":
@@ -180,12 +132,5 @@ def imported_name(text: str, scope: Scope, source: Source) -> str:
 
 
 def is_double_name(name: str) -> bool:
-    """Say whether a class is called like a stand-in for tests.
-
-    Args:
-        name: The class's name.
-
-    Returns:
-        True for names such as ``FakeTracker`` and ``MockEngine``.
-    """
+    """Say whether a class is called like a stand-in for tests."""
     return _DOUBLE.search(name) is not None

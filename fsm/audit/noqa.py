@@ -28,17 +28,7 @@ class _Comment:
 def apply_noqa(
     text: str, findings: list[Finding], config: AuditConfig, shown: str
 ) -> tuple[list[Finding], int]:
-    """Take out the findings that a comment silences and report the comments that silence nothing.
-
-    Args:
-        text: The file.
-        findings: Its findings.
-        config: Says which rules are on; a code of a rule that is off is not called unused.
-        shown: The path that an unused comment is reported under.
-
-    Returns:
-        The findings that remain, and how many were silenced.
-    """
+    """Take out the findings that a comment silences and report the comments that silence nothing."""
     if "noqa" not in text.lower() or not (findings or "FSM" in text.upper()):
         return findings, 0
     comments = _comments(text)

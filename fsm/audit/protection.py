@@ -9,7 +9,6 @@ from typing import Final
 from fsm.audit.config import AuditConfig
 from fsm.audit.modules import UNKNOWN, ClassInfo, Linker, Module
 from fsm.audit.names import is_double_name
-from fsm.audit.scopes import FunctionNode, Scope
 
 # In the module that defines a class, functions of these names are its factories.
 _FACTORY: Final = re.compile(
@@ -19,60 +18,32 @@ _CHAIN: Final = 12
 
 
 class Protection:
-    """Answers for every symbol of the tree whether it stands for a protected class.
+    """Answers for every symbol of the tree whether it stands for a class that only its factory may construct."""
 
-    Args:
-        linker: The modules of the tree.
-        config: Names the protected classes and their factories.
-        watched: Symbols of further classes whose constructions are wanted for the map.
-    """
-
-    def __init__(self, linker: Linker, config: AuditConfig, watched: set[str] | None = None) -> None:
+    def __init__(self, linker: Linker, config: AuditConfig) -> None:
         self.linker = linker
-        self._watched = watched or set()
         self._bare = {name for name in config.protected if "." not in name}
         self._dotted = {name for name in config.protected if "." in name}
         self._factories = config.factories
         self._classes: dict[int, bool] = {}
         self._symbols: dict[tuple[str, str], ClassInfo | str | None] = {}
 
-    def tokens(self) -> set[str]:
-        """List the words a file must hold to construct a protected class at all.
-
-        Returns:
-            The names of protected classes, of their subclasses and of their aliases.
-        """
-        words = {name.rpartition(".")[2] for name in self._bare | self._dotted | self._watched}
-        for module in self.linker.modules:
-            words.update(info.name for info in module.classes.values() if self.guards(info))
-            for name, targets in module.names.items():
-                for target in targets:
-                    if target.rpartition(".")[2].lstrip("=") != name and self._stands_for(target, module):
-                        words.add(name)
-        return words
-
-    def _stands_for(self, target: str, module: Module) -> bool:
-        symbol = target[1:] if target.startswith("=") else f"{module.name}.{target}"
-        return self.protected(symbol, module) is not None
-
     def guards(self, info: ClassInfo, depth: int = 0) -> bool:
-        """Say whether a class of the tree is protected, itself or through a base.
-
-        Args:
-            info: The class.
-            depth: How many bases led here.
-
-        Returns:
-            True for a protected class or a subclass of one.
-        """
+        """Say whether a class of the tree is protected, itself or through a base."""
         known = self._classes.get(id(info))
         if known is not None or depth > _CHAIN:
             return bool(known)
         self._classes[id(info)] = False
-        result = self._is_named(info) or (
-            # A fake that inherits is still a fake, as long as it stays among the tests.
-            not (info.module.source.is_test and is_double_name(info.name))
-            and any(self._base_guards(base, info.module, depth + 1) for base in self.linker.bases_of(info))
+        result = (
+            self._has_role(info)
+            or self._is_named(info)
+            or (
+                # A fake that inherits is still a fake, as long as it stays among the tests.
+                not (info.module.source.is_test and is_double_name(info.name))
+                and any(
+                    self._base_guards(base, info.module, depth + 1) for base in self.linker.bases_of(info)
+                )
+            )
         )
         self._classes[id(info)] = result
         return result
@@ -81,7 +52,10 @@ class Protection:
         if any(_ends_with(info.symbol, name) for name in self._dotted):
             return True
         # A class of the same name inside a function or a test file is a double, not the class itself.
-        return info.name in self._bare and not info.nested and not info.module.source.is_test
+        return info.name in self._bare and not info.fact.nested and not info.module.source.is_test
+
+    def _has_role(self, info: ClassInfo) -> bool:
+        return bool(info.roles.keys() & {"tracker", "engine", "breaker"})
 
     def _base_guards(self, symbol: str, module: Module, depth: int) -> bool:
         resolved = self.linker.resolve(symbol, module)
@@ -90,34 +64,11 @@ class Protection:
         return any(self._named(visited) for visited in resolved.visited)
 
     def protected(self, symbol: str, near: Module) -> ClassInfo | str | None:
-        """Judge a symbol.
-
-        Args:
-            symbol: An absolute dotted symbol, or one that starts with ``?`` where its origin is unknown.
-            near: The module that uses it.
-
-        Returns:
-            The class of the tree, the name of a class that lies outside it, or None.
-        """
+        """Judge a symbol."""
         key = (symbol, near.name)
         if key not in self._symbols:
             self._symbols[key] = self._judge(symbol, near)
         return self._symbols[key]
-
-    def watches(self, symbol: str, near: Module) -> str | None:
-        """Judge a symbol for the map.
-
-        Args:
-            symbol: An absolute dotted symbol.
-            near: The module that uses it.
-
-        Returns:
-            The watched class's symbol, or None.
-        """
-        if not self._watched or symbol.startswith(UNKNOWN):
-            return None
-        info = self.linker.resolve(symbol, near).info
-        return info.symbol if info is not None and info.symbol in self._watched else None
 
     def _judge(self, symbol: str, near: Module) -> ClassInfo | str | None:
         if symbol.startswith(UNKNOWN):
@@ -143,19 +94,9 @@ class Protection:
         top = symbol.partition(".")[0]
         return telling or top == "fsm" or origin == UNKNOWN or self.linker.in_tree(symbol)
 
-    def may_construct(self, scope: Scope, module: Module, owner: ClassInfo | str) -> bool:
-        """Say whether a place may construct a protected class.
-
-        Args:
-            scope: The place.
-            module: Its module.
-            owner: The class.
-
-        Returns:
-            True inside the class itself, in a configured factory, and in a factory or at the top level of
-            the module that defines the class.
-        """
-        place = f"{module.name}.{scope.qualname}" if scope.qualname else module.name
+    def may_construct(self, scope: str, module: Module, owner: ClassInfo | str) -> bool:
+        """Say whether a place may construct a protected class."""
+        place = f"{module.name}.{scope}" if scope else module.name
         parts = place.split(".")
         prefixes = [".".join(parts[: end + 1]) for end in range(len(parts))]
         for pattern in self._factories:
@@ -165,24 +106,18 @@ class Protection:
                 return True
         if not isinstance(owner, ClassInfo) or owner.module is not module:
             return False
-        around = list(scope.enclosing())
-        if any(place.kind == "class" and place.qualname == owner.qualname for place in around):
+        around = scope.split(".") if scope else []
+        starts = [".".join(around[: end + 1]) for end in range(len(around))]
+        if owner.fact.qualname in starts:
             return True
-        if not self._is_named(owner):
+        if not self._is_named(owner) and not self._has_role(owner):
             # Only the class that is the registry has a factory; a subclass would be a second registry.
             return False
-        functions = [place.name for place in around if isinstance(place.node, FunctionNode)]
-        return scope.kind == "module" or any(_FACTORY.match(name) for name in functions)
+        names = [name for name, start in zip(around, starts, strict=True) if start not in module.classes]
+        return not scope or any(_FACTORY.match(name) for name in names)
 
     def owner_name(self, owner: ClassInfo | str) -> str:
-        """Name a protected class for people.
-
-        Args:
-            owner: As `protected` gave it.
-
-        Returns:
-            The dotted name.
-        """
+        """Name a protected class for people."""
         return owner.symbol if isinstance(owner, ClassInfo) else owner.removeprefix(f"{UNKNOWN}.")
 
 

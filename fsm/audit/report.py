@@ -6,23 +6,17 @@ import hashlib
 import json
 from collections.abc import Callable
 from typing import Any, Final
+from urllib.parse import quote
 
-from fsm.audit.catalog import RULES
 from fsm.audit.model import AuditResult, Finding
+from fsm.audit.rules import RULES
 
 _SARIF_LEVELS: Final = {"error": "error", "warning": "warning", "note": "note"}
 _GITHUB_LEVELS: Final = {"error": "error", "warning": "warning", "note": "notice"}
 
 
 def as_text(result: AuditResult) -> str:
-    """Write one line per finding, and a summary by rule.
-
-    Args:
-        result: A finished audit.
-
-    Returns:
-        Lines of the form ``path:line:col: CODE message``, then what to do about each rule, then a summary.
-    """
+    """Write one line per finding, and a summary by rule."""
     lines = [f"{f.path}:{f.line}:{f.col}: {f.code} {f.message}" for f in result.findings]
     if lines:
         lines.append("")
@@ -34,14 +28,7 @@ def as_text(result: AuditResult) -> str:
 
 
 def summary(result: AuditResult) -> str:
-    """Say in one line what came out.
-
-    Args:
-        result: A finished audit.
-
-    Returns:
-        The number of files and findings, and what was silenced, known or skipped.
-    """
+    """Say in one line what came out."""
     extras = [
         f"{count} {what}"
         for count, what in (
@@ -56,28 +43,12 @@ def summary(result: AuditResult) -> str:
 
 
 def as_json(result: AuditResult) -> str:
-    """Write the result as JSON, for programs.
-
-    Args:
-        result: A finished audit.
-
-    Returns:
-        An object with ``files``, ``seconds``, ``summary`` (a count per code), ``suppressed``, ``baselined``,
-        ``stale_baseline_entries``, ``findings`` (``path``, ``line``, ``column``, ``code``, ``severity``,
-        ``symbol``, ``message``, ``snippet``) and ``skipped`` (``path``, ``line``, ``reason``).
-    """
+    """Write the result as JSON, for programs."""
     return json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
 
 
 def as_github(result: AuditResult) -> str:
-    """Write workflow commands, which GitHub shows beside the lines of a pull request.
-
-    Args:
-        result: A finished audit.
-
-    Returns:
-        One command per finding, and the summary as a notice.
-    """
+    """Write workflow commands, which GitHub shows beside the lines of a pull request."""
     lines = [
         f"::{_GITHUB_LEVELS[f.severity]} file={_property(f.path)},line={f.line},col={f.col},"
         f"title={f.code} {_property(RULES[f.code].title)}::{_data(f.message)}"
@@ -95,14 +66,7 @@ def _property(text: str) -> str:
 
 
 def as_sarif(result: AuditResult) -> str:
-    """Write SARIF 2.1.0, which code-scanning services read.
-
-    Args:
-        result: A finished audit.
-
-    Returns:
-        A SARIF log with one run; skipped files are notifications of the tool.
-    """
+    """Write SARIF 2.1.0, which code-scanning services read."""
     codes = list(RULES)
     log: dict[str, Any] = {
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
@@ -156,32 +120,18 @@ def _sarif_result(finding: Finding, codes: list[str]) -> dict[str, Any]:
 
 def _location(path: str, line: int, col: int | None) -> dict[str, Any]:
     region = {"startLine": line} if col is None else {"startLine": line, "startColumn": col}
-    return {"physicalLocation": {"artifactLocation": {"uri": path}, "region": region}}
+    return {"physicalLocation": {"artifactLocation": {"uri": quote(path)}, "region": region}}
 
 
 def fingerprint(finding: Finding) -> str:
-    """Give a finding an identity that survives edits elsewhere in its file.
-
-    Args:
-        finding: The finding.
-
-    Returns:
-        A hash over rule, path, symbol and source line, blanks aside.
-    """
+    """Give a finding an identity that survives edits elsewhere in its file."""
     parts = (finding.code, finding.path, finding.symbol, snippet_hash(finding.snippet))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 def snippet_hash(snippet: str) -> str:
-    """Hash a source line so that reformatting its blanks changes nothing.
-
-    Args:
-        snippet: The line.
-
-    Returns:
-        Sixteen hexadecimal digits.
-    """
-    return hashlib.sha256("".join(snippet.split()).encode()).hexdigest()[:16]
+    """Hash a source line so that reformatting its blanks changes nothing."""
+    return hashlib.sha256("".join(snippet.split()).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 FORMATS: Final[dict[str, Callable[[AuditResult], str]]] = {

@@ -1,15 +1,13 @@
-"""One audit from paths to findings, in two passes over the files.
+"""One audit from paths to findings.
 
-Pass one parses every file once, runs the rules that need nothing but the file, and keeps a small summary.
-Pass two knows how the modules hang together, and parses again only the few files that mention a protected
-class. No syntax tree outlives its file, so memory grows with what the modules export, not with the code.
+Every file is read once: its facts are taken, its tree is thrown away, and a cache may know them already. Roles and
+findings follow from the facts of all files, so memory grows with what the files keep, not with their code.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,16 +15,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from fsm.audit.catalog import RULES
+from fsm.audit.cache import Cache
 from fsm.audit.config import AuditConfig
-from fsm.audit.files import Source, find_sources, parse_source, read_source
+from fsm.audit.context import FileContext, IdNames
+from fsm.audit.errors import PathError
+from fsm.audit.extract import extract
+from fsm.audit.facts import FileFacts, as_row, from_row
+from fsm.audit.files import Source, decoded, find_sources, parse_source, read_bytes
+from fsm.audit.limits import STEPS_PER_FILE
 from fsm.audit.model import AuditResult, Finding, Owner, Skipped
-from fsm.audit.modules import Linker, Module, summarise
+from fsm.audit.modules import Module
 from fsm.audit.noqa import apply_noqa
-from fsm.audit.protection import Protection
-from fsm.audit.rules import LOCAL_RULES, construct, inherit
-from fsm.audit.rules.context import FileContext, IdNames
-from fsm.audit.scopes import Scope, build_scopes
+from fsm.audit.roles import Tree
+from fsm.audit.rules import RULES
+from fsm.audit.scopes import build_scopes
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -38,29 +40,22 @@ def audit(
     *,
     project: Path | None = None,
     progress: Progress | None = None,
-    with_map: bool = False,
+    cache: Path | None = None,
 ) -> AuditResult:
     """Find where a code base keeps execution state outside the one registry.
-
-    Args:
-        paths: Files and folders to read. Nothing of them is imported or run.
-        config: What is protected, and which rules are on; the defaults if left out.
-        project: The folder that reported paths are relative to; the current one if left out.
-        progress: Called with the number of files done and the number of all files.
-        with_map: Also find out who constructs the trackers and engines that are not protected.
-
-    Returns:
-        The findings that no ``noqa`` silences, the skipped files, and the map's material.
 
     Raises:
         PathError: A path does not exist.
     """
     started = time.perf_counter()
-    run = _Run(config or AuditConfig(), (project or Path.cwd()).resolve(), progress)
-    run.with_map = with_map
+    try:
+        folder = (project or Path.cwd()).resolve()
+    except (OSError, RuntimeError) as error:
+        raise PathError(f"the project folder cannot be reached: {error}") from None
+    run = _Run(config or AuditConfig(), folder, progress)
     with _undisturbed():
-        run.read(list(find_sources(paths, run.project, run.config.exclude)))
-        run.link()
+        sources = list(find_sources(paths, folder, run.config.exclude, run.skip))
+        run.read(sources, Cache(cache, paths, run.config))
         run.finish()
     run.result.seconds = time.perf_counter() - started
     return run.result
@@ -86,109 +81,132 @@ class _Run:
         self.config = config
         self.project = project
         self.progress = progress
-        self.with_map = False
         self.result = AuditResult()
         self.id_names = IdNames(config.id_names)
         self.modules: list[Module] = []
-        self.found: dict[str, list[Finding]] = {}
-        self.noted: dict[str, Source] = {}
-        self.owners: list[Owner] = []
-        self.words = {name.rpartition(".")[2] for name in config.protected}
-        self.mentions: set[str] = set()
-        self.rules = [(code, check) for code, check in LOCAL_RULES if any(map(config.enabled, code))]
+        self.sources: dict[str, Source] = {}
 
-    def read(self, sources: list[Source]) -> None:
-        """Pass one."""
+    def read(self, sources: list[Source], cache: Cache) -> None:
+        """Take the facts of every file."""
         if not self.config.include_tests:
             sources = [source for source in sources if not source.is_test]
-        total = len(sources)
         for done, source in enumerate(sources, start=1):
-            self._read_one(source)
+            self._read_one(source, cache)
             if self.progress is not None:
-                self.progress(done, total)
-        self.result.files = total
+                self.progress(done, len(sources))
+        self.result.files = len(sources)
+        self.result.cached = cache.hits
+        cache.save()
 
-    def _read_one(self, source: Source) -> None:
-        text = read_source(source, self.config.max_file_bytes)
+    def _read_one(self, source: Source, cache: Cache) -> None:
+        raw = read_bytes(source, self.config.max_file_bytes)
+        if isinstance(raw, Skipped):
+            self.skip(raw)
+            return
+        key = cache.key(source, raw)
+        row = cache.get(key)
+        facts = from_row(row) if row is not None else self._facts(source, raw)
+        if row is None and cache.active:
+            cache.put(key, as_row(facts))
+        for line, reason in facts.skipped:
+            self.skip(Skipped(source.shown, line, reason))
+        self.sources[source.shown] = source
+        self.modules.append(Module.of(source, facts))
+
+    def _facts(self, source: Source, raw: bytes) -> FileFacts:
+        text = decoded(source, raw)
         tree = parse_source(source, text) if isinstance(text, str) else text
         if isinstance(tree, Skipped) or isinstance(text, Skipped):
-            self._skip(tree if isinstance(tree, Skipped) else Skipped(source.shown, 1, "cannot be read"))
-            return
-        scopes = build_scopes(tree)
-        context = FileContext(source, text, scopes, self.config, self.id_names)
+            skipped = tree if isinstance(tree, Skipped) else text
+            return FileFacts(skipped=[[skipped.line, skipped.reason]])  # type: ignore[union-attr] # one of them is
+        context = FileContext(source, text, build_scopes(tree), self.config, self.id_names)
         try:
-            self.modules.append(summarise(source, scopes))
-            for _, check in self.rules:
-                check(context)
+            facts = extract(context)
+            for rule in RULES.values():
+                if rule.local is not None:
+                    rule.local(context)
         except RecursionError:
-            self._skip(Skipped(source.shown, 1, "is nested too deeply to be audited"))
+            return FileFacts(skipped=[[1, "is nested too deeply to be audited"]])
+        except Exception as error:  # one file of thousands may not end the audit of the others
+            logger.exception("%s could not be audited", source.shown, exc_info=error)
+            reason = f"could not be audited ({type(error).__name__}); this is a defect of fsm"
+            return FileFacts(skipped=[[1, reason]])
         finally:
             context.close()
-        self.owners.extend(context.owners)
-        if any(word in text for word in self.words):
-            self.mentions.add(source.shown)
-        if context.findings or "noqa" in text:
-            self.noted[source.shown] = source
-        if context.findings:
-            self.found[source.shown] = context.findings
+        facts.local = context.findings
+        facts.noqa = "noqa" in text and "FSM" in text
+        if context.work.exhausted:
+            reason = f"was judged in part: its names need more than {STEPS_PER_FILE} steps (STEPS_PER_FILE)"
+            facts.skipped.append([1, reason])
+        return facts
 
-    def _skip(self, skipped: Skipped) -> None:
+    def skip(self, skipped: Skipped) -> None:
         logger.warning("%s:%s was skipped: it %s", skipped.path, skipped.line, skipped.reason)
         self.result.skipped.append(skipped)
 
-    def link(self) -> None:
-        """Pass two."""
-        linker = Linker(self.modules)
-        inherited, self.owners = inherit.find(linker, self.owners)
-        for source, finding in inherited:
-            self.found.setdefault(source.shown, []).append(finding)
-            self.noted[source.shown] = source
-        if self.config.enabled(construct.CODE):
-            self._link_constructions(linker)
-
-    def _link_constructions(self, linker: Linker) -> None:
-        drawn = {owner.symbol for owner in self.owners if owner.role in {"tracker", "engine"}}
-        protection = Protection(linker, self.config, drawn if self.with_map else None)
-        # Subclasses and aliases may go by names that pass one did not know yet.
-        new = [word for word in protection.tokens() if not any(known in word for known in self.words)]
-        more = re.compile(rf"\b({'|'.join(map(re.escape, sorted(new)))})\b") if new else None
-        for module in self.modules:
-            source = module.source
-            known = source.shown in self.mentions
-            if not known and more is None:
-                continue
-            text = read_source(source, self.config.max_file_bytes)
-            if not isinstance(text, str) or not (known or (more is not None and more.search(text))):
-                continue
-            tree = parse_source(source, text)
-            if isinstance(tree, Skipped):
-                continue
-            self._construct(source, text, build_scopes(tree), module, protection)
-
-    def _construct(
-        self, source: Source, text: str, scopes: list[Scope], module: Module, protection: Protection
-    ) -> None:
-        context = FileContext(source, text, scopes, self.config, self.id_names)
-        try:
-            self.result.constructions.extend(construct.check(context, module, protection))
-        except RecursionError:
-            self._skip(Skipped(source.shown, 1, "is nested too deeply to be audited"))
-        finally:
-            context.close()
-        if context.findings:
-            self.found.setdefault(source.shown, []).extend(context.findings)
-            self.noted[source.shown] = source
-
     def finish(self) -> None:
-        """Apply comments, severities and the order of the report."""
+        """Judge the whole tree; apply comments, severities and the order of the report."""
+        tree = Tree(self.modules, self.config)
+        found: dict[str, list[Finding]] = {m.source.shown: [] for m in self.modules if m.facts.noqa}
+        for finding in _findings(tree, self.config):
+            found.setdefault(finding.path, []).append(finding)
         findings: list[Finding] = []
-        for shown, source in self.noted.items():
-            found = [finding for finding in self.found.get(shown, []) if self.config.enabled(finding.code)]
-            text = read_source(source, self.config.max_file_bytes)
-            if isinstance(text, str):
-                found, silenced = apply_noqa(text, found, self.config, shown)
-                self.result.suppressed += silenced
-            findings.extend(found)
+        for shown, inside in found.items():
+            findings.extend(self._commented(shown, inside))
         severity = {code: self.config.severity.get(code, rule.severity) for code, rule in RULES.items()}
-        self.result.findings = sorted(replace(found, severity=severity[found.code]) for found in findings)
-        self.result.owners = self.owners
+        self.result.findings = sorted({replace(f, severity=severity[f.code]) for f in findings})
+        self.result.owners = list(_owners(tree))
+        self.result.constructions = tree.constructions()
+
+    def _commented(self, shown: str, findings: list[Finding]) -> list[Finding]:
+        source = self.sources[shown]
+        raw = read_bytes(source, self.config.max_file_bytes)
+        text = decoded(source, raw) if isinstance(raw, bytes) else raw
+        if not isinstance(text, str):
+            return findings
+        # str.splitlines also splits at form feeds and the like, which Python does not count as lines.
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        quoted = [
+            replace(f, snippet=lines[f.line - 1].strip()[:200] if f.line <= len(lines) else "")
+            for f in findings
+        ]
+        remaining, silenced = apply_noqa(text, quoted, self.config, shown)
+        self.result.suppressed += silenced
+        return remaining
+
+
+def _findings(tree: Tree, config: AuditConfig) -> Iterator[Finding]:
+    keepers = {info.symbol for info, _ in tree.of("tracker", "engine", "breaker")}
+    for module in tree.modules:
+        for finding in module.facts.local:
+            keeper = f"{module.name}.{finding.keeper}" if finding.keeper else ""
+            # What a keeper does inside itself is reported once, as the keeper.
+            if config.enabled(finding.code) and not (
+                keeper and (keeper in keepers or tree.is_registry(keeper))
+            ):
+                yield finding
+    for rule in RULES.values():
+        if rule.find is not None and config.enabled(rule.code):
+            yield from rule.find(tree)
+
+
+def _owners(tree: Tree) -> Iterator[Owner]:
+    named = {info.symbol for info, _ in tree.of("tracker", "engine", "breaker", "record", "enum")}
+    for info, role in tree.of("tracker", "engine", "breaker", "record", "enum"):
+        held = [
+            tree.resolve(symbol, info.module) for symbols in info.fact.parts.values() for symbol in symbols
+        ]
+        held += [tree.typed(box.note, info.module) for box in info.fact.boxes if box.note]
+        held += [
+            *tree.bases(info),
+            *(tree.typed(note, info.module) for note in info.fact.fields.values() if note),
+        ]
+        uses = sorted({h.symbol for h in held if h is not None and h.symbol in named and h is not info})
+        yield Owner(
+            *(info.symbol, info.module.source.shown, info.fact.line, role.kind, role.keeps),
+            *(tuple(role.evidence.values()), tuple(uses)),
+        )
+    for finding in RULES["FSM008"].find(tree) if RULES["FSM008"].find is not None else ():
+        module = next((m for m in tree.modules if m.source.shown == finding.path), None)
+        symbol = f"{module.name if module else ''}.{finding.symbol}".removesuffix(".<module>")
+        yield Owner(symbol, finding.path, finding.line, "shared", (finding.message.split(" ")[0].strip("'"),))

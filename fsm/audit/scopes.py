@@ -59,6 +59,7 @@ _KEPT: Final = frozenset(
         ast.ExceptHandler,
         ast.Subscript,
         ast.Lambda,
+        ast.While,
     }
 )
 
@@ -119,45 +120,25 @@ class Scope:
     def of(self, kind: type[A], second: type[B], third: type[C], /) -> Iterator[A | B | C]: ...
 
     def of(self, kind: type[ast.AST], *more: type[ast.AST]) -> Iterator[Any]:
-        """Give the nodes of some kinds that stand directly in this scope.
-
-        Args:
-            kind: A class of `ast`.
-            more: Further ones.
-
-        Returns:
-            The nodes, in no promised order.
-        """
+        """Give the nodes of some kinds that stand directly in this scope."""
         nodes = self.nodes
         if not more:
             return iter(nodes.get(kind, ()))
         return chain.from_iterable([nodes[one] for one in (kind, *more) if one in nodes])
 
     def enclosing(self) -> Iterator[Scope]:
-        """Give this scope and every one around it.
-
-        Yields:
-            This scope first, the module last.
-        """
+        """Give this scope and every one around it."""
         scope: Scope | None = self
         while scope is not None:
             yield scope
             scope = scope.parent
 
     def enclosing_class(self) -> Scope | None:
-        """Find the class this scope stands in.
-
-        Returns:
-            The nearest class scope, this one included, or None.
-        """
+        """Find the class this scope stands in."""
         return next((scope for scope in self.enclosing() if scope.kind == "class"), None)
 
     def symbol(self) -> str:
-        """Name the scope for people.
-
-        Returns:
-            Its qualified name, or ``<module>``.
-        """
+        """Name the scope for people."""
         return self.qualname if self.kind != "module" else "<module>"
 
 
@@ -176,14 +157,7 @@ class Binding:
 
 
 def build_scopes(tree: ast.Module) -> list[Scope]:
-    """Walk a module once and sort its nodes by scope.
-
-    Args:
-        tree: A parsed module.
-
-    Returns:
-        The scopes, the module's own first, each before the ones inside it.
-    """
+    """Walk a module once and sort its nodes by scope."""
     root = Scope("module", "", tree, None)
     scopes = [root]
     pending: list[tuple[Scope, list[ast.stmt]]] = [(root, tree.body)]
@@ -224,6 +198,16 @@ def _fill(scope: Scope, body: list[ast.stmt]) -> list[Scope]:
     return scope.children
 
 
+def functions(scope: Scope) -> Iterator[Scope]:
+    """Give the methods of a class, those inside methods included."""
+    pending = list(reversed(scope.children))
+    while pending:
+        child = pending.pop()
+        if isinstance(child.node, FunctionNode):
+            yield child
+            pending.extend(reversed(child.children))
+
+
 _DEFINITIONS: Final = frozenset({ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef})
 
 
@@ -239,11 +223,7 @@ def _define(scope: Scope, node: ast.ClassDef | FunctionNode, stack: list[ast.AST
 
 
 def release(scopes: list[Scope]) -> None:
-    """Break the reference cycles between scopes, so that memory is freed without the collector.
-
-    Args:
-        scopes: The scopes of a module that is done with.
-    """
+    """Break the reference cycles between scopes, so that memory is freed without the collector."""
     for scope in scopes:
         scope.parent = None
         scope.children = []
@@ -253,14 +233,7 @@ def release(scopes: list[Scope]) -> None:
 
 
 def dotted(node: ast.AST | None) -> str:
-    """Spell an attribute chain.
-
-    Args:
-        node: An expression.
-
-    Returns:
-        ``a.b.c`` for such a chain of names, else the empty string.
-    """
+    """Spell an attribute chain."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -272,28 +245,14 @@ def dotted(node: ast.AST | None) -> str:
 
 
 def last_name(node: ast.AST | None) -> str:
-    """Give the last name of a chain, whatever it hangs on.
-
-    Args:
-        node: An expression.
-
-    Returns:
-        ``c`` for ``x().c`` and for ``c``, else the empty string.
-    """
+    """Give the last name of a chain, whatever it hangs on."""
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def string_of(node: ast.AST | None) -> str | None:
-    """Give the text of a string literal.
-
-    Args:
-        node: An expression.
-
-    Returns:
-        The text, or None when the node is anything else.
-    """
+    """Give the text of a string literal."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     return None

@@ -6,6 +6,7 @@ import ast
 from typing import Final
 
 from fsm.audit.files import Source
+from fsm.audit.limits import SYMBOLS_PER_EXPRESSION, Work
 from fsm.audit.modules import UNKNOWN
 from fsm.audit.names import absolute_module, bindings_of, imported_name, lookup
 from fsm.audit.scopes import Binding, Scope, dotted, last_name, string_of
@@ -28,15 +29,16 @@ _JUDGES: Final = {
 
 
 class Values:
-    """Evaluates the names of one file.
+    """Evaluates the names of one file."""
 
-    Args:
-        source: The file.
-        root: Its module scope.
-    """
-
-    def __init__(self, source: Source, root: Scope) -> None:
+    def __init__(self, source: Source, root: Scope, work: Work) -> None:
         self._source = source
+        self._work = work
+        self._known: dict[tuple[int, int], list[str]] = {}
+        self._names: dict[tuple[int, str], list[str]] = {}
+        # A node that is known by its address must not be freed before the other nodes.
+        self._kept: list[ast.AST | None] = []
+        self._inner = {child.qualname: child for child in root.children}
         self._root = root
         self._stars = [
             absolute_module(node, source)
@@ -45,20 +47,24 @@ class Values:
         ]
 
     def of(self, node: ast.AST | None, scope: Scope, depth: int = 0) -> list[str]:
-        """List the symbols an expression may stand for.
-
-        Args:
-            node: The expression.
-            scope: Where it stands.
-            depth: How many steps led here.
-
-        Returns:
-            Absolute dotted symbols, or ones that start with ``?`` where the origin is unknown.
-        """
+        """List the symbols an expression may stand for."""
         judge = _JUDGES.get(node.__class__)
         if judge is None or depth >= _DEPTH:
             return []
-        symbols: list[str] = getattr(self, judge)(node, scope, depth + 1)
+        # A name that is bound n times to one that is bound n times would be followed n * n times.
+        key = (id(node), id(scope)) if isinstance(node, ast.Name) else None
+        if key is not None and key in self._known:
+            return self._known[key]
+        if not self._work.step():
+            return []
+        if key is not None:
+            # A name that is reached again while it is followed adds nothing.
+            self._known[key] = []
+            self._kept.append(node)
+        found: list[str] = getattr(self, judge)(node, scope, depth + 1)
+        symbols = list(dict.fromkeys(found))[:SYMBOLS_PER_EXPRESSION]
+        if key is not None:
+            self._known[key] = symbols
         return symbols
 
     def _branch(self, node: ast.IfExp, scope: Scope, depth: int) -> list[str]:
@@ -75,6 +81,15 @@ class Values:
 
     def _name(self, node: ast.Name, scope: Scope, depth: int) -> list[str]:
         found = lookup(node.id, scope, self._source)
+        owner = found[0].scope if found else None
+        if owner is not None:
+            # All uses of a name that one scope binds stand for the same.
+            name = (id(owner), node.id)
+            if name not in self._names:
+                self._names[name] = []
+                bound = [symbol for binding in found for symbol in self._bound(binding, scope, depth)]
+                self._names[name] = list(dict.fromkeys(bound))[:SYMBOLS_PER_EXPRESSION]
+            return self._names[name]
         if not found:
             starred = [f"{star}.{node.id}" for star in self._stars]
             return starred or [f"{UNKNOWN}.{node.id}"]
@@ -103,15 +118,20 @@ class Values:
         return [f"{base}.{node.attr}" for base in bases] or [f"{_OBJECT}.{node.attr}"]
 
     def _class_scope(self, qualname: str) -> Scope | None:
-        return next((child for child in self._root.children if child.qualname == qualname), None)
+        return self._inner.get(qualname)
 
     def _own_attribute(self, name: str, owner: Scope, depth: int) -> list[str]:
+        key = (id(owner), f".{name}")
+        if key in self._names:
+            return self._names[key]
+        self._names[key] = []
         held: list[str] = []
         for binding in bindings_of(owner, self._source).get(name, ()):
             held.extend(self._bound(binding, owner, depth))
         for value, scope in self._instance_attributes(owner).get(name, ()):
             held.extend(self.of(value, scope, depth))
-        return held
+        self._names[key] = list(dict.fromkeys(held))[:SYMBOLS_PER_EXPRESSION]
+        return self._names[key]
 
     def _instance_attributes(self, owner: Scope) -> dict[str, list[tuple[ast.expr, Scope]]]:
         if owner.attrs is None:

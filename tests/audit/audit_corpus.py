@@ -16,6 +16,7 @@ from fsm.audit import AuditConfig, audit
 
 FOLDER = Path(__file__).parent / "corpus"
 RULES = [f"FSM00{number}" for number in range(1, 9)]
+NEWER = [f"FSM0{number}" for number in range(10, 18)]
 MARK = "# >>"
 
 
@@ -90,7 +91,7 @@ def score(code: str) -> Score:
 
 def main() -> None:
     print(f"{'rule':8}{'bad':>5}{'good':>6}{'recall':>9}{'precision':>11}")
-    for code in sys.argv[1:] or RULES:
+    for code in sys.argv[1:] or [*RULES, *NEWER]:
         measured = score(code)
         print(f"{code:8}{measured.bad:5}{measured.good:6}{measured.recall:9.1%}{measured.precision:11.1%}")
         for line in measured.misses:

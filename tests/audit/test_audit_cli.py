@@ -25,6 +25,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 def run(*arguments: str):
     return CliRunner().invoke(app, list(arguments))
 
@@ -234,7 +239,7 @@ def test_the_map_shows_who_constructs_an_unprotected_tracker(project: Path):
     drawing = (project / "map.mmd").read_text(encoding="utf-8")
     node = re.search(r'(n\d+)\[\("book\.Ledger<br/>', drawing)
     assert node
-    assert f'["use.go"] -- constructs --> {node[1]}\n' in drawing
+    assert f'["use.go"] == constructs ==> {node[1]}\n' in drawing
 
 
 def test_the_report_can_go_to_a_file(project: Path):

@@ -9,8 +9,8 @@ from audit_corpus import RULES, Snippet, score, snippets
 
 import fsm
 from fsm.audit import AuditConfig, audit
-from fsm.audit.catalog import RULES as CATALOG
 from fsm.audit.config import CODES
+from fsm.audit.rules import RULES as CATALOG
 
 ENOUGH = 12
 

@@ -1,22 +1,34 @@
-"""The rules: each module finds one kind of second source of truth in one file."""
+"""The rules: each module finds one kind of second source of truth, and is all that there is to a rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Final
 
-from fsm.audit.rules import breakers, ids, shared, tables, trackers, writes
-from fsm.audit.rules.context import FileContext
+from fsm.audit.errors import AuditError
+from fsm.audit.rule import Rule
 
-Check = Callable[[FileContext], None]
+RULES: Final[dict[str, Rule]] = {
+    rule.code: rule
+    for rule in sorted(
+        (
+            import_module(f"{__name__}.{m.name}").RULE
+            for m in iter_modules(__path__)
+            if m.name.startswith("fsm")
+        ),
+        key=lambda rule: str(rule.code),
+    )
+}
 
-# FSM001 is not here: it needs all modules, and runs in a second pass. The writes come after the trackers,
-# since what a second tracker does inside itself is reported once, as the tracker.
-LOCAL_RULES: Final[tuple[tuple[tuple[str, ...], Check], ...]] = (
-    ((ids.CODE,), ids.check),
-    ((trackers.TRACKER, trackers.ENGINE), trackers.check),
-    ((tables.CODE,), tables.check),
-    ((writes.CODE,), writes.check),
-    ((breakers.CODE,), breakers.check),
-    ((shared.CODE,), shared.check),
-)
+
+def explain(code: str) -> str:
+    """Explain a rule with a bad and a good example.
+
+    Raises:
+        AuditError: No rule has that code.
+    """
+    rule = RULES.get(code.upper())
+    if rule is None:
+        raise AuditError(f"no rule is called {code!r}; the rules are {', '.join(RULES)}")
+    return rule.explain()

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from fsm.audit.containers import own_attribute, spelled
+from fsm.audit.context import FileContext
+from fsm.audit.lifecycle import is_record, is_state_member
 from fsm.audit.names import snake
-from fsm.audit.rules.containers import own_attribute
-from fsm.audit.rules.context import FileContext
-from fsm.audit.rules.lifecycle import is_record, is_state_member
-from fsm.audit.rules.trackers import matches_name
+from fsm.audit.rule import Rule
 from fsm.audit.scopes import Scope, last_name, string_of
 
 CODE: Final = "FSM006"
@@ -25,16 +25,11 @@ _FOREIGN: Final = re.compile(
 
 
 def check(context: FileContext) -> None:
-    """Report states of executions that are written without the tracker.
-
-    Args:
-        context: The file.
-    """
-    owners = {owner.symbol for owner in context.owners}
+    """Report states of executions that are written without the tracker."""
     for scope in context.scopes:
         inside = scope.enclosing_class()
-        if inside is not None and _is_keeper(f"{context.source.module}.{inside.qualname}", owners, context):
-            continue
+        # What a keeper does inside itself is reported once, as the keeper; who is one is known at the end.
+        context.keeper = inside.qualname if inside is not None else ""
         for target, value, where in _writes(scope):
             what = _judge(target, value, context)
             if what:
@@ -43,11 +38,7 @@ def check(context: FileContext) -> None:
             what = _called(call, context)
             if what:
                 context.report(CODE, call, f"{what} is written around the tracker", scope)
-
-
-def _is_keeper(name: str, owners: set[str], context: FileContext) -> bool:
-    """Say whether a class keeps executions: the registry may, and another is reported as a whole."""
-    return name in owners or matches_name(name, context.config.tracker_patterns)
+    context.keeper = ""
 
 
 def _writes(scope: Scope) -> Iterator[tuple[ast.expr, ast.expr | None, ast.AST]]:
@@ -101,7 +92,7 @@ def _attribute(
     record = is_record(base)
     owner = snake(last_name(base))
     if record or (not _FOREIGN.search(owner) and _means_execution(value)):
-        return f"{name!r} of {ast.unparse(base)[:60]}"
+        return f"{name!r} of {spelled(base)}"
     return ""
 
 
@@ -132,8 +123,28 @@ def _mutated(call: ast.Call, base: ast.expr, name: str, context: FileContext) ->
         keys = {keyword.arg for keyword in call.keywords}
         keys.update(string_of(key) for arg in call.args if isinstance(arg, ast.Dict) for key in arg.keys)
         if keys & set(context.config.state_names):
-            return f"a state of {ast.unparse(base.value)[:60]}"
+            return f"a state of {spelled(base.value)}"
     private = held.startswith("_") and isinstance(base, ast.Attribute) and not own_attribute(base)
     if private and _REGISTRY.match(snake(held)):
         return f"the registry {held!r}"
     return ""
+
+
+RULE: Final = Rule(
+    "FSM006",
+    "a state written around the tracker",
+    "error",
+    why="A state that no transition led to has no guard, no journal row and no deadline.",
+    hint="Fire the event (tracker.fire(execution_id, 'complete')) and let the table decide.",
+    bad="""
+        def give_up(execution):
+            execution.state = "failed"
+    """,
+    good="""
+        from fsm import get_tracker
+
+        def give_up(execution):
+            get_tracker().fire(execution.id, "fail", retryable=False)
+    """,
+    local=check,
+)

@@ -6,9 +6,10 @@ import ast
 import re
 from typing import Final
 
+from fsm.audit.context import FileContext
+from fsm.audit.lifecycle import ENDED_WORDS, OPEN_WORDS, WORDS, is_state_member, state_word
 from fsm.audit.names import snake
-from fsm.audit.rules.context import FileContext
-from fsm.audit.rules.lifecycle import ENDED_WORDS, OPEN_WORDS, WORDS, is_state_member, state_word
+from fsm.audit.rule import Rule
 from fsm.audit.scopes import FunctionNode, Scope, dotted, last_name, string_of
 
 CODE: Final = "FSM004"
@@ -21,11 +22,7 @@ _FEW: Final = 2
 
 
 def check(context: FileContext) -> None:
-    """Report tables of states and their successors, and enums with transition checks of their own.
-
-    Args:
-        context: The file.
-    """
+    """Report tables of states and their successors, and enums with transition checks of their own."""
     for scope in context.scopes:
         for node in scope.of(ast.Dict):
             if _is_table(node):
@@ -114,7 +111,11 @@ def _enum(context: FileContext, scope: Scope) -> None:
             )
             return
     for other in context.scopes:
-        if isinstance(other.node, FunctionNode) and _compares_members(other, scope.name):
+        if (
+            isinstance(other.node, FunctionNode)
+            and context.work.step()
+            and _compares_members(other, scope.name)
+        ):
             message = f"{scope.name} lists lifecycle states and {other.qualname}() checks their transitions"
             context.report(
                 CODE, scope.node, f"{message}: a second table of transitions", scope, span=other.node
@@ -132,3 +133,26 @@ def _compares_members(function: Scope, enum: str) -> bool:
             options = side.elts if isinstance(side, (ast.Tuple, ast.Set, ast.List)) else [side]
             members += sum(dotted(option).startswith(f"{enum}.") for option in options)
     return members >= _FEW
+
+
+RULE: Final = Rule(
+    "FSM004",
+    "a second table of transitions",
+    "error",
+    why="Two tables disagree after the next change, and what one allows the other refuses.",
+    hint="Declare the machine once, or derive one with EXECUTION.extend(…), and ask it with tracker.allowed(…).",
+    bad="""
+        ALLOWED = {
+            "pending": {"running", "cancelled"},
+            "running": {"completed", "failed", "cancelled"},
+            "completed": set(),
+        }
+    """,
+    good="""
+        from fsm import get_tracker
+
+        def may(execution_id, event):
+            return event in get_tracker().allowed(execution_id)
+    """,
+    local=check,
+)

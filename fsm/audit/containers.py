@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from fsm.audit.files import printable
+from fsm.audit.limits import LONGEST_NAME
 from fsm.audit.scopes import Scope, last_name
 
 _MAPPINGS: Final = {
@@ -61,15 +63,21 @@ MUTATORS: Final = frozenset(
 )
 
 
+def spelled(node: ast.expr, longest: int = 60) -> str:
+    """Write an expression for a message."""
+    try:
+        return printable(ast.unparse(node)[:longest])
+    except (ValueError, RecursionError):
+        return "…"
+
+
+def spelled_type(node: ast.expr) -> str:
+    """Write an annotation, as far as it is judged."""
+    return spelled(node, LONGEST_NAME)
+
+
 def outermost(node: ast.expr) -> ast.expr:
-    """Give what a chain of subscripts hangs on.
-
-    Args:
-        node: An expression.
-
-    Returns:
-        ``x`` of ``x[a][b]``, and anything else itself.
-    """
+    """Give what a chain of subscripts hangs on."""
     # self._by_user[user_id][execution_id] is kept in self._by_user.
     while isinstance(node, ast.Subscript):
         node = node.value
@@ -77,14 +85,7 @@ def outermost(node: ast.expr) -> ast.expr:
 
 
 def stores(scope: Scope) -> Iterator[tuple[ast.expr, ast.expr | None]]:
-    """Give every target that a scope assigns to, tuples taken apart.
-
-    Args:
-        scope: The scope.
-
-    Yields:
-        The target, and the value where it is known.
-    """
+    """Give every target that a scope assigns to, tuples taken apart."""
     for node in scope.of(ast.Assign):
         for target in node.targets:
             yield from _unpacked(target, node.value)
@@ -105,14 +106,7 @@ def _unpacked(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[ast.ex
 
 
 def own_attribute(node: ast.AST | None) -> str:
-    """Name an attribute of the object or class a method belongs to.
-
-    Args:
-        node: An expression.
-
-    Returns:
-        ``x`` for ``self.x`` and ``cls.x``, else the empty string.
-    """
+    """Name an attribute of the object or class a method belongs to."""
     if (
         isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
@@ -123,26 +117,12 @@ def own_attribute(node: ast.AST | None) -> str:
 
 
 def plain_name(target: ast.expr) -> str:
-    """Name a variable.
-
-    Args:
-        target: An assignment target.
-
-    Returns:
-        The name, or the empty string for attributes and the like.
-    """
+    """Name a variable."""
     return target.id if isinstance(target, ast.Name) else ""
 
 
 def is_field(value: ast.expr | None) -> bool:
-    """Say whether a value in a class body declares a field, of which every object has its own.
-
-    Args:
-        value: The value, if there is one.
-
-    Returns:
-        True for a bare annotation, for calls with a factory, and for field() and its relatives.
-    """
+    """Say whether a value in a class body declares a field, of which every object has its own."""
     if value is None:
         return True
     if not isinstance(value, ast.Call):
@@ -152,15 +132,7 @@ def is_field(value: ast.expr | None) -> bool:
 
 
 def container_kind(value: ast.expr | None, annotation: str = "") -> str:
-    """Say what kind of container an expression makes.
-
-    Args:
-        value: The expression.
-        annotation: Its declared type, as text.
-
-    Returns:
-        ``mapping``, ``sequence`` or the empty string.
-    """
+    """Say what kind of container an expression makes."""
     if isinstance(value, ast.BoolOp):
         # What a caller may hand in falls back to a container of its own.
         value = value.values[-1]

@@ -7,10 +7,11 @@ import re
 from bisect import bisect_left
 from typing import Final
 
+from fsm.audit.context import FileContext
+from fsm.audit.lifecycle import is_record
 from fsm.audit.made import is_id_maker
 from fsm.audit.names import snake
-from fsm.audit.rules.context import FileContext
-from fsm.audit.rules.lifecycle import is_record
+from fsm.audit.rule import Rule
 from fsm.audit.scopes import FunctionNode, Scope, last_name, string_of
 
 CODE: Final = "FSM002"
@@ -25,11 +26,7 @@ _KEYED_CALLS: Final = {"get": 1, "pop": 1, "setdefault": 1, "getattr": 2, "setat
 
 
 def check(context: FileContext) -> None:
-    """Report every execution id that the file makes by hand.
-
-    Args:
-        context: The file.
-    """
+    """Report every execution id that the file makes by hand."""
     lines = context.id_names.mentions(context.text)
     if not lines:
         return
@@ -145,14 +142,7 @@ def _defaults(args: ast.arguments, ids: _Ids) -> None:
 
 
 def target_name(target: ast.expr) -> str:
-    """Name what an assignment writes to.
-
-    Args:
-        target: An assignment target.
-
-    Returns:
-        The variable, the attribute or the constant key; the empty string for anything else.
-    """
+    """Name what an assignment writes to."""
     if isinstance(target, ast.Name):
         return target.id
     if isinstance(target, ast.Attribute):
@@ -181,3 +171,27 @@ def _elements(value: ast.expr) -> list[ast.expr]:
     if isinstance(value, (ast.ListComp, ast.SetComp, ast.GeneratorExp)):
         return [value.elt]
     return [value]
+
+
+RULE: Final = Rule(
+    "FSM002",
+    "an execution id made by hand",
+    "error",
+    why="An id that the registry did not hand out belongs to no execution: logs point nowhere.",
+    hint="Take the id from tracker.create(…).id, or name what may make ids in id_makers.",
+    bad="""
+        import uuid
+
+        def start(agent):
+            execution_id = f"exec_{uuid.uuid4().hex[:8]}"
+            return agent.run(execution_id)
+    """,
+    good="""
+        from fsm import get_tracker
+
+        def start(agent, user, thread):
+            execution = get_tracker().create(agent.name, user_id=user, thread_id=thread)
+            return agent.run(execution.id)
+    """,
+    local=check,
+)

@@ -6,11 +6,16 @@ import ast
 import re
 from typing import Final
 
+from fsm.audit.limits import LONGEST_NAME
 from fsm.audit.names import snake
 from fsm.audit.scopes import last_name, string_of
 
 OPEN_WORDS: Final = {
     "created",
+    "submitted",
+    "received",
+    "retry",
+    "inprogress",
     "new",
     "init",
     "initialized",
@@ -46,6 +51,18 @@ OPEN_WORDS: Final = {
     "awaiting_input",
     "circuit_breaker_open",
 }
+ACTIVE_WORDS: Final = {
+    "running",
+    "started",
+    "executing",
+    "processing",
+    "in_progress",
+    "working",
+    "active",
+    "thinking",
+    "queued",
+}
+"""Words of what runs; an order or a ticket has a state as well, and none of these."""
 ENDED_WORDS: Final = {
     "completed",
     "complete",
@@ -67,6 +84,11 @@ ENDED_WORDS: Final = {
     "dead",
     "killed",
     "expired",
+    "finish",
+    "fail",
+    "ok",
+    "interrupted",
+    "rejected",
 }
 WORDS: Final = OPEN_WORDS | ENDED_WORDS
 # Machines of other things share the words: a connection, a task of a scheduler, an order.
@@ -77,15 +99,16 @@ _RECORD: Final = re.compile(
 )
 
 
+_STATE_NAME: Final = re.compile(r"(^|_)(state|status|phase)$")
+
+
+def is_state_name(name: str, known: list[str]) -> bool:
+    """Say whether an attribute or key holds a state: the configured names, and what ends in state, status or phase."""
+    return name in known or _STATE_NAME.search(name[:LONGEST_NAME]) is not None
+
+
 def state_word(node: ast.AST | None) -> str:
-    """Give the lifecycle word an expression stands for.
-
-    Args:
-        node: A string, an enum member such as ``ExecutionState.RUNNING``, or its ``.value``.
-
-    Returns:
-        The word in snake case, or the empty string.
-    """
+    """Give the lifecycle word an expression stands for."""
     text = string_of(node)
     if text is None and isinstance(node, ast.Attribute):
         text = last_name(node.value) if node.attr in {"value", "name"} else node.attr
@@ -96,28 +119,14 @@ def state_word(node: ast.AST | None) -> str:
 
 
 def is_state_member(node: ast.AST | None) -> bool:
-    """Say whether an expression is a member of an enum of states, whatever the member is called.
-
-    Args:
-        node: An expression.
-
-    Returns:
-        True for ``AgentPhase.WARMING`` and ``RunState.X.value``.
-    """
+    """Say whether an expression is a member of an enum of states, whatever the member is called."""
     if isinstance(node, ast.Attribute) and node.attr in {"value", "name"}:
         node = node.value
     return isinstance(node, ast.Attribute) and _ENUM.search(last_name(node.value)) is not None
 
 
 def is_record(node: ast.AST | None) -> bool:
-    """Say whether an expression is called like the record of an execution.
-
-    Args:
-        node: A name, an attribute, a subscript or a call.
-
-    Returns:
-        True for ``execution``, ``self.current_run``, ``executions[id]`` and ``tracker.get_execution(id)``.
-    """
+    """Say whether an expression is called like the record of an execution."""
     if isinstance(node, ast.Subscript):
         node = node.value
     if isinstance(node, ast.Await):

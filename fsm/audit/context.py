@@ -8,10 +8,10 @@ from typing import Final
 
 from fsm.audit.config import AuditConfig
 from fsm.audit.files import Source
+from fsm.audit.limits import Work
 from fsm.audit.made import Maker
-from fsm.audit.model import Finding, Owner
-from fsm.audit.names import is_double_name, snake
-from fsm.audit.rules.profile import ClassProfile
+from fsm.audit.model import Finding
+from fsm.audit.names import snake
 from fsm.audit.scopes import FunctionNode, Scope, last_name, release
 
 _LONGEST: Final = 80
@@ -19,11 +19,7 @@ _TAIL = re.compile(r"(_?(\d+|[a-z]|str|hex|value|first|second|one|two|user_?\d+|
 
 
 class IdNames:
-    """Says whether a name means an execution id.
-
-    Args:
-        names: The configured names, in snake case.
-    """
+    """Says whether a name means an execution id."""
 
     __slots__ = ("_known", "_pattern", "_spellings")
 
@@ -38,28 +34,14 @@ class IdNames:
         self._known: dict[str, bool] = {}
 
     def __call__(self, name: str) -> bool:
-        """Judge one name.
-
-        Args:
-            name: An identifier, a dictionary key or a keyword.
-
-        Returns:
-            True for ``execution_id``, ``test_run_id``, ``executionId``, ``EXECUTION_ID_2`` and the like.
-        """
+        """Judge one name."""
         known = self._known.get(name)
         if known is None:
             known = self._known[name] = self._judge(name)
         return known
 
     def mentions(self, text: str) -> list[int]:
-        """Find where a text may speak of such an id at all; looking closer elsewhere is a waste of time.
-
-        Args:
-            text: The text of a file.
-
-        Returns:
-            Line numbers in rising order.
-        """
+        """Find where a text may speak of such an id at all; looking closer elsewhere is a waste of time."""
         lowered = text.lower()
         places: list[int] = []
         for spelling in self._spellings:
@@ -84,28 +66,19 @@ class IdNames:
 
 
 class FileContext:
-    """One file on its way through the rules.
-
-    Args:
-        source: The file.
-        text: Its text.
-        scopes: Its scopes, the module's first.
-        config: The configuration.
-        id_names: Judges names of execution ids; shared between files for its memory.
-    """
+    """One file on its way through the rules."""
 
     __slots__ = (
-        "_lines",
-        "_profiles",
         "_signatures",
         "config",
         "findings",
         "id_names",
+        "keeper",
         "maker",
-        "owners",
         "scopes",
         "source",
         "text",
+        "work",
     )
 
     def __init__(
@@ -116,42 +89,19 @@ class FileContext:
         self.scopes = scopes
         self.config = config
         self.id_names = id_names
-        self.maker = Maker(source, tuple(config.id_makers), id_names)
+        self.work = Work()
+        self.maker = Maker(source, tuple(config.id_makers), id_names, self.work)
         self.findings: list[Finding] = []
-        self.owners: list[Owner] = []
-        self._lines: list[str] | None = None
-        self._profiles: list[ClassProfile] | None = None
+        self.keeper = ""
         self._signatures: dict[str, list[str]] | None = None
 
     def close(self) -> None:
         """Let go of the syntax tree, without waiting for the collector to find the cycles."""
-        self._profiles = None
-        self._lines = None
         release(self.scopes)
         self.scopes = []
 
-    def profiles(self) -> list[ClassProfile]:
-        """Profile the classes of the file, once for all rules.
-
-        Returns:
-            A profile per class that is no stand-in for tests; none of a test file's.
-        """
-        if self._profiles is None:
-            classes = [] if self.source.is_test else [s for s in self.scopes if s.kind == "class"]
-            self._profiles = [ClassProfile(self, s) for s in classes if not is_double_name(s.name)]
-        return self._profiles
-
     def parameters_of(self, func: ast.expr, scope: Scope) -> list[str]:
-        """Name the positional parameters of a function or class that this file defines.
-
-        Args:
-            func: What is called.
-            scope: Where.
-
-        Returns:
-            The names in order, without ``self``; empty for anything from elsewhere, and where none of them
-            means an execution id.
-        """
+        """Name the positional parameters of a function or class that this file defines."""
         if not self.has_id_parameters():
             return []
         if isinstance(func, ast.Name):
@@ -164,11 +114,7 @@ class FileContext:
         return (self._signatures or {}).get(name, [])
 
     def has_id_parameters(self) -> bool:
-        """Say whether the file defines anything that is handed an execution id by position.
-
-        Returns:
-            True for a function or dataclass with such a parameter.
-        """
+        """Say whether the file defines anything that is handed an execution id by position."""
         if self._signatures is None:
             every = signatures(self.scopes).items()
             self._signatures = {name: names for name, names in every if any(map(self.id_names, names))}
@@ -177,15 +123,7 @@ class FileContext:
     def report(
         self, code: str, node: ast.AST, message: str, scope: Scope, *, span: ast.AST | None = None
     ) -> None:
-        """Record a finding.
-
-        Args:
-            code: The rule.
-            node: Where it is.
-            message: What is wrong, in one sentence.
-            scope: The scope it stands in.
-            span: The statement whose last line may carry a ``noqa``; the node itself by default.
-        """
+        """Record a finding."""
         line: int = getattr(node, "lineno", 1)
         end: int = getattr(span if span is not None else node, "end_lineno", None) or line
         self.findings.append(
@@ -196,35 +134,14 @@ class FileContext:
                 code=code,
                 message=message,
                 symbol=scope.symbol(),
-                snippet=self.line(line),
                 end_line=end,
+                keeper=self.keeper,
             )
         )
 
-    def line(self, number: int) -> str:
-        """Give one line of the file without its indentation.
-
-        Args:
-            number: The line, counted from 1.
-
-        Returns:
-            The stripped line, cut at 200 characters.
-        """
-        if self._lines is None:
-            # str.splitlines also splits at form feeds and the like, which Python does not count as lines.
-            self._lines = self.text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        return self._lines[number - 1].strip()[:200] if 0 < number <= len(self._lines) else ""
-
 
 def signatures(scopes: list[Scope]) -> dict[str, list[str]]:
-    """List the positional parameters of what a file defines.
-
-    Args:
-        scopes: The scopes of the file.
-
-    Returns:
-        Names in order under each function's or class's qualified name; a dataclass has its fields.
-    """
+    """List the positional parameters of what a file defines."""
     found: dict[str, list[str]] = {}
     for scope in scopes:
         node = scope.node

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 
-from fsm.stores.base import BreakerEntry, BreakerRow
+from fsm.stores.base import BREAKER_LINES, BreakerEntry, BreakerRow
 
 
 class MemoryBreakers:
@@ -13,7 +14,9 @@ class MemoryBreakers:
     def __init__(self) -> None:
         """Begin with no row."""
         self._breakers: dict[str, BreakerRow] = {}
-        self._breaker_journal: list[BreakerEntry] = []
+        self._breaker_journal: dict[int, BreakerEntry] = {}  # by position, in order
+        self._breaker_lines: dict[str, deque[int]] = {}  # the positions of each key, the oldest first
+        self._breaker_position = 0
         self._swapping = threading.Lock()
 
     def _check_open(self) -> None:
@@ -36,8 +39,14 @@ class MemoryBreakers:
                 return False
             self._breakers[row.key] = row
             if entry is not None:
-                position = len(self._breaker_journal) + 1
-                self._breaker_journal.append(entry._replace(position=position))
+                self._breaker_position += 1
+                self._breaker_journal[self._breaker_position] = entry._replace(
+                    position=self._breaker_position
+                )
+                lines = self._breaker_lines.setdefault(row.key, deque())
+                lines.append(self._breaker_position)
+                while len(lines) > BREAKER_LINES:
+                    self._breaker_journal.pop(lines.popleft(), None)
             return True
 
     def breaker_list(self) -> list[BreakerRow]:
@@ -46,13 +55,18 @@ class MemoryBreakers:
             self._check_open()
             return [self._breakers[key] for key in sorted(self._breakers)]
 
-    def breaker_changes(self, after: int, limit: int, key: str | None = None) -> list[BreakerEntry]:
-        """Return the journal after a position."""
+    def breaker_changes(
+        self, after: int, limit: int, key: str | None = None, before: int | None = None
+    ) -> list[BreakerEntry]:
+        """Return lines of the journal between two positions: the first of them, or the last before `before`."""
         with self._swapping:
             self._check_open()
-            fits = (one for one in self._breaker_journal[max(0, after) :] if key is None or one.key == key)
-            return [one for one, _ in zip(fits, range(limit), strict=False)]
+            positions = self._breaker_journal if key is None else self._breaker_lines.get(key, ())
+            found = [at for at in positions if at > after and (before is None or at < before)]
+            chosen = found[:limit] if before is None else found[max(0, len(found) - limit) :]
+            return [self._breaker_journal[at] for at in chosen]
 
     def breaker_position(self) -> int:
         """Return the journal's last position."""
-        return len(self._breaker_journal)
+        self._check_open()
+        return self._breaker_position

@@ -7,6 +7,7 @@ executions that itself waits for another process.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from fsm.stores.base import BreakerEntry, BreakerRow
 from fsm.stores.sqlite.connect import explain, patiently
 from fsm.stores.sqlite.pool import Pool
+
+logger = logging.getLogger(__name__)
 
 SWAP_LIMIT_S = 2.0
 """So long, in seconds, a swap waits for other writers; a breaker then goes on alone rather than stop its callers."""
@@ -82,13 +85,20 @@ class SqliteBreakers:
         """Return every row, by key."""
         return [_row(row) for row in self._rows(f"{_SELECT} ORDER BY key")]
 
-    def breaker_changes(self, after: int, limit: int, key: str | None = None) -> list[BreakerEntry]:
-        """Return the journal after a position."""
-        where, values = (
-            ("position > ?", [after]) if key is None else ("key = ? AND position > ?", [key, after])
-        )
-        rows = self._rows(f"{_ENTRY} WHERE {where} ORDER BY position LIMIT ?", (*values, limit))
-        return [BreakerEntry(*row) for row in rows]
+    def breaker_changes(
+        self, after: int, limit: int, key: str | None = None, before: int | None = None
+    ) -> list[BreakerEntry]:
+        """Return lines of the journal between two positions: the first of them, or the last before `before`."""
+        where, values = ["position > ?"], [after]
+        if before is not None:
+            where, values = [*where, "position < ?"], [*values, before]
+        ask: tuple[Any, ...] = (*values, limit)
+        if key is not None:
+            where, ask = ["key = ?", *where], (key, *ask)
+        direction = "" if before is None else " DESC"
+        rows = self._rows(f"{_ENTRY} WHERE {' AND '.join(where)} ORDER BY position{direction} LIMIT ?", ask)
+        entries = [BreakerEntry(*row) for row in rows]
+        return entries if before is None else entries[::-1]
 
     def breaker_position(self) -> int:
         """Return the journal's last position."""
@@ -97,5 +107,15 @@ class SqliteBreakers:
 
 
 def _row(row: tuple[Any, ...]) -> BreakerRow:
-    probes = tuple((token, expires_at) for token, expires_at in json.loads(row[8])) if row[8] else ()
-    return BreakerRow._make((*row[:8], probes, *row[9:]))
+    return BreakerRow._make((*row[:8], _probes(row[8]), *row[9:]))
+
+
+def _probes(text: str | None) -> tuple[tuple[str, float], ...]:
+    """Read the probes in flight; of a damaged list none is, as if their leases had run out."""
+    if not text:
+        return ()
+    try:
+        return tuple((str(token), float(expires_at)) for token, expires_at in json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        logger.error("%s is no list of a breaker's probes: it is read as an empty one", text[:80])  # noqa: TRY400
+        return ()

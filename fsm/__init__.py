@@ -30,6 +30,7 @@ from fsm.errors import (
     Refused,
     StoreTooNew,
     StoreUnavailable,
+    UnknownBreaker,
     UnknownExecution,
     UnknownMachine,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "Timeouts",
     "Tracker",
     "Transition",
+    "UnknownBreaker",
     "UnknownExecution",
     "UnknownMachine",
     "configure",

@@ -32,6 +32,7 @@ from fsm.errors import (
     Refused,
     StoreTooNew,
     StoreUnavailable,
+    UnknownBreaker,
     UnknownExecution,
     UnknownMachine,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "Timeouts",
     "Tracker",
     "Transition",
+    "UnknownBreaker",
     "UnknownExecution",
     "UnknownMachine",
     "configure",

@@ -140,6 +140,21 @@ class UnknownMachine(FsmError):
         super().__init__(f"unknown machine {name!r}{hint} Known: {', '.join(known) or 'none'}")
 
 
+class UnknownBreaker(FsmError):
+    """No breaker of that key has ever changed its state here; `near` are known keys that are written alike."""
+
+    def __init__(self, key: str, known: Sequence[str] = ()) -> None:
+        self.key = key
+        from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
+
+        self.near = tuple(get_close_matches(key, known))
+        hint = f"; did you mean {' or '.join(map(repr, self.near))}?" if self.near else ""
+        super().__init__(
+            f"unknown breaker {key!r}: none of that key has ever opened in this store (one that never did leaves no "
+            f"trace in it){hint}"
+        )
+
+
 class BadPayload(FsmError, ValueError):
     """An argument or an event's payload has a wrong name, type or value. Nothing was changed."""
 

@@ -12,10 +12,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fsm import BreakerOpen
+from fsm import BreakerOpen, StoreUnavailable
 from fsm.breakers import Consecutive, Policy
 from fsm.cli.breakers import breaker_command, breakers_command
 from fsm.process import fresh_tracker
+from fsm.stores.sqlite.store import SqliteStore
 
 
 @pytest.fixture
@@ -85,8 +86,12 @@ def test_orders(url, order, state):
 
 
 def test_an_order_to_a_key_that_was_never_used(url):
-    """A breaker can be held open before its first call."""
-    data(url, "breaker", "new", "open")
+    """A breaker can be held open before its first call, and the answer says that the key is new."""
+    assert data(url, "breaker", "new", "open")["new"] is True
+    assert data(url, "breaker", "new", "disable")["new"] is False
+    assert data(url, "breaker", "new", "open")["breaker"]["state"] == "forced_open"
+    shown = run(url, "breaker", "openai:gpt5", "open")
+    assert (shown.returncode, "new: " in shown.stdout, "'openai:gpt-5'" in shown.stdout) == (0, True, True)
     with fresh_tracker(url) as tracker, pytest.raises(BreakerOpen):
         tracker.breakers.acquire("new")
 
@@ -102,6 +107,57 @@ def test_looking_at_one(url):
     assert shown.returncode == 0
     assert "ConnectionError: refused" in shown.stdout
     assert [one["event"] for one in data(url, "breaker", "openai:gpt-5")["history"]] == ["trip"]
+
+
+@pytest.mark.parametrize("order", [(), ("reset",)])
+def test_a_key_that_nothing_is_known_of(url, order):
+    """To look at an unknown key, or to reset it, is a mistake with exit code 2 that names keys written alike."""
+    for form in ((), ("--json",)):
+        done = run(url, "breaker", "openai:gpt5", *order, *form)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "unknown breaker 'openai:gpt5'" in done.stderr
+        assert "did you mean 'openai:gpt-5'?" in done.stderr
+    assert [one["key"] for one in data(url, "breakers")["breakers"]] == ["openai:gpt-5"], (
+        "nothing was written"
+    )
+
+
+def test_the_last_changes_are_shown(url):
+    """The history that is shown ends with the last change, however many there were before."""
+    with fresh_tracker(f"{url}?synchronous=NORMAL") as tracker:
+        for number in range(600):
+            tracker.breakers.force_open("k", why=f"open {number}")
+            tracker.breakers.reset("k", why=f"reset {number}")
+    shown = data(url, "breaker", "k")["history"]
+    assert (len(shown), shown[-1]["why"], shown[0]["why"]) == (20, "reset 599", "open 590")
+
+
+def test_a_store_that_cannot_be_read(url, monkeypatch, capsys):
+    """A store that does not answer is said with exit code 2, and is no store without breakers."""
+
+    def down(*_args):
+        raise StoreUnavailable("the disk is gone")
+
+    for name in ("breaker_list", "breaker_position"):
+        monkeypatch.setattr(SqliteStore, name, down)
+    app = typer.Typer()
+    app.command("breakers")(breakers_command)
+    app.command("breaker")(breaker_command)
+    for arguments in (["breakers"], ["breaker", "k"]):
+        with fresh_tracker(url) as tracker:
+            monkeypatch.setattr(
+                "fsm.cli.breakers.open_tracker", lambda *_args, tracker=tracker, **_kw: tracker
+            )
+            done = CliRunner().invoke(app, [*arguments, "--store", url])
+        assert done.exit_code == 2
+        assert "the disk is gone" in capsys.readouterr().err + done.output
+
+
+@pytest.mark.parametrize("key", ["a\nb", "\x1b[31m", "x" * 501, "\udce9"])
+def test_odd_keys(url, key):
+    """A key that is none is said in a line, with exit code 2."""
+    done = run(url, "breaker", key, "open")
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (2, "", False)
 
 
 def test_mistakes(url, tmp_path):

@@ -32,6 +32,7 @@ from fsm.errors import (
     Refused,
     StoreTooNew,
     StoreUnavailable,
+    UnknownBreaker,
     UnknownExecution,
     UnknownMachine,
 )
@@ -42,6 +43,7 @@ ERRORS: list[FsmError] = [
     InvalidMachine("m", [Finding("trap", "a", "nothing leads out", "Add a row")]),
     Refused(REFUSAL),
     UnknownExecution("exec_1", "it is too short"),
+    UnknownBreaker("openai:gpt5", ("openai:gpt-5",)),
     UnknownMachine("executor", ("execution", "breaker")),
     BadPayload("wrong"),
     MalformedId("x", "too short"),

@@ -4,13 +4,20 @@ While it is closed and all is well, a call reads two numbers: `fast_in` on its w
 No lock, no store, no run of the machine. Everything else goes through `take` and `leave`, and what changes the row
 goes through the table and the shared store, one compare-and-set at a time.
 
-Two locks: `_noting` guards what this process has seen, for microseconds; `_changing` makes the changes of the row
-one after another and may wait for a disk. Neither is held while anybody's call runs.
+Two sections: `_noting` guards what this process has seen, for microseconds; `_changing` makes the changes of the row
+one after another and may wait for a disk. Neither is entered while anybody's call runs.
+
+What goes wrong in here (a classifier that raises, a store, a log handler) is logged and counted, and never replaces
+what the call itself came to. An interrupt at any line loses no probe: what a ``with`` block holds is known by a weak
+reference from before it is asked for until it is settled, and one that nobody holds any more is given back by the
+next one who asks, looks or polls (`reap`).
 """
 
 from __future__ import annotations
 
 import logging
+import weakref
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fsm import ids
@@ -24,16 +31,29 @@ from fsm.breakers.core import (
     unseen,
     wait_s,
 )
+from fsm.breakers.foreign import DROPPED, say, storable, why_of
 from fsm.breakers.policy import Policy
+from fsm.breakers.section import Section
 from fsm.breakers.shared import Shared
-from fsm.breakers.verdicts import CANCELLED, FAILURE, Classifier, Kind, Verdict, is_cancellation
-from fsm.breakers.windows import Recorder
+from fsm.breakers.verdicts import (
+    CANCELLED,
+    FAILURE,
+    SUCCESS,
+    Classifier,
+    Kind,
+    Verdict,
+    http_result,
+    is_cancellation,
+    of_error,
+    sound,
+)
+from fsm.breakers.windows import Recorder, Standing
 from fsm.errors import BreakerOpen
-from fsm.locks import Lock
 from fsm.stores.base import BreakerRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from fsm.breakers.core import BreakerStep
     from fsm.breakers.permit import Permit
@@ -42,8 +62,12 @@ logger = logging.getLogger(__name__)
 
 MAX_ROUNDS = 100
 """So often a change is decided anew because somebody else was faster; each time somebody got on."""
-MAX_WHY = 200
-"""So many characters of an error are noted in the journal."""
+
+
+class Held:
+    """What keeps a probe taken until its `Call` is in the caller's hands."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Call:
@@ -52,12 +76,12 @@ class Call:
     Attributes:
         generation: The breaker's generation when the permit was given.
         token: The name of the probe that it is, ``None`` for an ordinary call.
-        started: When it began, in monotonic seconds; 0 if nobody asks.
+        started: When it began, in monotonic seconds; ``None`` if nobody asked then.
     """
 
     __slots__ = ("generation", "started", "token")
 
-    def __init__(self, generation: int, token: str | None = None, started: float = 0.0) -> None:
+    def __init__(self, generation: int, token: str | None = None, started: float | None = None) -> None:
         self.generation = generation
         self.token = token
         self.started = started
@@ -68,7 +92,6 @@ class Breaker:
 
     Attributes:
         key: What it protects.
-        policy: How it behaves.
         classifier: Who pronounces verdicts.
         clock: Where time comes from.
         instant: Whether nothing here ever waits.
@@ -76,15 +99,18 @@ class Breaker:
         row: Its row as this process knows it; immutable, replaced as a whole.
         fast_in: The generation if calls go through without asking, else 0.
         fast_out: The generation if a success has nothing to change, else 0.
+        fast_call: The same as `fast_in` for a decorated function, 0 if its results are judged.
         succeeded: How many calls went well.
         tally: How many calls came to the other verdicts; ``late`` are those of an old generation, ``refused`` those
-            that got no permit.
+            that got no permit, ``misjudged`` those on which a classifier raised or returned no verdict.
+        seen: How many calls there were when it was last looked at whether the breaker is used.
         pending: Changes that the store has not seen, since it was down: (version before, row, journal line).
     """
 
     __slots__ = (
-        "_changing", "_due", "_leases", "_noting", "_recorder", "_shared", "_timed", "classifier", "clock",
-        "fast_in", "fast_out", "instant", "key", "pending", "permit", "policy", "row", "succeeded", "tally",
+        "__weakref__", "_changing", "_due", "_leases", "_noting", "_out", "_recorder", "_shared",
+        "classifier", "clock", "fast_call", "fast_in", "fast_out", "instant", "key", "pending", "permit",
+        "row", "seen", "succeeded", "tally",
     )  # fmt: skip
 
     def __init__(self, key: str, policy: Policy, classifier: Classifier, shared: Shared) -> None:
@@ -97,16 +123,15 @@ class Breaker:
             shared: The way to the other processes.
         """
         self.key = key
-        self.policy = policy
         self.classifier = classifier
-        self.permit: Callable[[], Permit]
+        self.permit: Callable[[], Permit] = partial(shared.permit, self)
         self.clock = shared.clock
         self.instant = shared.instant
         self._shared = shared
         self._recorder = Recorder(policy)
-        self._timed = self._recorder.slow_call_s is not None
         self.succeeded = 0
-        self.tally: dict[str, int] = dict.fromkeys((*Kind, "late", "refused"), 0)
+        self.tally: dict[str, int] = dict.fromkeys((*Kind, "late", "refused", "misjudged"), 0)
+        self.seen = 0
         self.pending: list[object] = []
         self._due = 0.0
         self._leases: dict[str, float] = {}
@@ -115,9 +140,48 @@ class Breaker:
         self._adopt(shared.rows.get(key, self.row))
 
     def renew_locks(self) -> None:
-        """Begin anew in a forked child: another thread of the parent may have held a lock."""
-        self._noting = Lock("a breaker")
-        self._changing = Lock("a breaker")
+        """Begin anew in a forked child: another thread of the parent may be inside, and its probes are not ours."""
+        self._noting = Section()
+        self._changing = Section()
+        self._out: dict[str, Callable[[], object]] = {}
+
+    def govern(self, policy: Policy, classifier: Classifier) -> None:
+        """Behave differently from the next call on; under another policy what was counted is forgotten.
+
+        The state stays: an open breaker stays open until its cooldown ends, and what is decided after that goes by
+        the new policy.
+
+        Args:
+            policy: How it behaves from now on.
+            classifier: Who pronounces verdicts from now on.
+        """
+        self._noting.run(self._govern, policy, classifier)
+
+    def _govern(self, policy: Policy, classifier: Classifier) -> None:
+        self.fast_in = self.fast_out = self.fast_call = 0  # nobody passes by while it is half done
+        self.classifier = classifier
+        if policy != self.policy:
+            self._recorder = Recorder(policy)
+        self._show()
+
+    @property
+    def policy(self) -> Policy:
+        """How it behaves."""
+        return self._recorder.policy
+
+    @property
+    def _timed(self) -> bool:
+        return self._recorder.slow_call_s is not None
+
+    @property
+    def calls(self) -> int:
+        """How many calls there were, whatever they came to."""
+        return self.succeeded + sum(self.tally.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing would be lost with it: closed, nothing counted, no probe out, the store knows all."""
+        return self.row.state == "closed" and not (self._recorder.failures or self.pending or self._out)
 
     # --- in ---------------------------------------------------------------------------------------------------
 
@@ -128,42 +192,87 @@ class Breaker:
             return self._refusal(row)
         return None
 
-    def take(self) -> Call:
+    def take(self, held: object | None = None) -> Call:
         """Return a permit; may wait for a disk while the breaker is not closed.
+
+        Args:
+            held: If the permit is a probe, it counts as given back once nobody refers to this any more. Without it
+                the caller alone gives it back.
 
         Raises:
             BreakerOpen: There is none.
         """
-        started = self.clock.monotonic() if self._timed else 0.0
+        started = self.clock.monotonic() if self._timed else None
         row = self.row
         if row.state in PASSING:
             return Call(row.generation, None, started)
         shut = self.shut()
         if shut is not None:
             raise shut
-        call = self._take_probe()
-        call.started = started
+        keeper: Any = Held() if held is None else held
+        token = ids.make("call")
+        # Before the probe is asked for: an interrupt between the grant and its receiver must not lose it.
+        self._out[token] = weakref.ref(keeper)
+        try:
+            call = self._changing.run(self._take_probe, token, started)
+        except BreakerOpen:
+            self._out.pop(token, None)
+            raise
+        except BaseException as error:
+            self.lose(token)
+            if not isinstance(error, Exception):
+                raise
+            self._shared.complain(self.key, "asking for a probe", error)
+            raise self._refusal(self.row) from error
+        if held is None or call.token is None:
+            self._out.pop(token, None)
         return call
 
-    def _take_probe(self) -> Call:
-        token = ids.make("call")
-        with self._changing:
-            fresh = False
-            for _ in range(MAX_ROUNDS):
-                row = self.row
-                if row.state in PASSING:
-                    return Call(row.generation)
-                facts = self._facts(token)
-                lost = row.state == "half_open" and self._a_lease_ended()
-                decided = decide_breaker(row, "lease_expired" if lost else "acquire", facts)
-                if isinstance(decided, BreakerRefusal):
-                    # A probe may just have been given back by another process: refuse on a fresh row only.
-                    if fresh or row.state != "half_open" or not self._refresh():
-                        raise self._refusal(row)
-                    fresh = True
-                elif self._write(row, decided, "a probe's lease ran out" if lost else None) and not lost:
-                    return Call(decided.after.generation, token)
+    def _take_probe(self, token: str, started: float | None) -> Call:
+        self._reap()
+        fresh = False
+        for _ in range(MAX_ROUNDS):
+            row = self.row
+            if row.state in PASSING:
+                return Call(row.generation, None, started)
+            if any(name == token for name, _ in row.probes):
+                return Call(row.generation, token, started)  # it was granted, only the answer was lost
+            facts = self._facts(token)
+            lost = row.state == "half_open" and self._a_lease_ended()
+            decided = decide_breaker(row, "lease_expired" if lost else "acquire", facts)
+            if isinstance(decided, BreakerRefusal):
+                # A probe may just have been given back by another process: refuse on a fresh row only.
+                if fresh or row.state != "half_open" or not self._refresh():
+                    raise self._refusal(row)
+                fresh = True
+            elif self._write(row, decided, "a probe's lease ran out" if lost else None) and not lost:
+                return Call(decided.after.generation, token, started)
         raise self._refusal(self.row)
+
+    def lose(self, token: str | None) -> None:
+        """Note that nobody will settle a probe any more, whoever still refers to its permit (a traceback may)."""
+        if token is not None:
+            self._out[token] = _nobody
+
+    def abandon(self, held: object) -> None:
+        """Do `lose` for what an interrupted `take` may have left to its holder."""
+        for token, holder in list(self._out.items()):
+            if holder() is held:
+                self.lose(token)
+
+    def reap(self) -> None:
+        """Give back the probes of permits that are gone without having been settled."""
+        if self._out:
+            self._changing.run(self._reap)
+
+    def _reap(self) -> None:
+        gone = [token for token, held in list(self._out.items()) if held() is None]
+        if not {token for token, _ in self.row.probes}.issuperset(gone):
+            self._refresh()  # an interrupt may have come between the grant and its being known here
+        for token in gone:
+            self._settle(Call(self.row.generation, token), CANCELLED, "its permit was thrown away")
+            if not self._shared.down:  # otherwise it may be out there still
+                self._out.pop(token, None)
 
     def _refusal(self, row: BreakerRow) -> BreakerOpen:
         self.tally["refused"] += 1
@@ -173,10 +282,41 @@ class Breaker:
     # --- out --------------------------------------------------------------------------------------------------
 
     def verdict(self, error: BaseException) -> Verdict:
-        """Return what an exception means for this breaker; a cancellation is one, whatever a classifier says."""
-        if is_cancellation(error):
-            return CANCELLED
-        return self.classifier.error(error, self.clock.wall())
+        """Return what an exception means for this breaker; a cancellation is one, whatever a classifier says.
+
+        A classifier that raises, or returns no verdict, is asked in vain: the ready one decides then. What that one
+        cannot look at either is a FAILURE, as every exception is of which nothing is known.
+        """
+        now = self.clock.wall()
+        try:
+            if is_cancellation(error):
+                return CANCELLED
+            return sound(self.classifier.error(error, now))
+        except DROPPED as mistake:
+            self.misjudged("classifying an exception", mistake)
+        try:
+            return of_error(error, now)
+        except DROPPED:
+            return FAILURE
+
+    def verdict_of(self, result: object) -> Verdict:
+        """Return what a result means for this breaker.
+
+        If the classifier raises or returns no verdict, it is a SUCCESS, as everything is that returns.
+        """
+        classifier, now = self.classifier, self.clock.wall()
+        try:
+            return sound(
+                classifier.result(result, now) if classifier.judges_results else http_result(result, now)
+            )
+        except DROPPED as mistake:
+            self.misjudged("classifying a result", mistake)
+            return SUCCESS
+
+    def misjudged(self, doing: str, mistake: BaseException) -> None:
+        """Count, and log once, that a hook which judges calls went wrong."""
+        self.tally["misjudged"] += 1
+        self._shared.complain(self.key, doing, mistake)
 
     def leave(self, call: Call, verdict: Verdict) -> Verdict | None:
         """Note what a call came to, without waiting for anything.
@@ -188,8 +328,15 @@ class Breaker:
         Returns:
             The verdict to `settle` if the row has to change, ``None`` if all is done.
         """
+        try:
+            return self._leave(call, verdict)
+        except Exception as mistake:  # noqa: BLE001 - the caller's own error or result goes first
+            self._shared.complain(self.key, "noting a verdict", mistake)
+            return None if call.token is None else verdict
+
+    def _leave(self, call: Call, verdict: Verdict) -> Verdict | None:
         now = self.clock.monotonic()
-        took_s = now - call.started if self._timed else 0.0
+        took_s = now - call.started if self._timed and call.started is not None else 0.0
         row = self.row
         kind = verdict.kind
         if kind is Kind.SUCCESS:
@@ -199,17 +346,19 @@ class Breaker:
         if call.generation != row.generation:
             self.tally["late"] += 1
         elif row.state == "closed" and kind in {Kind.SUCCESS, Kind.FAILURE}:
-            with self._noting:
-                if self.row.generation == call.generation:
-                    self._recorder.note(now, failed=kind is Kind.FAILURE, took_s=took_s)
-                    self._show()
-                standing = self._recorder.standing(now)
+            standing = self._noting.run(self._note, call.generation, now, kind is Kind.FAILURE, took_s)
             if not (standing.policy_met and standing.enough_calls):
                 return None  # as the table would say; most calls of a window's policy end here
         elif kind is Kind.SUCCESS and self._timed and took_s >= (self._recorder.slow_call_s or 0.0):
             verdict = FAILURE  # a probe that is as slow as what opened the breaker shows no recovery
         changes = judge(row, call.generation, call.token, verdict, self._facts()) is not None
         return verdict if changes or call.token is not None else None
+
+    def _note(self, generation: int, now: float, failed: bool, took_s: float) -> Standing:  # noqa: FBT001 - see run
+        if self.row.generation == generation:
+            self._recorder.note(now, failed=failed, took_s=took_s)
+            self._show()
+        return self._recorder.standing(now)
 
     def settle(self, call: Call, verdict: Verdict, why: str | None = None) -> None:
         """Carry a verdict into the row; may wait for a disk.
@@ -219,16 +368,30 @@ class Breaker:
             verdict: What `leave` returned.
             why: For the journal.
         """
-        with self._changing:
-            for _ in range(MAX_ROUNDS):
-                row = self.row
-                step = judge(row, call.generation, call.token, verdict, self._facts())
-                if step is None or self._write(row, step, why):
-                    return
-        logger.warning("breaker %s: other processes were faster %d times in a row", self.key, MAX_ROUNDS)
+        try:
+            self._changing.run(self._settle, call, verdict, why)
+        except BaseException as mistake:
+            self.lose(call.token)
+            if not isinstance(mistake, Exception):
+                raise
+            self._shared.complain(self.key, "settling a verdict", mistake)
+        else:
+            if call.token is not None:
+                self._out.pop(call.token, None)
+
+    def _settle(self, call: Call, verdict: Verdict, why: str | None) -> None:
+        for _ in range(MAX_ROUNDS):
+            row = self.row
+            step = judge(row, call.generation, call.token, verdict, self._facts())
+            if step is None or self._write(row, step, why):
+                return
+        say(
+            logger, logging.WARNING, "breaker %s: other processes were faster %d times in a row", self.key,
+            MAX_ROUNDS,
+        )  # fmt: skip
 
     def finish(self, call: Call, verdict: Verdict, why: str | None = None) -> None:
-        """Do `leave`, and `settle` if it is needed."""
+        """Do `leave`, and `settle` if it is needed; nothing but an interrupt is raised."""
         open_question = self.leave(call, verdict)
         if open_question is not None:
             self.settle(call, open_question, why)
@@ -254,50 +417,52 @@ class Breaker:
         Returns:
             The row after it.
         """
-        with self._changing:
-            self._refresh()
-            for _ in range(MAX_ROUNDS):
-                row = self.row
-                step = decide_breaker(row, event, self._facts())
-                if isinstance(step, BreakerRefusal):
-                    raise TypeError(f"{event!r} is no order: they are force_open, disable and reset")
-                said = [None if one is None else storable(one) for one in (why, by)]
-                if self._write(row, step, *said):
-                    return step.after
+        return self._changing.run(self._order, event, by, why)
+
+    def _order(self, event: str, by: str | None, why: str | None) -> BreakerRow:
+        self._refresh()
+        for _ in range(MAX_ROUNDS):
+            row = self.row
+            step = decide_breaker(row, event, self._facts())
+            if isinstance(step, BreakerRefusal):
+                raise TypeError(f"{event!r} is no order: they are force_open, disable and reset")
+            said = [None if one is None else storable(one) for one in (why, by)]
+            if self._write(row, step, *said):
+                return step.after
         raise self._shared.beaten(self.key)
 
     def learn(self, row: BreakerRow) -> None:
-        """Take over what another process wrote.
+        """Take over what another process wrote."""
+        self._changing.run(self._learn, row)
 
-        Args:
-            row: The row as it is in the store.
-        """
-        with self._changing:
-            if self._shared.mend(self) and row.version > self.row.version:
-                self._adopt(row)
+    def _learn(self, row: BreakerRow) -> None:
+        if self._shared.mend(self) and row.version > self.row.version:
+            self._adopt(row)
 
     def catch_up(self) -> None:
-        """Write what the store missed while it was down."""
-        with self._changing:
-            self._shared.mend(self)
+        """Write what the store missed while it was down, and give back what nobody holds any more."""
+        if self.pending:
+            self._changing.run(self._shared.mend, self)
+        self.reap()
 
     # --- the row ----------------------------------------------------------------------------------------------
 
     def _write(self, row: BreakerRow, step: BreakerStep, why: str | None, by: str | None = None) -> bool:
         """Commit a step, or take over what somebody faster wrote."""
         if self._shared.write(self, row, step, by, why):
-            self._adopt(step.after)
+            if step.after.version > self.row.version:  # a signal handler may have gone further already
+                self._adopt(step.after)
             if step.event is not None and step.after.state != step.source:
-                logger.info(
-                    "breaker %s: %s --%s--> %s (generation %d)%s", self.key, step.source, step.event,
-                    step.after.state, step.after.generation, f": {why}" if why else "",
+                say(
+                    logger, logging.INFO, "breaker %s: %s --%s--> %s (generation %d)%s", self.key, step.source,
+                    step.event, step.after.state, step.after.generation, f": {why}" if why else "",
                 )  # fmt: skip
             return True
         self._refresh()
         return False
 
     def _refresh(self) -> bool:
-        """Read the row; return whether there was a newer one."""
+        """Read the row; return whether there was another one."""
         row = self._shared.read(self)
         if row is None or row.version == self.row.version:
             return False
@@ -305,30 +470,37 @@ class Breaker:
         return True
 
     def adopt(self, row: BreakerRow) -> None:
-        """Take over a row, under the lock that the caller holds."""
+        """Take over a row, in the section that the caller is in."""
         self._adopt(row)
 
     def _adopt(self, row: BreakerRow) -> None:
+        self._noting.run(self._take_over, row)
+
+    def _take_over(self, row: BreakerRow) -> None:
         before = self.row
         now, wall = self.clock.monotonic(), self.clock.wall()
-        if (row.generation, row.since, row.until) != (before.generation, before.since, before.until):
-            self._due = now + left_s(row, wall)
         lease_s = self.policy.probe_lease_s
-        self._leases = {
+        leases = {
             token: self._leases.get(token, now + min(max(0.0, ends - wall), lease_s))
             for token, ends in row.probes
         }
-        with self._noting:
-            if row.generation != before.generation:
-                self._recorder.reset()
-            self.row = row
-            self._show()
+        # First of all: should an interrupt end this half-way, every call asks, and none passes an open breaker by.
+        self.fast_in = self.fast_out = self.fast_call = 0
+        self._leases = leases
+        if (row.generation, row.since, row.until) != (before.generation, before.since, before.until):
+            self._due = now + left_s(row, wall)
+        if row.generation != before.generation:
+            self._recorder.reset()
+        self.row = row
+        self._shared.remember(row)
+        self._show()
 
     def _show(self) -> None:
         row = self.row
         live = row.generation if row.state in PASSING else 0
-        self.fast_in = 0 if self._timed else live
-        self.fast_out = self.fast_in if self._recorder.quiet or row.state == "disabled" else 0
+        self.fast_in = fast = 0 if self._timed else live
+        self.fast_call = 0 if self.classifier.judges_results else fast
+        self.fast_out = fast if self._recorder.quiet or row.state == "disabled" else 0
 
     def _left_s(self) -> float:
         return max(0.0, self._due - self.clock.monotonic())
@@ -339,12 +511,14 @@ class Breaker:
 
     def _facts(self, token: str = "") -> BreakerFacts:
         clock = self.clock
-        with self._noting:
-            standing = self._recorder.standing(clock.monotonic())
+        standing = self._noting.run(self._standing)
         return BreakerFacts(
             clock.wall(), self.policy, self._left_s(), standing.policy_met, standing.enough_calls, None, token,
             self._shared.draw(),
         )  # fmt: skip
+
+    def _standing(self) -> Standing:
+        return self._recorder.standing(self.clock.monotonic())
 
     def retry_after_s(self) -> float:
         """Return in how many seconds a permit may be given; 0 while calls go through."""
@@ -356,11 +530,5 @@ class Breaker:
         return self._recorder.failures
 
 
-def storable(said: str) -> str:
-    """Return a text without characters that no encoding knows; a broken error message must not break a breaker."""
-    return said.encode(errors="replace").decode()
-
-
-def why_of(error: BaseException) -> str:
-    """Return an exception as a few words for the journal."""
-    return storable(f"{type(error).__name__}: {error}"[:MAX_WHY])
+def _nobody() -> None:
+    """Stand for the permit of a probe that nobody will settle."""

@@ -12,8 +12,8 @@ import logging
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fsm.breakers.breaker import why_of
 from fsm.breakers.core import PASSING
+from fsm.breakers.foreign import say, why_of
 from fsm.breakers.permit import Permit, finish_async
 from fsm.breakers.verdicts import CANCELLED
 from fsm.errors import BreakerOpen, Refused
@@ -105,7 +105,7 @@ class ModelCall:
         if error is not None and self._opened_by(error):
             try:
                 self._fire("trip", **self._with(error))
-            except Refused as refused:
+            except Exception as refused:  # noqa: BLE001 - the call's own error goes first
                 self._say(refused)
             else:
                 self.tripped = True
@@ -136,7 +136,7 @@ class ModelCall:
         if error is not None and self._opened_by(error):
             try:
                 await self._fire_async("trip", **self._with(error))
-            except Refused as refused:
+            except Exception as refused:  # noqa: BLE001 - the call's own error goes first
                 self._say(refused)
             else:
                 self.tripped = True
@@ -160,6 +160,7 @@ class ModelCall:
     def _opened_by(self, error: BaseException) -> bool:
         return self._breaker.row.state not in PASSING and self._breaker.verdict(error).retryable
 
-    def _say(self, refused: Refused) -> None:
-        # The call's own error goes first; the execution was cancelled or moved on meanwhile.
-        logger.debug("%s: no trip: %s", self._execution_id, refused)
+    def _say(self, why_not: Exception) -> None:
+        """Note that the execution is not circuit_open: it moved on, or the store did not answer."""
+        level = logging.DEBUG if isinstance(why_not, Refused) else logging.WARNING
+        say(logger, level, "%s: no trip: %s", self._execution_id, why_of(why_not))

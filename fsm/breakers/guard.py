@@ -1,6 +1,7 @@
 """The decorator, and streams.
 
-A function that goes well costs two look-ups on top of its own call. A stream's verdict falls at its first content
+A function that goes well costs two look-ups on top of its own call. A ``with`` stands on one line with its body where
+an interrupt between the two would skip the exit. A stream's verdict falls at its first content
 item: from there on the provider has shown that it answers. Before that, closing the stream is a cancel; after that,
 a stall or an error is a failure.
 """
@@ -10,17 +11,23 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fsm.breakers.breaker import Breaker, Call
+from fsm.breakers.foreign import DROPPED
+from fsm.breakers.keys import key_of
 from fsm.breakers.permit import Permit, finish_async, leave_async
 from fsm.breakers.verdicts import SUCCESS, has_content
 from fsm.clock import Clock
+from fsm.errors import BadPayload
 
 if TYPE_CHECKING:
     from fsm.breakers.runtime import Breakers
+
+logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -37,12 +44,18 @@ class Guard:
             key: The breaker, or a function of the call's arguments that returns it.
             stall_s: For generators: so many seconds between two items are a failure.
         """
+        if not callable(key):
+            key = key_of(key)
         self._breakers = breakers
         self._key = key
         self._stall_s = stall_s
 
     def __call__(self, function: F) -> F:
         """Wrap `function`; what it returns, yields and raises stays as it is."""
+        if not callable(function):
+            raise BadPayload(
+                f"breakers(key) decorates something that can be called, not a {type(function).__name__}"
+            )
         if inspect.isasyncgenfunction(function):
             return cast("F", self._async_generator(function))
         if inspect.isgeneratorfunction(function):
@@ -55,19 +68,15 @@ class Guard:
         return self._key if isinstance(self._key, str) else self._key(*args, **kwargs)
 
     def _fixed(self) -> Breaker | None:
-        """The breaker, if it is the same for every call and its calls that return are successes."""
-        if not isinstance(self._key, str):
-            return None
-        breaker = self._breakers.get(self._key)
-        return None if breaker.classifier.judges_results else breaker
+        """The breaker, if it is the same for every call."""
+        return self._breakers.get(self._key) if isinstance(self._key, str) else None
 
     def _function(self, function: Callable[..., Any]) -> Callable[..., Any]:
         breakers, fixed = self._breakers, self._fixed()
 
         def slowly(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            with breakers.permit(self._of(args, kwargs)) as permit:
-                result = function(*args, **kwargs)
-                return result if fixed is not None else permit.judge(result)
+            permit = breakers.permit(self._of(args, kwargs))
+            with permit: return _judged(permit, fixed, function(*args, **kwargs))  # noqa: E701  # fmt: skip
 
         if fixed is None:
             return functools.wraps(function)(lambda *args, **kwargs: slowly(args, kwargs))
@@ -75,7 +84,7 @@ class Guard:
 
         @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            generation = breaker.fast_in
+            generation = breaker.fast_call
             if not generation:
                 return slowly(args, kwargs)
             try:
@@ -95,9 +104,8 @@ class Guard:
         breakers, fixed = self._breakers, self._fixed()
 
         async def slowly(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            async with breakers.permit(self._of(args, kwargs)) as permit:
-                result = await function(*args, **kwargs)
-                return result if fixed is not None else permit.judge(result)
+            permit = breakers.permit(self._of(args, kwargs))
+            async with permit: return _judged(permit, fixed, await function(*args, **kwargs))  # noqa: E701  # fmt: skip
 
         if fixed is None:
 
@@ -110,7 +118,7 @@ class Guard:
 
         @functools.wraps(function)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
-            generation = breaker.fast_in
+            generation = breaker.fast_call
             if not generation:
                 return await slowly(args, kwargs)
             try:
@@ -149,6 +157,11 @@ class Guard:
         return wrapped
 
 
+def _judged(permit: Permit, fixed: Breaker | None, result: Any) -> Any:
+    """Return a result; whether it is judged is asked after the call, since a classifier may be declared at any time."""
+    return permit.judge(result) if fixed is None or fixed.classifier.judges_results else result
+
+
 def stream_sync(
     permit: Permit,
     items: Iterable[T] | Callable[[], Iterable[T]],
@@ -165,23 +178,23 @@ def stream_sync(
         opened = items() if callable(items) else items
         iterator = iter(opened)
         sent: Any = None
+        failed = True
         try:
             while True:
                 since = clock.monotonic()
                 try:
                     item = next(iterator) if sent is None else cast("Any", iterator).send(sent)
                 except StopIteration as end:
+                    failed = False
                     return end.value
                 if permit.has_answered:
                     if stall_s is not None and clock.monotonic() - since >= stall_s:
                         permit.fail()
-                elif content(item):
+                elif permit.is_content(content, item):
                     permit.answered()
                 sent = yield item
         finally:
-            for one in (iterator, opened):
-                if (close := getattr(one, "close", None)) is not None:
-                    close()
+            _close_both(iterator, opened, failed=failed)
 
 
 async def stream_async(
@@ -200,6 +213,7 @@ async def stream_async(
             if inspect.isawaitable(opened):
                 opened = await opened
         iterator = aiter(opened)
+        failed = True
         try:
             while True:
                 until = first_at
@@ -209,16 +223,48 @@ async def stream_async(
                     async with asyncio.timeout_at(until):
                         item = await anext(iterator)
                 except StopAsyncIteration:
+                    failed = False
                     return
-                if not permit.has_answered and content(item):
+                if not permit.has_answered and permit.is_content(content, item):
                     await permit.answered_async()
                 yield item
         finally:
-            await _close(iterator, opened)
+            try:
+                await _close(iterator, opened)
+            except DROPPED as error:
+                # What ended the stream goes first; only a cancel is heard even now.
+                if not failed or isinstance(error, asyncio.CancelledError):
+                    raise
+                logger.debug("a stream that had failed could not be closed: %s", type(error).__name__)
 
 
-async def _close(*streams: Any) -> None:
-    for one in streams:
-        close = getattr(one, "aclose", None) or getattr(one, "close", None)
-        if close is not None and inspect.isawaitable(closing := close()):
-            await closing
+def _close_both(iterator: Any, opened: Any, *, failed: bool) -> None:
+    """Close a stream and what opened it; what ended it goes before what closing it raises."""
+    try:
+        try:
+            _close_one(iterator)
+        finally:
+            _close_one(opened)
+    except DROPPED as error:
+        if not failed:
+            raise
+        logger.debug("a stream that had failed could not be closed: %s", type(error).__name__)
+
+
+def _close_one(stream: Any) -> None:
+    close = getattr(stream, "close", None)
+    if close is not None:
+        close()
+
+
+async def _close(iterator: Any, opened: Any) -> None:
+    try:
+        await _close_one_async(iterator)
+    finally:
+        await _close_one_async(opened)
+
+
+async def _close_one_async(stream: Any) -> None:
+    close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
+    if close is not None and inspect.isawaitable(closing := close()):
+        await closing

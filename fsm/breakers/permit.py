@@ -8,24 +8,29 @@ cancelled meanwhile leaves no probe behind.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from fsm.breakers.breaker import Breaker, Call, why_of
+from fsm.breakers.breaker import Breaker, Call
 from fsm.breakers.core import PASSING
-from fsm.breakers.verdicts import CANCELLED, FAILURE, IGNORED, SUCCESS, Kind, Verdict, http_result, throttled
-from fsm.locks import Lock
+from fsm.breakers.foreign import DROPPED, why_of
+from fsm.breakers.verdicts import CANCELLED, FAILURE, IGNORED, SUCCESS, Kind, Verdict, throttled
+from fsm.errors import BadPayload
 
 T = TypeVar("T")
 
 
 class _More:
-    """What is kept of the few calls of which there is more to say than that they went well."""
+    """What is kept of the few calls of which there is more to say than that they went well.
 
-    __slots__ = ("answered", "call", "said")
+    Of a probe it is there before the probe is asked for; a breaker that finds it gone takes the probe back.
+    """
 
-    def __init__(self, call: Call) -> None:
+    __slots__ = ("__weakref__", "answered", "call", "said")
+
+    def __init__(self, call: Call | None) -> None:
         self.call = call
         self.said: Verdict | None = None
         self.answered = False
@@ -62,7 +67,8 @@ class Permit:
     @property
     def call(self) -> Call:
         """The permit as `Breaker.finish` takes it."""
-        return Call(self.generation) if self._more is None else self._more.call
+        more = self._more
+        return Call(self.generation) if more is None or more.call is None else more.call
 
     @property
     def probe(self) -> bool:
@@ -99,14 +105,23 @@ class Permit:
         Returns:
             The same, untouched.
         """
-        classifier, now = self._breaker.classifier, self._breaker.clock.wall()
-        self._details().said = (
-            classifier.result(result, now) if classifier.judges_results else http_result(result, now)
-        )
+        self._details().said = self._breaker.verdict_of(result)
         return result
+
+    def is_content(self, content: Callable[[Any], bool], item: Any) -> bool:
+        """Ask whether an item of a stream is content; if the question raises, it is, as most items are."""
+        try:
+            return bool(content(item))
+        except DROPPED as mistake:
+            self._breaker.misjudged("asking whether an item is content", mistake)
+            return True
 
     def _details(self) -> _More:
         if self._more is None:
+            if not hasattr(self, "generation"):
+                raise BadPayload(
+                    "a permit is entered before anything is said of its call: with breakers.permit(key)"
+                )
             self._more = _More(Call(self.generation))
         return self._more
 
@@ -117,8 +132,13 @@ class Permit:
         if generation:
             self.generation = generation
             return self
-        self._got(self._breaker.take())
-        return self
+        more = self._asking()
+        try:
+            self._got(more, self._breaker.take(more))
+            return self  # noqa: TRY300 - an interrupt at this line loses nothing either
+        except BaseException:
+            self._breaker.abandon(more)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
@@ -127,9 +147,14 @@ class Permit:
         if kind is None and self._more is None and self.generation == breaker.fast_out:
             breaker.succeeded += 1
             return
-        verdict = self._verdict(error)
-        if verdict is not None:
-            breaker.finish(self.call, verdict, None if error is None else why_of(error))
+        try:
+            verdict = self._verdict(error)
+            if verdict is not None:
+                breaker.finish(self.call, verdict, None if error is None else why_of(error))
+        except BaseException:  # an interrupt
+            breaker.lose(self.call.token)
+            raise
+        self._more = None
 
     def answered(self) -> None:
         """Say that the first content of a stream is here: the verdict falls now, and it is SUCCESS.
@@ -147,8 +172,15 @@ class Permit:
         if generation:
             self.generation = generation
             return self
-        self._got(await take_async(self._breaker))
-        return self
+        more = self._asking()
+        try:
+            self._got(more, await take_async(self._breaker, more))
+            return self  # noqa: TRY300 - as above
+        except asyncio.CancelledError:
+            raise  # the thread that takes it gives it back
+        except BaseException:
+            self._breaker.abandon(more)
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
@@ -157,10 +189,18 @@ class Permit:
         if kind is None and self._more is None and self.generation == breaker.fast_out:
             breaker.succeeded += 1
             return
-        verdict = self._verdict(error)
-        if verdict is not None:
-            why = None if error is None else why_of(error)
-            await finish_async(breaker, self.call, verdict, why, closing=isinstance(error, GeneratorExit))
+        try:
+            verdict = self._verdict(error)
+            if verdict is not None:
+                why = None if error is None else why_of(error)
+                await finish_async(breaker, self.call, verdict, why, closing=isinstance(error, GeneratorExit))
+        except asyncio.CancelledError:
+            raise  # the thread that settles it goes on
+        except BaseException:  # an interrupt
+            breaker.lose(self.call.token)
+            raise
+        finally:
+            self._more = None
 
     async def answered_async(self) -> None:
         """Do the same as `answered` without blocking the event loop."""
@@ -170,14 +210,24 @@ class Permit:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _got(self, call: Call) -> None:
+    def _asking(self) -> _More:
+        """Return what will hold a probe; one permit is for one call at a time."""
+        if self._more is not None and self._more.call is not None:
+            raise BadPayload(
+                "this permit is in use: ask breakers.permit(key) for one of its own for each call"
+            )
+        self._more = more = _More(None)
+        return more
+
+    def _got(self, more: _More, call: Call) -> None:
+        more.call = call
+        self._more = more
         self.generation = call.generation
-        self._more = _More(call)
 
     def _onwards(self) -> None:
         """After the first content the rest of the stream is watched as a call of the generation that is now."""
         breaker = self._breaker
-        self._got(Call(breaker.row.generation, None, breaker.clock.monotonic()))
+        self._got(_More(None), Call(breaker.row.generation, None, breaker.clock.monotonic()))
         self._details().answered = True
 
     def _verdict(self, error: BaseException | None) -> Verdict | None:
@@ -200,14 +250,24 @@ class Permit:
 class _Handover:
     """A permit on its way from a thread to a task that may be gone by then."""
 
-    def __init__(self, breaker: Breaker) -> None:
+    def __init__(self, breaker: Breaker, held: object | None) -> None:
         self._breaker = breaker
-        self._lock = Lock("a permit")
+        self._held = held
+        self._lock = threading.RLock()  # without a thread to be had, both ends are in one
         self._gone = False
+        self._begun = False
         self._call: Call | None = None
 
-    def take(self) -> Call:
-        call = self._breaker.take()
+    def take(self) -> Call | None:
+        """Take the permit; for nobody it is given back, and none is taken twice.
+
+        An executor that can start no thread raises, and may run what it was handed all the same, later.
+        """
+        with self._lock:
+            if self._gone or self._begun:
+                return self._call
+            self._begun = True
+        call = self._breaker.take(self._held)
         with self._lock:
             self._call = call
             gone = self._gone
@@ -222,28 +282,31 @@ class _Handover:
             return self._call
 
 
-async def take_async(breaker: Breaker) -> Call:
+async def take_async(breaker: Breaker, held: object | None = None) -> Call:
     """Do `Breaker.take` without blocking the event loop.
 
     Args:
         breaker: Who is asked.
+        held: As for `Breaker.take`.
 
     Raises:
         BreakerOpen: There is no permit.
     """
     if breaker.instant or breaker.row.state in PASSING:
-        return breaker.take()
+        return breaker.take(held)
     shut = breaker.shut()
     if shut is not None:
         raise shut
-    handover = _Handover(breaker)
+    handover = _Handover(breaker, held)
     try:
-        return await _in_thread(handover.take)
-    except asyncio.CancelledError:
-        call = handover.leave()
-        if call is not None:
-            await finish_async(breaker, call, CANCELLED, None)
+        call = await _in_thread(handover.take)
+        assert call is not None  # noqa: S101 - whoever waits is not gone
+    except BaseException as error:
+        given = handover.leave()
+        if given is not None:
+            await finish_async(breaker, given, CANCELLED, None, closing=isinstance(error, GeneratorExit))
         raise
+    return call
 
 
 async def finish_async(

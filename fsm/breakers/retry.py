@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tenacity
 from pydantic import BaseModel, ConfigDict, Field
 
-from fsm.breakers.breaker import why_of
 from fsm.breakers.core import PASSING
 from fsm.breakers.execution import Fires, ModelCall
+from fsm.breakers.foreign import say, why_of
 from fsm.errors import BreakerOpen, Refused
 from fsm.timeouts import Seconds
 
@@ -68,6 +68,17 @@ class _Course:
         self._waited_open_s = 0.0
         self.tries = 0
         self.tripped = False
+
+    def counted(self, function: Callable[[], T]) -> T:
+        """Make one try."""
+        self.tries += 1
+        return function()
+
+    async def limited(self, function: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
+        """Make one try that may take so many seconds."""
+        self.tries += 1
+        async with asyncio.timeout(timeout_s):
+            return await function()
 
     def may_help(self, error: BaseException) -> bool:
         """Whether trying again may help; a cancellation's verdict is CANCELLED, which is never retried."""
@@ -169,9 +180,7 @@ class Calling:
         course = _Course(breaker, backoff or Backoff())
 
         def once() -> T:
-            with breaker.permit():
-                course.tries += 1
-                return function()
+            with breaker.permit(): return course.counted(function)  # noqa: E701  # fmt: skip
 
         return tenacity.Retrying(sleep=self.clock.sleep, **course.arguments())(once)
 
@@ -197,10 +206,7 @@ class Calling:
         course = _Course(breaker, backoff or Backoff())
 
         async def once() -> T:
-            async with breaker.permit():
-                course.tries += 1
-                async with asyncio.timeout(timeout_s):
-                    return await function()
+            async with breaker.permit(): return await course.limited(function, timeout_s)  # noqa: E701  # fmt: skip
 
         return await tenacity.AsyncRetrying(sleep=sleep, **course.arguments())(once)
 
@@ -243,9 +249,7 @@ class Calling:
         def once() -> T:
             attempt = self.model_call(tracker, execution_id, key, name=name, fence=fence)
             try:
-                with attempt:
-                    course.tries += 1
-                    return function()
+                with attempt: return course.counted(function)  # noqa: E701  # fmt: skip
             finally:
                 course.tripped = attempt.tripped
 
@@ -254,7 +258,7 @@ class Calling:
                 return
             try:
                 tracker.fire(execution_id, "back_off", fence=fence, **payload)
-            except Refused as refused:
+            except Exception as refused:  # noqa: BLE001 - the call's own error goes first
                 _give_up(execution_id, state, refused)
 
         return tenacity.Retrying(sleep=self.clock.sleep, before_sleep=note, **course.arguments())(once)
@@ -290,10 +294,7 @@ class Calling:
         async def once() -> T:
             attempt = self.model_call(tracker, execution_id, key, name=name, fence=fence)
             try:
-                async with attempt:
-                    course.tries += 1
-                    async with asyncio.timeout(timeout_s):
-                        return await function()
+                async with attempt: return await course.limited(function, timeout_s)  # noqa: E701  # fmt: skip
             finally:
                 course.tripped = attempt.tripped
 
@@ -302,13 +303,14 @@ class Calling:
                 return
             try:
                 await tracker.aio.fire(execution_id, "back_off", fence=fence, **payload)
-            except Refused as refused:
+            except Exception as refused:  # noqa: BLE001 - the call's own error goes first
                 _give_up(execution_id, state, refused)
 
         return await tenacity.AsyncRetrying(sleep=sleep, before_sleep=note, **course.arguments())(once)
 
 
-def _give_up(execution_id: str, state: tenacity.RetryCallState, refused: Refused) -> None:
-    """The execution does not back off any more (it has no attempt left, or was cancelled): the error it is."""
-    logger.debug("%s: not tried again: %s", execution_id, refused)
+def _give_up(execution_id: str, state: tenacity.RetryCallState, why_not: Exception) -> None:
+    """The execution does not back off (no attempt is left, it was cancelled, the store is down): the error it is."""
+    level = logging.DEBUG if isinstance(why_not, Refused) else logging.WARNING
+    say(logger, level, "%s: not tried again: %s", execution_id, why_of(why_not))
     raise _error_of(state)

@@ -2,24 +2,30 @@
 
 A store that does not answer stops nobody: the breaker goes on with what it knows, notes what it did, says so once
 in the log and in `Breakers.status`, and brings the store up to date when it answers again. If another process wrote
-meanwhile, the store's row goes first.
+meanwhile, the store's row goes first. A change that the store refuses for good (a mistake, not an outage) is logged
+and dropped, so that it does not stand before the changes of other breakers.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
+from fsm.breakers.core import unseen
+from fsm.breakers.foreign import DROPPED, read, say, storable, text_of
+from fsm.breakers.section import Section
 from fsm.clock import Clock
 from fsm.errors import FsmError, StoreUnavailable
 from fsm.laws import record_of
 from fsm.lifecycles.breaker import BREAKER
-from fsm.locks import Lock
-from fsm.stores.base import BreakerEntry, BreakerRow, BreakerStore, Store
+from fsm.stores.base import LAST, BreakerEntry, BreakerRow, BreakerStore, Store
 
 if TYPE_CHECKING:
+    from fsm.breakers.breaker import Breaker
     from fsm.breakers.core import BreakerStep
+    from fsm.breakers.permit import Permit
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +35,10 @@ MAX_PENDING = 200
 """So many changes of one breaker are kept for a store that is down; beyond, the store's own row goes first later."""
 PAGE = 500
 """So many lines of the journal are read at a time."""
+MAX_PAGES = 1_000
+"""So many pages of the journal are read in one look; the next look goes on from there."""
+MAX_COMPLAINTS = 100
+"""Maximum number of different mistakes of others (classifiers, hooks, stores) that are logged; all are counted."""
 
 
 class Mirrored(Protocol):
@@ -55,13 +65,20 @@ class Shared:
 
     Attributes:
         clock: Where time comes from.
-        draw: The dice of the jitter, from 0 to 1.
-        rows: Every row that was read, by key, so that a key's first call needs no store.
+        permit: Makes a permit of a breaker.
+        rows: The row of every key that ever changed its state, as far as this process knows, so that a key's first
+            call, and the next call of one that was dropped, need no store.
         error: Why the store does not answer, ``None`` while it does.
+        mistakes: How often foreign code that is called here (a classifier, the dice, a store) made a mistake.
     """
 
     def __init__(
-        self, store: Store, clock: Clock, draw: Callable[[], float], worker: Callable[[], str]
+        self,
+        store: Store,
+        clock: Clock,
+        draw: Callable[[], float],
+        worker: Callable[[], str],
+        permit: Callable[[Breaker], Permit],
     ) -> None:
         """Read what there is.
 
@@ -70,11 +87,15 @@ class Shared:
             clock: Where time comes from.
             draw: The dice of the jitter, from 0 to 1.
             worker: Returns this process's id, for the journal.
+            permit: Makes a permit of a breaker.
         """
         self.clock = clock
-        self.draw = draw
+        self.permit = permit
         self.rows: dict[str, BreakerRow] = {}
         self.error: str | None = None
+        self.mistakes = 0
+        self._complaints: set[tuple[str, str]] = set()
+        self._draw = draw
         self._worker = worker
         self._whole = store
         self._store: BreakerStore | None = store if isinstance(store, BreakerStore) else None
@@ -85,18 +106,49 @@ class Shared:
         self.renew_locks()
         if self._store is None:
             self.error = f"the store {store.url} keeps no breakers: each process has its own"
-            logger.warning("breakers: %s", self.error)
+            say(logger, logging.WARNING, "breakers: %s", self.error)
         else:
             self.poll()
 
     def renew_locks(self) -> None:
         """Begin anew in a forked child."""
-        self._polling = Lock("the breakers of other processes")
+        self._polling = Section()
+
+    def remember(self, row: BreakerRow) -> None:
+        """Keep a row for the time when its breaker is asked for again."""
+        if row.version:
+            self.rows[row.key] = row
+
+    def draw(self) -> float:
+        """Return a number from 0 to 1: the jitter's dice; 0 if they cannot be thrown."""
+        try:
+            drawn = float(self._draw())
+        except DROPPED as error:
+            self.complain("*", "drawing the jitter", error)
+            return 0.0
+        return min(1.0, max(0.0, drawn)) if isfinite(drawn) else 0.0
+
+    def complain(self, key: str, doing: str, error: BaseException) -> None:
+        """Count a mistake of foreign code, and log the first one of its kind with its traceback."""
+        self.mistakes += 1
+        kind = (doing, text_of(read(type(error), "__name__")) or "")
+        if kind in self._complaints or len(self._complaints) >= MAX_COMPLAINTS:
+            return
+        self._complaints.add(kind)
+        say(
+            logger, logging.ERROR, "breaker %s: %s went wrong; the call is not disturbed, and this is logged once",
+            key, doing, error=error,
+        )  # fmt: skip
 
     @property
     def instant(self) -> bool:
         """Whether nothing here ever waits."""
         return self._store is None or self._whole.instant
+
+    @property
+    def down(self) -> bool:
+        """Whether there is a store and it does not answer."""
+        return self._store is not None and self.error is not None
 
     # --- one row ----------------------------------------------------------------------------------------------
 
@@ -137,16 +189,22 @@ class Shared:
         return True
 
     def read(self, breaker: Mirrored) -> BreakerRow | None:
-        """Return the store's row of a breaker; ``None`` if there is none, or the store is down."""
+        """Return the store's row of a breaker, an unseen one if it has none; ``None`` if the store is down."""
         if self._store is None or self._resting() or (breaker.pending and not self.mend(breaker)):
             return None
         try:
-            row = self._store.breaker_load(breaker.key)
+            row = self._load(breaker.key)
         except Exception as error:  # noqa: BLE001 - whatever it is, callers go on
             self._lost(error)
             return None
         self._answered()
         return row
+
+    def _load(self, key: str) -> BreakerRow | None:
+        """Return the store's row, an unseen one if there is none, ``None`` if nothing can be made of it."""
+        assert self._store is not None  # noqa: S101 - asked before
+        row = self._store.breaker_load(key)
+        return unseen(key) if row is None else self._usable(row)
 
     def mend(self, breaker: Mirrored) -> bool:
         """Write what the store missed of a breaker.
@@ -163,21 +221,28 @@ class Shared:
             while breaker.pending:
                 missed = cast("_Missed", breaker.pending[0])
                 if not self._swap(*missed):
-                    breaker.pending.clear()
-                    row = self._store.breaker_load(breaker.key)
-                    if row is not None:
-                        breaker.adopt(row)
-                    return False
+                    row = self._load(breaker.key)
+                    if row != missed.row:
+                        breaker.pending.clear()
+                        if row is not None:
+                            breaker.adopt(row)
+                        return False
+                    # It was written after all: the store had only not said so.
                 breaker.pending.pop(0)
-        except Exception as error:  # noqa: BLE001 - whatever it is, callers go on
+        except FsmError as error:
             self._lost(error)
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever it is, callers go on
+            breaker.pending.clear()
+            self.complain(breaker.key, "writing what the store missed", error)
             return False
         return True
 
     def _who(self) -> str | None:
         try:
-            return self._worker()
-        except FsmError:
+            who = self._worker()
+            return storable(who) if who else None
+        except DROPPED:
             return None  # a worker that lost its lease still sees what its calls come to
 
     def _swap(self, expected: int, row: BreakerRow, entry: BreakerEntry | None) -> bool:
@@ -196,18 +261,19 @@ class Shared:
 
     def _lost(self, error: Exception) -> None:
         self._ask_again_at = self.clock.monotonic() + ASK_AGAIN_S
+        known = isinstance(error, FsmError)
         if self.error is None:
-            level = logging.WARNING if isinstance(error, FsmError) else logging.ERROR
-            logger.log(
-                level, "breakers go on without the store, each process by itself: %s", error,
-                exc_info=None if isinstance(error, FsmError) else error,
+            say(
+                logger, logging.WARNING if known else logging.ERROR,
+                "breakers go on without the store, each process by itself: %s", storable(error),
+                error=None if known else error,
             )  # fmt: skip
-        self.error = str(error)
+        self.error = storable(error)
 
     def _answered(self) -> None:
         if self.error is not None:
             self.error = None
-            logger.warning("breakers: the store answers again")
+            say(logger, logging.WARNING, "breakers: the store answers again")
 
     def beaten(self, key: str) -> StoreUnavailable:
         """Return the error for an order that others were always faster than."""
@@ -222,42 +288,58 @@ class Shared:
             The rows that are new or newer.
         """
         store = self._store
-        if store is None or self._polling.mine():
-            return []
+        return [] if store is None else self._polling.run(self._poll, store)
+
+    def _poll(self, store: BreakerStore) -> list[BreakerRow]:
         try:
-            if not self._polling.acquire(0):
-                return []
-            if not self._begun:
-                self._cursor = store.breaker_position()
-                fresh = store.breaker_list()
-                self._begun = True
-            else:
-                fresh = self._news(store)
+            position = store.breaker_position()
+            if self._begun and position >= self._cursor:
+                cursor, found = self._news(store)
+            else:  # for the first time, or the file is an older one than before
+                cursor, found = position, store.breaker_list()
+            self._cursor, self._begun = cursor, True
             self._answered()
         except Exception as error:  # noqa: BLE001 - it is tried again
             self._lost(error)
             return []
-        finally:
-            self._polling.free()
+        fresh = [row for row in found if self._usable(row) is not None]
         for row in fresh:
             self.rows[row.key] = row
         return fresh
 
-    def _news(self, store: BreakerStore) -> list[BreakerRow]:
+    def _news(self, store: BreakerStore) -> tuple[int, list[BreakerRow]]:
+        """Return how far was read and the rows that changed; the cursor moves on once all of them are here."""
+        cursor = self._cursor
         keys: dict[str, None] = {}
-        while True:
-            entries = store.breaker_changes(self._cursor, PAGE)
+        for _ in range(MAX_PAGES):
+            entries = store.breaker_changes(cursor, PAGE)
             keys.update((entry.key, None) for entry in entries)
             if entries:
-                self._cursor = entries[-1].position
+                cursor = entries[-1].position
             if len(entries) < PAGE:
-                rows = [store.breaker_load(key) for key in keys]
-                return [row for row in rows if row is not None]
+                break
+        rows = [store.breaker_load(key) for key in keys]
+        return cursor, [row for row in rows if row is not None]
 
-    def history(self, key: str, limit: int) -> list[BreakerEntry]:
-        """Return a breaker's journal from the beginning.
+    def _usable(self, row: BreakerRow) -> BreakerRow | None:
+        """Return a row unless nothing can be made of it (another version's state, a damaged file)."""
+        numbers = (row.version, row.generation, row.changed_at, row.openings, row.successes, row.abandoned)
+        instants = [one for one in (row.since, row.until) if one is not None] + [
+            ends for _, ends in row.probes
+        ]
+        if row.state in BREAKER.by_name and all(
+            isinstance(one, (int, float)) and isfinite(one) for one in (*numbers, *instants)
+        ):
+            return row
+        self.complain(row.key, "reading its row", ValueError(f"a row that is none: {row}"))
+        return None
+
+    def history(self, key: str, limit: int, before: int | None) -> list[BreakerEntry]:
+        """Return the newest lines of a breaker's journal, oldest first.
 
         Raises:
             StoreUnavailable: The store does not answer.
         """
-        return [] if self._store is None else self._store.breaker_changes(0, limit, key)
+        if self._store is None:
+            return []
+        return self._store.breaker_changes(0, limit, key, LAST if before is None else before)

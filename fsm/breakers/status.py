@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fsm.breakers.breaker import Breaker
 from fsm.breakers.core import PASSING
+
+Known = Literal["stored", "used", "declared", "unknown"]
 
 
 class BreakerStatus(NamedTuple):
@@ -22,8 +24,12 @@ class BreakerStatus(NamedTuple):
         probes: How many probes are in flight, over all processes.
         failures: How many calls of this process failed in a row.
         calls: How many calls of this process came to each verdict; ``late`` are those of an old generation,
-            ``refused`` those that got no permit.
+            ``refused`` those that got no permit, ``misjudged`` those on which a classifier raised or returned no
+            verdict.
         local: Whether the store has not seen all of this yet.
+        known: What is known of the key: ``stored`` if it ever changed its state, ``used`` if this process made calls
+            with it, ``declared`` if only a policy names it, ``unknown`` otherwise: closed then means no more than that
+            a first call would go through.
     """
 
     key: str
@@ -37,6 +43,7 @@ class BreakerStatus(NamedTuple):
     failures: int
     calls: dict[str, int]
     local: bool
+    known: Known
 
 
 class BreakersStatus(NamedTuple):
@@ -53,13 +60,20 @@ class BreakersStatus(NamedTuple):
     breakers: tuple[BreakerStatus, ...]
 
 
-def status_of(breaker: Breaker) -> BreakerStatus:
+def status_of(breaker: Breaker, *, declared: bool) -> BreakerStatus:
     """Return how a breaker is, as this process sees it.
 
     Args:
         breaker: The breaker.
+        declared: Whether a policy names its key.
     """
+    breaker.reap()
     row = breaker.row
+    known: Known = "declared" if declared else "unknown"
+    if row.version:
+        known = "stored"
+    elif breaker.calls:
+        known = "used"
     seconds = breaker.retry_after_s()
     calls = {"success": breaker.succeeded}
     calls.update((str(kind), count) for kind, count in breaker.tally.items() if count)
@@ -75,4 +89,5 @@ def status_of(breaker: Breaker) -> BreakerStatus:
         breaker.failures,
         calls,
         bool(breaker.pending),
+        known,
     )

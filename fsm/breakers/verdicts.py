@@ -21,6 +21,9 @@ CancelledError, KeyboardInterrupt, SystemExit, aclose()   CANCELLED    never
 
 Retry-After is read on 429, 503 and 529 only, as seconds or as an HTTP date (RFC 9110, 10.2.3). Where no header says
 it, an exception's own `retry_after` in seconds counts: pydantic-ai reads it from bodies and gRPC as well.
+
+An attribute that raises when it is read counts as absent, so an exception that cannot be looked at is a FAILURE like
+every exception that nothing is known of.
 """
 
 from __future__ import annotations
@@ -30,15 +33,25 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from itertools import islice
 from math import isfinite
 from typing import Any, NamedTuple
 
-from fsm.errors import FsmError
+from fsm.breakers.foreign import DROPPED, read, text_of
+from fsm.errors import BadPayload, FsmError
 
 THROTTLING = frozenset({429, 503, 529})
 """The statuses on which Retry-After is read."""
 MAX_CAUSES = 8
 """So many causes of an exception are looked at for a status; a chain may be a ring."""
+MAX_PARTS = 1_000
+"""Maximum number of exceptions of a group, nested ones included, that are looked at."""
+MAX_HEADERS = 1_000
+"""Maximum number of headers that are looked through for one that is written in another case."""
+MAX_SAID = 10_000
+"""So many characters of an error message are searched."""
+MAX_HEADER = 200
+"""A header that is longer, in characters, is no number and no date."""
 
 _OK = range(200, 400)
 _STATUSES = range(100, 600)
@@ -104,8 +117,41 @@ def throttled(retry_after_s: float | None = None) -> Verdict:
 
     Args:
         retry_after_s: What the server asked for, in seconds; ``None`` for the policy's cooldown.
+
+    Raises:
+        BadPayload: It is no finite number of seconds from 0 on.
     """
-    return Verdict(Kind.THROTTLED, retry_after_s)
+    if retry_after_s is not None and (found := seconds_of(retry_after_s)) is None:
+        raise BadPayload(
+            "retry_after_s is a finite number of seconds, 0 or more, or None for the policy's cooldown, "
+            f"not {text_of(retry_after_s) or 'an object that cannot be shown'}"
+        )
+    return Verdict(Kind.THROTTLED, None if retry_after_s is None else found)
+
+
+def seconds_of(value: Any) -> float | None:
+    """Return a time to wait as a float, ``None`` if it is no finite number from 0 on."""
+    if type(value) is bool or not issubclass(type(value), (int, float)):
+        return None
+    try:
+        seconds = float(value)
+    except DROPPED:
+        return None
+    return seconds if isfinite(seconds) and seconds >= 0 else None
+
+
+def sound(verdict: Any) -> Verdict:
+    """Return a verdict that somebody else pronounced, if it is one.
+
+    Raises:
+        BadPayload: It is no `Verdict`, or its time to wait is no finite number from 0 on.
+    """
+    if type(verdict) is not Verdict or type(verdict.kind) is not Kind:
+        raise BadPayload(
+            "a verdict is SUCCESS, FAILURE, IGNORED, CANCELLED or throttled(seconds) of fsm.breakers, "
+            f"not a {type(verdict).__name__}"
+        )
+    return verdict if verdict.retry_after_s is None else throttled(verdict.retry_after_s)
 
 
 def retry_after(headers: Any, now: float) -> float | None:
@@ -127,14 +173,25 @@ def retry_after(headers: Any, now: float) -> float | None:
         except ValueError:
             try:
                 seconds = max(0.0, parsedate_to_datetime(value).timestamp() - now)
-            except (ValueError, TypeError, OverflowError):
-                continue
+            except Exception:  # noqa: BLE001 - a parser of other people's mail
+                seconds = -1.0  # nothing can be made of it
         if isfinite(seconds) and seconds >= 0:
             return seconds
     return None
 
 
 def _header(headers: Any, name: str) -> str | None:
+    try:
+        value = _found(headers, name)
+        if isinstance(value, (bytes, bytearray)):
+            value = value.decode("latin-1")
+    except DROPPED:
+        return None
+    said = None if value is None else text_of(value)
+    return None if said is None or len(said) > MAX_HEADER else said.strip()
+
+
+def _found(headers: Any, name: str) -> Any:
     get = getattr(headers, "get", None)
     if get is None:
         return None
@@ -142,10 +199,8 @@ def _header(headers: Any, name: str) -> str | None:
     if value is None:
         value = get(name.title())
     if value is None and isinstance(headers, Mapping):
-        value = next((headers[key] for key in headers if str(key).lower() == name), None)
-    if isinstance(value, bytes):
-        value = value.decode("latin-1")
-    return None if value is None else str(value).strip()
+        value = next((headers[key] for key in islice(headers, MAX_HEADERS) if str(key).lower() == name), None)
+    return value
 
 
 def of_status(status: int, headers: Any = None, now: float = 0.0) -> Verdict:
@@ -179,7 +234,7 @@ def http_result(result: Any, now: float) -> Verdict:
         return SUCCESS
     if status not in _OK and _codes(result) & _HOPELESS_CODES:
         return IGNORED
-    return of_status(status, getattr(result, "headers", None), now)
+    return of_status(status, read(result, "headers"), now)
 
 
 class Classifier:
@@ -219,7 +274,7 @@ class Classifier:
         """
         if is_cancellation(error):
             return CANCELLED
-        if isinstance(error, self._ignored):
+        if issubclass(type(error), self._ignored):
             return IGNORED
         if self._errors is not None and (verdict := self._errors(error)) is not None:
             return verdict
@@ -232,9 +287,27 @@ class Classifier:
 
 def is_cancellation(error: BaseException) -> bool:
     """Return whether an exception calls the caller off and says nothing about the call."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(is_cancellation(one) for one in error.exceptions)
-    return isinstance(error, asyncio.CancelledError) or not isinstance(error, Exception)
+    # By its type and not by isinstance, which asks the object's own `__class__`.
+    return all(
+        issubclass(type(one), asyncio.CancelledError) or not issubclass(type(one), Exception)
+        for one in _parts(error)
+    )
+
+
+def _parts(error: BaseException) -> list[BaseException]:
+    """The exceptions that a group is made of, without the groups; of any other exception itself."""
+    found: list[BaseException] = []
+    left = [error]
+    for _ in range(MAX_PARTS):
+        if not left:
+            break
+        one = left.pop()
+        inner = read(one, "exceptions") if issubclass(type(one), BaseExceptionGroup) else None
+        if type(inner) is tuple:
+            left.extend(inner[:MAX_PARTS])
+        else:
+            found.append(one)
+    return found or [error]
 
 
 _WORST_FIRST = (Kind.THROTTLED, Kind.FAILURE, Kind.IGNORED, Kind.CANCELLED)
@@ -249,10 +322,16 @@ def of_error(error: BaseException, now: float) -> Verdict:
     """
     if is_cancellation(error):
         return CANCELLED
-    if isinstance(error, BaseExceptionGroup):
-        verdicts = [of_error(one, now) for one in error.exceptions]
+    if issubclass(type(error), BaseExceptionGroup):
+        verdicts = [_of_one(one, now) for one in _parts(error)]
         return min(verdicts, key=lambda verdict: _WORST_FIRST.index(verdict.kind))
-    if isinstance(error, FsmError) or _is_hopeless(error):
+    return _of_one(error, now)
+
+
+def _of_one(error: BaseException, now: float) -> Verdict:
+    if is_cancellation(error):
+        return CANCELLED
+    if issubclass(type(error), FsmError) or _is_hopeless(error):
         return IGNORED
     status = _status(error)
     asked_s = next((found for one in _chain(error) if (found := _asked_s(one)) is not None), None)
@@ -274,7 +353,9 @@ def _is_hopeless(error: BaseException) -> bool:
         return True
     # Not every provider gives the case a code: a 4xx that speaks of the context's length will not get shorter.
     status = _status(error)
-    return status is not None and status not in _SERVER_ERRORS and bool(_CONTEXT_LENGTH.search(str(error)))
+    if status is None or status in _SERVER_ERRORS:
+        return False
+    return bool(_CONTEXT_LENGTH.search((text_of(error) or "")[:MAX_SAID]))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -284,13 +365,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         if one is None:
             return
         yield one
-        one = one.__cause__
+        cause = read(one, "__cause__")
+        one = cause if issubclass(type(cause), BaseException) else None
 
 
 def _status(thing: Any) -> int | None:
-    for holder in (thing, getattr(thing, "response", None)):
+    for holder in (thing, read(thing, "response")):
         for name in ("status_code", "status", "code"):
-            value = getattr(holder, name, None)
+            value = read(holder, name)
             if type(value) is int and value in _STATUSES:
                 return value
     return None
@@ -298,20 +380,12 @@ def _status(thing: Any) -> int | None:
 
 def _asked_s(error: BaseException) -> float | None:
     """The seconds that an exception itself asks to wait."""
-    seconds = getattr(error, "retry_after", None)
-    if (
-        isinstance(seconds, (int, float))
-        and not isinstance(seconds, bool)
-        and isfinite(seconds)
-        and seconds >= 0
-    ):
-        return float(seconds)
-    return None
+    return seconds_of(read(error, "retry_after"))
 
 
 def _headers(error: BaseException) -> Any:
-    for holder in (getattr(error, "response", None), error):
-        headers = getattr(holder, "headers", None)
+    for holder in (read(error, "response"), error):
+        headers = read(holder, "headers")
         if headers is not None:
             return headers
     return None
@@ -320,13 +394,16 @@ def _headers(error: BaseException) -> Any:
 def _codes(thing: Any) -> set[str]:
     """Every error code and type that an exception carries, from its attributes and its body."""
     names = ("code", "type", "provider_error_code", "provider_error_type")
-    found = [getattr(thing, name, None) for name in names]
-    body = getattr(thing, "body", None)
-    if isinstance(body, Mapping):
-        inner = body.get("error")
-        for part in (body, inner if isinstance(inner, Mapping) else {}):
-            found += [part.get("code"), part.get("type")]
-    return {value for value in found if isinstance(value, str)}
+    found = [read(thing, name) for name in names]
+    try:
+        body = getattr(thing, "body", None)
+        if isinstance(body, Mapping):
+            inner = body.get("error")
+            for part in (body, inner if isinstance(inner, Mapping) else {}):
+                found += [part.get("code"), part.get("type")]
+    except DROPPED:
+        pass  # what was found before counts
+    return {str.__str__(value) for value in found if issubclass(type(value), str)}
 
 
 # --- streams --------------------------------------------------------------------------------------------------
@@ -348,12 +425,13 @@ def has_content(item: Any) -> bool:
     """
     if isinstance(item, (str, bytes)):
         return bool(item)
-    if isinstance(getattr(item, "type", None), str):
-        return item.type not in _PREAMBLES
-    choices = getattr(item, "choices", None)
+    kind = read(item, "type")
+    if isinstance(kind, str):
+        return kind not in _PREAMBLES
+    choices = read(item, "choices")
     if isinstance(choices, (list, tuple)) and choices:
-        deltas = [getattr(choice, "delta", None) for choice in choices]
+        deltas = [read(choice, "delta") for choice in choices]
         names = ("content", "tool_calls", "refusal", "reasoning", "reasoning_content", "function_call")
         if all(delta is not None for delta in deltas):
-            return any(getattr(delta, name, None) for delta in deltas for name in names)
+            return any(read(delta, name) for delta in deltas for name in names)
     return True

@@ -1,7 +1,8 @@
 """What a process has seen of a key since the breaker closed, and what a policy's rules say of it.
 
 These are the only mutable parts of a breaker's judgement. They are small, know no clock (time is handed in), and are
-used under the breaker's own short lock.
+used under the breaker's own short lock. A signal handler may note a call while another one is being noted, and an
+interrupt may come between two lines: what a window counts is right again once it has moved on.
 """
 
 from __future__ import annotations
@@ -54,21 +55,22 @@ class _Last:
         self._slow = isinstance(rule, SlowCalls)
         self._rate = rule.slow_rate if isinstance(rule, SlowCalls) else rule.failure_rate
         self._minimum = rule.minimum_calls
-        self._calls: deque[bool] = deque(maxlen=rule.calls)
-        self._bad = 0
+        self._calls: deque[tuple[bool, int]] = deque(maxlen=rule.calls)  # (bad, bad ones up to and with it)
 
     def note(self, now: float, *, failed: bool, slow: bool) -> None:
         del now
         bad = slow if self._slow else failed
-        if len(self._calls) == self._calls.maxlen:
-            self._bad -= self._calls[0]
-        self._calls.append(bad)
-        self._bad += bad
+        before = self._calls[-1][1] if self._calls else 0
+        self._calls.append((bad, before + bad))
 
     def standing(self, now: float) -> Standing:
         del now
         seen = len(self._calls)
-        return Standing(seen > 0 and self._bad >= self._rate * seen, seen >= self._minimum)
+        if not seen:
+            return Standing(policy_met=False, enough_calls=False)
+        first = self._calls[0]
+        bad = self._calls[-1][1] - first[1] + first[0]
+        return Standing(bad >= self._rate * seen, seen >= self._minimum)
 
 
 class _Recent:
@@ -109,12 +111,13 @@ class Recorder:
     """Notes calls for every rule of a policy.
 
     Attributes:
+        policy: Whose rules are asked.
         counts_successes: Whether a success changes anything while nothing has failed. If not, a call that goes well
             has nothing to note.
         slow_call_s: From how many seconds on a call is slow, or ``None`` if no rule asks.
     """
 
-    __slots__ = ("_policy", "_windows", "counts_successes", "failures", "slow_call_s")
+    __slots__ = ("_windows", "counts_successes", "failures", "policy", "slow_call_s")
 
     def __init__(self, policy: Policy) -> None:
         """Begin with nothing seen.
@@ -122,7 +125,7 @@ class Recorder:
         Args:
             policy: Whose rules are asked.
         """
-        self._policy = policy
+        self.policy = policy
         self.counts_successes = any(not isinstance(rule, Consecutive) for rule in policy.trip)
         slow = [rule.slow_call_s for rule in policy.trip if isinstance(rule, SlowCalls)]
         self.slow_call_s = min(slow) if slow else None
@@ -131,7 +134,7 @@ class Recorder:
     def reset(self) -> None:
         """Forget everything; a breaker that closes begins anew."""
         self.failures = 0
-        self._windows = [(rule, _window(rule)) for rule in self._policy.trip]
+        self._windows = [(rule, _window(rule)) for rule in self.policy.trip]
 
     @property
     def quiet(self) -> bool:

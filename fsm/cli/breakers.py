@@ -24,6 +24,7 @@ from fsm.cli.common import (
     seconds_text,
     teaching,
 )
+from fsm.errors import UnknownBreaker
 from fsm.lifecycles.breaker import BREAKER
 from fsm.stores.base import BreakerEntry
 
@@ -52,6 +53,8 @@ def breakers_command(store: StoreOption = None, json: JsonOption = False) -> Non
     if json:
         print_json({"breakers": [_as_data(one) for one in status.breakers], "error": status.error})
         return
+    if status.error is not None:
+        fail(f"the breakers could not be read: {status.error}")
     now = tracker.clock.wall()
     if not status.breakers:
         out.print(Text("no breaker has ever opened here", style="dim"))
@@ -85,11 +88,22 @@ def breaker_command(
 ) -> None:
     """Show one breaker, hold it open, switch it off or reset it.
 
-    With --json one object: breaker (as in fsm breakers), history (its last changes: position, key, version, event,
-    source, target, generation, at, by, why).
+    A key of which the store knows nothing can be held open or switched off in advance, which is said; to look at it or
+    to reset it is a mistake (exit code 2).
+
+    With --json one object: breaker (as in fsm breakers), new (whether the store knew nothing of the key before this
+    order), history (its last changes: position, key, version, event, source, target, generation, at, by, why).
     """
     tracker = open_tracker(store, must_exist=True)
     breakers = _looked_at(tracker.breakers)
+    status = breakers.status_of(key)
+    new = status.known != "stored"
+    unknown = UnknownBreaker(status.key, [one.key for one in breakers.status().breakers])
+    if new:
+        if (problem := breakers.status().error) is not None:
+            fail(f"the breakers could not be read: {problem}")
+        if order in {None, Order.RESET}:
+            raise unknown
     if order is not None:
         carry_out = {
             Order.OPEN: breakers.force_open,
@@ -99,11 +113,16 @@ def breaker_command(
         carry_out[order](key, by=by or _login(), why=why)
         if (problem := breakers.status().error) is not None:
             fail(f"the order reached nobody: {problem}")
-    status, history = breakers.status_of(key), breakers.history(key)[-HISTORY:]
+    status, history = breakers.status_of(key), breakers.history(key, HISTORY)
     if json:
-        print_json({"breaker": _as_data(status), "history": [entry._asdict() for entry in history]})
+        print_json(
+            {"breaker": _as_data(status), "new": new, "history": [entry._asdict() for entry in history]}
+        )
         return
     now = tracker.clock.wall()
+    if new:
+        hint = f"; did you mean {' or '.join(map(repr, unknown.near))}?" if unknown.near else ""
+        out.print(Text(f"new: the store knew no breaker of this key before{hint}", style="yellow"))
     out.print(Text.assemble((status.key, "bold"), "  ", _state_text(status.state)))
     out.print(_timeline(history, now))
 
@@ -124,7 +143,7 @@ def _login() -> str:
 def _as_data(one: BreakerStatus) -> dict[str, Any]:
     data = one._asdict()
     # What this process saw is nothing: it has made no call.
-    for name in ("failures", "calls", "local"):
+    for name in ("failures", "calls", "local", "known"):
         del data[name]
     return data
 

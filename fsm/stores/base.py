@@ -473,6 +473,11 @@ def open_store(url: str) -> Store:
 
 # --- breakers -------------------------------------------------------------------------------------------------
 
+BREAKER_LINES = 1_000
+"""So many lines of each breaker's journal are kept, the newest; a row of its own is kept for every key for ever."""
+LAST = 2**63 - 1
+"""A position that no line of a journal reaches."""
+
 
 class BreakerRow(NamedTuple):
     """What is kept of a circuit breaker that ever changed its state. Instants are seconds since the epoch.
@@ -560,8 +565,19 @@ class BreakerStore(Protocol):
         """Return every row, by key."""
         ...
 
-    def breaker_changes(self, after: int, limit: int, key: str | None = None) -> list[BreakerEntry]:
-        """Return the breakers' journal after a position, oldest first, `limit` lines at the most, of one key or all."""
+    def breaker_changes(
+        self, after: int, limit: int, key: str | None = None, before: int | None = None
+    ) -> list[BreakerEntry]:
+        """Return lines of the breakers' journal, oldest first, of one key or all.
+
+        Of each key the newest `BREAKER_LINES` are kept; no position is given out twice.
+
+        Args:
+            after: Only lines after this position.
+            limit: So many at the most: the first of them, or the last ones if `before` is given.
+            key: Only lines of this key.
+            before: Only lines before this position; `LAST` for the end of the journal.
+        """
         ...
 
     def breaker_position(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from fsm.locks import Lock
-from fsm.stores.base import BreakerEntry, BreakerRow
+from fsm.stores.base import BREAKER_LINES, BreakerEntry, BreakerRow
 
 
 class MemoryBreakers:
@@ -12,7 +14,9 @@ class MemoryBreakers:
     def __init__(self) -> None:
         """Begin with no row."""
         self._breakers: dict[str, BreakerRow] = {}
-        self._breaker_journal: list[BreakerEntry] = []
+        self._breaker_journal: dict[int, BreakerEntry] = {}  # by position, in order
+        self._breaker_lines: dict[str, deque[int]] = {}  # the positions of each key, the oldest first
+        self._breaker_position = 0
 
     def _check_open(self) -> None:
         raise NotImplementedError
@@ -38,18 +42,28 @@ class MemoryBreakers:
                 return False
             self._swap_back()
             if entry is not None:
+                self._breaker_position += 1
+                position = self._breaker_position
                 # The line first, the row last: without the row the line is taken back, and nothing has happened.
-                self._breaker_journal.append(entry._replace(position=len(self._breaker_journal) + 1))
+                self._breaker_journal[position] = entry._replace(position=position)
+                lines = self._breaker_lines.setdefault(row.key, deque())
+                lines.append(position)
+                while len(lines) > BREAKER_LINES:
+                    self._breaker_journal.pop(lines.popleft(), None)
             self._breakers[row.key] = row
             return True
 
     def _swap_back(self) -> None:
         """Take back the line of a swap that was interrupted before its row was written."""
         if self._breaker_journal:
-            last = self._breaker_journal[-1]
+            position = next(reversed(self._breaker_journal))
+            last = self._breaker_journal[position]
             row = self._breakers.get(last.key)
             if row is None or row.version < last.version:
-                self._breaker_journal.pop()
+                lines = self._breaker_lines.get(last.key)
+                if lines and lines[-1] == position:
+                    lines.pop()
+                self._breaker_journal.pop(position, None)
 
     def breaker_list(self) -> list[BreakerRow]:
         """Return every row, by key."""
@@ -57,16 +71,21 @@ class MemoryBreakers:
             self._check_open()
             return [self._breakers[key] for key in sorted(self._breakers)]
 
-    def breaker_changes(self, after: int, limit: int, key: str | None = None) -> list[BreakerEntry]:
-        """Return the journal after a position."""
+    def breaker_changes(
+        self, after: int, limit: int, key: str | None = None, before: int | None = None
+    ) -> list[BreakerEntry]:
+        """Return lines of the journal between two positions: the first of them, or the last before `before`."""
         with self._lock:
             self._check_open()
             self._swap_back()
-            fits = (one for one in self._breaker_journal[max(0, after) :] if key is None or one.key == key)
-            return [one for one, _ in zip(fits, range(limit), strict=False)]
+            positions = self._breaker_journal if key is None else self._breaker_lines.get(key, ())
+            found = [at for at in positions if at > after and (before is None or at < before)]
+            chosen = found[:limit] if before is None else found[max(0, len(found) - limit) :]
+            return [self._breaker_journal[at] for at in chosen]
 
     def breaker_position(self) -> int:
         """Return the journal's last position."""
         with self._lock:
+            self._check_open()
             self._swap_back()
-            return len(self._breaker_journal)
+            return self._breaker_position

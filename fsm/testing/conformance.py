@@ -20,13 +20,14 @@ import pytest
 from fsm.laws import record_of
 from fsm.lifecycles.execution import EXECUTION
 from fsm.stores import Store, open_store
+from fsm.testing.breaking import Breaking
 from fsm.testing.keeping import Keeping
 from fsm.testing.reading import Reading
 from fsm.testing.steps import OTHER
 from fsm.testing.writing import Writing
 
 
-class StoreConformance(Writing, Reading, Keeping):
+class StoreConformance(Writing, Reading, Breaking, Keeping):
     """The suite; subclass it, and give it a `store_url` or an `open_store` fixture."""
 
     @pytest.fixture

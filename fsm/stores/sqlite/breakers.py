@@ -7,6 +7,7 @@ executions that itself waits for another process.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from fsm.stores.sqlite.connect import explain, patiently
 from fsm.stores.sqlite.damage import Pages
 from fsm.stores.sqlite.identity import StoreFile
 from fsm.stores.sqlite.pool import Pool
+
+logger = logging.getLogger(__name__)
 
 SWAP_LIMIT_S = 2.0
 """So long, in seconds, a swap waits for other writers; a breaker then goes on alone rather than stop its callers."""
@@ -94,14 +97,20 @@ class SqliteBreakers:
         """Return every row, by key."""
         return self._pages.all(f"{_SELECT} ORDER BY key", (), shapes.breaker)
 
-    def breaker_changes(self, after: int, limit: int, key: str | None = None) -> list[BreakerEntry]:
-        """Return the journal after a position."""
-        where, values = (
-            ("position > ?", [after]) if key is None else ("key = ? AND position > ?", [key, after])
-        )
-        return self._pages.page(
-            f"{_ENTRY} WHERE {where} ORDER BY position", values, limit, shapes.breaker_entry
-        )
+    def breaker_changes(
+        self, after: int, limit: int, key: str | None = None, before: int | None = None
+    ) -> list[BreakerEntry]:
+        """Return lines of the journal between two positions: the first of them, or the last before `before`."""
+        where, values = ["position > ?"], [after]
+        if before is not None:
+            where, values = [*where, "position < ?"], [*values, before]
+        ask: tuple[Any, ...] = tuple(values)
+        if key is not None:
+            where, ask = ["key = ?", *where], (key, *ask)
+        direction = "" if before is None else " DESC"
+        sql = f"{_ENTRY} WHERE {' AND '.join(where)} ORDER BY position{direction}"
+        entries = self._pages.page(sql, ask, limit, shapes.breaker_entry)
+        return entries if before is None else entries[::-1]
 
     def breaker_position(self) -> int:
         """Return the journal's last position."""

@@ -97,7 +97,7 @@ class Engine(Launcher):
     @property
     def stragglers(self) -> dict[str, str]:
         """Agents that go on although their execution has ended: the agent's name by the execution's id."""
-        return dict(self._home.stragglers) if self._home is not None else {}
+        return self._home.straggling() if self._home is not None else {}
 
     @property
     def late(self) -> tuple[Late, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from fsm.engine.agents import Agent
 from fsm.engine.answers import Answer, answer_of
 from fsm.engine.conduct import Conduct, Hook, Value
 from fsm.engine.drive import Drive
+from fsm.engine.ending import FEW_TRIES, few_tries
 from fsm.engine.exits import watch_exit
 from fsm.engine.home import Home, Seat
 from fsm.engine.link import Link
@@ -27,6 +29,8 @@ from fsm.tracker import Tracker
 
 if TYPE_CHECKING:
     from fsm.records import Snapshot
+
+logger = logging.getLogger(__name__)
 
 _inherited: list[object] = []
 """In a forked child: what its parent drives."""
@@ -65,7 +69,8 @@ class Launcher:
         self._home: Home | None = None
         self._agents: dict[str, Agent] = {}
         self._drives: dict[str, tuple[Drive, asyncio.Task[Outcome]]] = {}
-        self._closing = False
+        self._closing: asyncio.Task[None] | None = None
+        self._closed_times = 0
 
     @property
     def tracker(self) -> Tracker:
@@ -100,39 +105,39 @@ class Launcher:
             options["metadata"] = called_with(options["metadata"], args, kwargs)
         registry = home.registry
         _check_machine(registry.machine_for(options["machine"]))
-        seat.queue_up(
-            bounded=True
-        )  # before anything is awaited: whoever comes meanwhile has to find the queue that long
-        try:
-            birth = await home.read(
-                registry.birth, agent.name, user_id=user_id, thread_id=thread_id, parent_id=parent_id,
-                retry_of=retry_of, **options,
-            )  # fmt: skip
-            link = await self._create(home, birth)
-        except BaseException:
-            seat.close()
-            raise
+        # Before anything is awaited: who comes meanwhile has to find the queue as long as it is.
+        seat.queue_up(bounded=True)
+        bear = self._bear(
+            home, seat, agent.name, user_id=user_id, thread_id=thread_id, parent_id=parent_id, retry_of=retry_of,
+            **options,
+        )  # fmt: skip
+        if registry.store.instant:
+            link = await bear  # nothing is waited for, so nobody can be cancelled meanwhile
+        else:
+            link = await home.through(bear, "fsm-birth", undo=lambda link: self._unwanted(home, seat, link))
         run = Run(link, seat, self._child_of(link), answers)
         return Drive(home, link, seat, run, agent, args, kwargs or {}, conduct, emit)
 
-    async def _create(self, home: Home, birth: Command) -> Link:
+    async def _bear(self, home: Home, seat: Seat, name: str, **options: Any) -> Link:
         """Commit a birth, and return the wire to the execution."""
         registry = home.registry
-        assert birth.born is not None  # noqa: S101 - a birth has a step
-        snapshot = birth.born.after
-        link = Link(home, snapshot, registry.law_of(snapshot.identity.machine).machine)
-        committed = registry.committer.submit(birth)
+        link: Link | None = None
         try:
+            birth: Command = await home.read(registry.birth, name, **options)
+            assert birth.born is not None  # noqa: S101 - a birth has a step
+            snapshot = birth.born.after
+            link = Link(home, snapshot, registry.law_of(snapshot.identity.machine).machine)
+            committed = registry.committer.submit(birth)
             if committed is not None:
-                await asyncio.wait({committed})
+                await committed
             await self._born(home, birth)
-        except asyncio.CancelledError:
-            # What is under way is committed all the same, and nobody would drive it: it is called off.
-            link.close()
-            await self._call_off(home, birth, committed)
-            raise
-        except BaseException:
-            link.close()
+        except Exception as error:
+            seat.close()
+            if link is not None:
+                link.close()
+                if isinstance(error, StoreUnavailable) and error.committed is None:
+                    # Its caller is told that nobody can tell; if it was born, nobody drives it.
+                    home.see_to(self._call_off(home, link.id), "fsm-call-off")
             raise
         return link
 
@@ -146,13 +151,25 @@ class Launcher:
             if error.committed is not None or await home.read(known, birth.execution_id) is None:
                 raise
 
+    async def _unwanted(self, home: Home, seat: Seat, link: Link) -> None:
+        """Call off an execution whose caller was cancelled while it was being born: nobody would drive it."""
+        try:
+            await self._call_off(home, link.id)
+        finally:
+            seat.close()
+            link.close()
+
     @staticmethod
-    async def _call_off(home: Home, birth: Command, committed: asyncio.Future[None] | None) -> None:
-        if committed is not None:
-            await asyncio.wait({committed})
-        if birth.error is None:
-            order = home.registry.order(birth.execution_id, "cancel", {"reason": "its caller was cancelled"})
-            await home.read(home.registry.carry_all, [order])
+    async def _call_off(home: Home, execution_id: str) -> None:
+        for tried, wait_s in few_tries():
+            order = home.registry.order(execution_id, "cancel", {"reason": "its caller was cancelled"})
+            try:
+                await home.read(home.registry.carry_all, [order])
+            except StoreUnavailable as error:
+                logger.warning("%s: not called off (%d of %d): %s", execution_id, tried, FEW_TRIES, error)
+                await asyncio.sleep(wait_s)
+            else:
+                return
 
     def begin(self, drive: Drive) -> Handle:
         """Let it drive, and return its handle."""
@@ -242,7 +259,7 @@ class Launcher:
         home = self._home
         tracker = self.tracker
         if home is not None and home.loop is loop and home.tracker is tracker:
-            if self._closing:
+            if self._closing is not None and not self._closing.done():
                 raise ConfigurationError("the engine is being closed: nothing new can begin")
             return home
         if home is not None and home.loop is not loop and home.links and not home.loop.is_closed():
@@ -250,7 +267,7 @@ class Launcher:
                 "this engine runs executions on another event loop: make one engine per event loop"
             )
         instant = tracker._registry.store.instant
-        self._closing = False
+        self._closing = None
         self._home = Home(
             tracker,
             self.slots,
@@ -270,29 +287,39 @@ class Launcher:
         if self._home is not None:
             self._home.elsewhere = True
             _inherited.append((self._home, self._drives))
-        self._home, self._drives, self._closing = None, {}, False
+        self._home, self._drives, self._closing = None, {}, None
 
     def lives_on(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether this is the loop on which the engine runs."""
         return self._home is not None and self._home.loop is loop
 
     async def close(self) -> None:
-        """Stop everything that runs here: agents are cancelled, their executions handed back or cancelled."""
-        self._closing = True
-        try:
-            tasks = [task for _, task in self._drives.values()]
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
-            # What a with block drives is called off, and its body is cancelled; it says the end itself.
-            home = self._home
-            if home is not None and home.links and not home.registry.closed:
-                said = {"reason": "the engine was closed", "by": "engine"}
-                orders = [home.registry.order(link.id, "cancel", said) for link in self.links()]
-                await home.read(home.registry.carry_all, orders)
-        finally:
-            self._closing = False
+        """Stop everything that runs here: agents are cancelled, their executions handed back or cancelled.
+
+        A caller that is cancelled meanwhile leaves; the engine goes on closing. An agent that does not stop keeps it
+        for no longer than `patience_s`; `stragglers` says which.
+        """
+        home = self._home
+        if home is None or home.loop is not asyncio.get_running_loop():
+            return
+        if self._closing is None or self._closing.done():
+            self._closed_times += 1
+            self._closing = home.see_to(self._close(home), "fsm-close")
+        await asyncio.wait({self._closing})
+        if not self._closing.cancelled():
+            self._closing.result()
+
+    async def _close(self, home: Home) -> None:
+        tasks = [task for _, task in self._drives.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        # What a with block drives is called off, and its body is cancelled; it says the end itself.
+        if home.links and not home.registry.closed:
+            said = {"reason": "the engine was closed", "by": "engine"}
+            orders = [home.registry.order(link.id, "cancel", said) for link in self.links()]
+            await home.read(home.registry.carry_all, orders)
 
 
 SPOKEN = frozenset("start complete fail cancel stopped time_out lapse progress".split())

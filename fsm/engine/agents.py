@@ -141,7 +141,7 @@ def _keeper(kept: list[Any]) -> Emit:
     return keep
 
 
-async def _drain(made: AsyncGenerator[Any, None], emit: Emit) -> None:
+async def _drain(made: AsyncGenerator[Any, Any], emit: Emit) -> None:
     async with aclosing(made) as items:
         async for item in items:
             await emit(item)
@@ -196,7 +196,7 @@ async def _until(future: asyncio.Future[Any], run: SyncRun) -> None:
                 raise  # nobody waits for it any more: the loop is being closed
 
 
-def _drain_sync(made: Generator[Any, None, Any], run: SyncRun, emit: Emit) -> None:
+def _drain_sync(made: Generator[Any, Any, Any], run: SyncRun, emit: Emit) -> None:
     try:
         for item in made:
             run.wait(emit(item))

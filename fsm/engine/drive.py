@@ -37,6 +37,7 @@ from fsm.supervised import one_line
 
 logger = logging.getLogger(__name__)
 
+
 class Drive(Ending):
     """Drives one execution."""
 

@@ -7,22 +7,24 @@ answer = await engine.run(research, "state machines", user_id="ada", thread_id="
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from fsm.engine.agents import Agent
 from fsm.engine.conduct import Conduct, Hook
 from fsm.engine.fleet import map_over
-from fsm.engine.home import POLL_S, Late
+from fsm.engine.home import POLL_S, Home, Late
 from fsm.engine.launch import UNSET, Launcher
 from fsm.engine.outcome import Handle, Outcome
 from fsm.engine.registered import Registered, waiting_for
 from fsm.engine.session import Session
 from fsm.engine.slots import Slots
-from fsm.errors import ConfigurationError
+from fsm.errors import BadPayload, ConfigurationError, StoreUnavailable
 from fsm.machine import Machine
 from fsm.records import Retry
+from fsm.supervised import keep_going_async
 from fsm.timeouts import Timeouts
 from fsm.tracker import Tracker
 
@@ -312,7 +314,8 @@ class Engine(Launcher):
         """Take over queued executions of registered, resumable agents that nobody drives here.
 
         Another process may have died, or handed them back; a person may have answered. Exactly one engine claims
-        each: the table sees to it.
+        each: the table sees to it. What cannot be gone on with (its metadata is no call of an agent, its machine is
+        unknown here) is set aside for a while: the log says why, and `tracker.health()` lists it.
 
         Args:
             limit: How many at the most.
@@ -324,19 +327,57 @@ class Engine(Launcher):
         found = await home.read(
             waiting_for, home.registry, self.resumable(), set(home.registry.committer.watchers), limit
         )
-        return [self.take_over(home, one) for one in found]
+        handles: list[Handle] = []
+        for one in found:
+            try:
+                handles.append(self.take_over(home, one))
+            except Exception as error:  # noqa: BLE001 - those behind it are taken over all the same
+                home.set_aside(one.snapshot, error)
+        return handles
 
     async def serve(self, *, every_s: float = 1.0) -> None:
-        """Adopt what comes, until this is cancelled: a worker process is an engine that serves.
+        """Adopt what comes, until this is cancelled or the engine is closed: a worker is an engine that serves.
+
+        An error does not end it: it is logged, counted (`tracker.health()`), and another turn follows.
 
         Args:
             every_s: How often to look, in seconds.
+
+        Raises:
+            BadPayload: `every_s` is not a positive number.
         """
+        if not isinstance(every_s, (int, float)) or isinstance(every_s, bool) or not 0 < every_s < math.inf:
+            raise BadPayload(f"every_s is a positive number of seconds, not {every_s!r}")
         home = self.open()
-        while True:
-            await self.adopt()
-            await home.read(self.tracker.sweep)
-            await asyncio.sleep(every_s)
+
+        async def sweep() -> object:
+            return await home.read(self.tracker.sweep)
+
+        both = {
+            self._goes_on(home, name, step, every_s)
+            for name, step in (("serve", self.adopt), ("serve sweep", sweep))
+        }
+        self._serving |= both
+        try:
+            await asyncio.wait(both)
+        finally:
+            self._serving -= both
+            for task in both:
+                task.cancel()
+
+    @staticmethod
+    def _goes_on(
+        home: Home, name: str, step: Callable[[], Awaitable[object]], every_s: float
+    ) -> asyncio.Task[None]:
+        async def turn() -> float:
+            if not home.registry.closed:
+                await step()
+            return every_s
+
+        loop = home.registry.health.loop(name, expected=(StoreUnavailable,))
+        return home.spawn(
+            keep_going_async(loop, turn, over=lambda: home.registry.closed), f"fsm-{name.replace(' ', '-')}"
+        )
 
     # --- without an event loop ----------------------------------------------------------------------------------
 
@@ -353,7 +394,7 @@ class Engine(Launcher):
         from fsm.engine.portal import Portal  # noqa: PLC0415 - for those who need it
 
         if self._portal is None or self._portal.closed:
-            self._portal = Portal()
+            self._portal = Portal(self.tracker._registry.health)
         return self._portal
 
     # --- begin and end ------------------------------------------------------------------------------------------

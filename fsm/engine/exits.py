@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 _engines: weakref.WeakSet[Launcher] = weakref.WeakSet()
 EXIT_S = 10.0
-"""So long, in seconds, a SIGTERM waits for the agents; a second one waits for nobody."""
+"""How long, in seconds, a SIGTERM waits for the agents (a second one waits for nothing), and how long the end of the
+process waits for the store."""
 
 
 def watch_exit(engine: Launcher) -> None:
@@ -120,13 +122,19 @@ def _at_exit() -> None:
 
 def _speak_for(engine: Launcher) -> None:
     """End or hand back, from outside of any loop, what an engine left open."""
+    until, left = time.monotonic() + EXIT_S, 0
     for link in engine.links():
         if link.ended or link.home.registry.closed:
+            continue
+        if time.monotonic() > until:
+            left += 1
             continue
         try:
             _let_go(link)
         except Exception:
             logger.exception("%s: could not be ended; its lease or its deadline will", link.id)
+    if left:
+        logger.error("%d executions could not be ended within %g s; their leases or deadlines will", left, EXIT_S)
 
 
 def _let_go(link: Link) -> None:

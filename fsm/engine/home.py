@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from fsm.engine.link import Link, RunOver, unknown_failure
 from fsm.engine.slots import Admission, Slots, Ticket
-from fsm.engine.tasks import Undisturbed
+from fsm.engine.tasks import Undisturbed, on_loop
 from fsm.errors import EngineFull, FsmError, StoreUnavailable
 from fsm.machine import Machine
+from fsm.records import Snapshot
 from fsm.supervised import keep_going_async, one_line
 from fsm.tracker import Tracker
 from fsm.ways import Ways
@@ -186,6 +187,8 @@ class Home:
         try:
             await asyncio.wait({task})
         except BaseException as error:
+            if not on_loop(self.loop):
+                raise  # its loop is gone; who speaks at exit speaks for what is left
             after = self.see_to(self._undo(task, undo), f"{name}-undo")
             if isinstance(error, asyncio.CancelledError):
                 await asyncio.wait({after})
@@ -195,12 +198,18 @@ class Home:
     @staticmethod
     async def _undo(task: asyncio.Task[T], undo: Callable[[T], Awaitable[object]] | None) -> None:
         await asyncio.wait({task})
-        if task.cancelled() or (error := task.exception()) is not None:
-            if not task.cancelled():
-                logger.debug("%s failed after its caller had been cancelled: %s", task.get_name(), one_line(error))
-            return
-        if undo is not None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            logger.debug(
+                "%s failed after its caller had been cancelled: %s", task.get_name(), one_line(error)
+            )
+        elif undo is not None:
             await undo(task.result())
+
+    def set_aside(self, snapshot: Snapshot, error: BaseException) -> None:
+        """Skip an execution that cannot be gone on with here, for a while; the log says why."""
+        registry = self.registry
+        registry.health.set_aside(snapshot.identity.id, snapshot.version, error, registry.now())
 
     def goes_on(self, execution_id: str, agent: str, thread: threading.Thread) -> None:
         """Remember a thread that goes on although its execution has ended and nobody waits for it."""
@@ -286,12 +295,12 @@ class Home:
         while True:
             rows = store.journal(after, PAGE)
             for row in rows:
-                link = self.links.get(row.execution_id)
-                if link is None:
+                known = self.links.get(row.execution_id)
+                if known is None:
                     continue
-                link.heard(row.target, row.payload_json)
-                if row.version > link.snapshot.version:
-                    self._refresh(link)
+                known.heard(row.target, row.payload_json)
+                if row.version > known.snapshot.version:
+                    self._refresh(known)
             if rows:
                 after = rows[-1].position
             if len(rows) < PAGE:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from fsm.checks import text
@@ -70,7 +71,7 @@ class Launcher:
         self._agents: dict[str, Agent] = {}
         self._drives: dict[str, tuple[Drive, asyncio.Task[Outcome]]] = {}
         self._closing: asyncio.Task[None] | None = None
-        self._closed_times = 0
+        self._serving: set[asyncio.Task[None]] = set()
 
     @property
     def tracker(self) -> Tracker:
@@ -238,14 +239,30 @@ class Launcher:
         """Drive an execution that another process has left in the queue."""
         snapshot: Snapshot = registration.snapshot
         agent = self._agents[snapshot.identity.agent]
-        link = Link(home, snapshot, home.registry.law_of(snapshot.identity.machine).machine)
-        link.look()
-        seat = Seat(home, snapshot.identity.user_id, agent.name, free=snapshot.identity.parent_id is not None)
+        machine = home.registry.law_of(snapshot.identity.machine).machine
+        _check_machine(machine)
         answers = deque((question, answer_of(payload)) for question, payload in registration.answers)
         args, kwargs = registration.called_with
-        run = Run(link, seat, self._child_of(link), answers)
         conduct = self._conduct_of(agent, UNSET, (), ())
-        return self.begin(Drive(home, link, seat, run, agent, args, kwargs, conduct))
+        seat = Seat(home, snapshot.identity.user_id, agent.name, free=snapshot.identity.parent_id is not None)
+        link = Link(home, snapshot, machine)  # from here on nothing raises: whoever listens has to be driven
+        link.look()
+        drive = Drive(
+            home, link, seat, Run(link, seat, self._child_of(link), answers), agent, args, kwargs, conduct
+        )
+        handle = self.begin(drive)
+
+        def over() -> None:
+            # One that could not be begun is in the queue as before; taken over again at once, it would spin.
+            if link.snapshot.version == snapshot.version and not isinstance(
+                drive.error, (StoreUnavailable, NoneType)
+            ):
+                home.set_aside(snapshot, drive.error)
+            else:
+                home.registry.health.take_back(link.id)
+
+        handle.add_done_callback(over)
+        return handle
 
     async def submit(self, agent: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Handle:
         """Register an execution and begin to drive it; see `Engine.submit`."""
@@ -303,13 +320,14 @@ class Launcher:
         if home is None or home.loop is not asyncio.get_running_loop():
             return
         if self._closing is None or self._closing.done():
-            self._closed_times += 1
             self._closing = home.see_to(self._close(home), "fsm-close")
         await asyncio.wait({self._closing})
         if not self._closing.cancelled():
             self._closing.result()
 
     async def _close(self, home: Home) -> None:
+        for serving in self._serving:
+            serving.cancel()
         tasks = [task for _, task in self._drives.values()]
         for task in tasks:
             task.cancel()

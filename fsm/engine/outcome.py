@@ -186,7 +186,9 @@ class Handle:
             await self.cancel(reason)
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody waits for the agent any more
             logger.warning(
-                "%s: the cancel was not taken, the agent is stopped all the same: %s", self.id, one_line(error)
+                "%s: the cancel was not taken, the agent is stopped all the same: %s",
+                self.id,
+                one_line(error),
             )
             self._task.cancel()
         await asyncio.wait({self._task})

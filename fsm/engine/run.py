@@ -142,7 +142,7 @@ class Run:
         self._ended = True
         children, self._children = self._children, set()
         for child in children:
-            self.link.home.see_to(child._give_up(_FORGOTTEN), "fsm-forgotten-child")
+            self.link.home.see_to(child.give_up(_FORGOTTEN), "fsm-forgotten-child")
 
     def anew(self) -> Run:
         """Return the run of the next attempt, or of what takes the agent's place; this one is over."""

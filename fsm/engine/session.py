@@ -14,6 +14,7 @@ from fsm.engine.link import RunOver
 from fsm.engine.outcome import outcome_of
 from fsm.engine.run import Run, _current
 from fsm.engine.sync import SyncRun
+from fsm.engine.tasks import on_loop
 from fsm.errors import BadPayload, ConfigurationError, ExecutionLost
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Session:
             # What was cancelled here is dealt with here, as asyncio.timeout does it.
             ours = ours and self._task.uncancel() <= self._cancelled
         self._told = True
-        if isinstance(error, GeneratorExit) and asyncio._get_running_loop() is None:
+        if isinstance(error, GeneratorExit) and not on_loop(drive.home.loop):
             return  # its loop is gone; who speaks at exit needs its link
         await self._over(drive, error)
         if ours or isinstance(error, RunOver):
@@ -82,7 +83,9 @@ class Session:
         if "retry" in self._options:
             raise BadPayload("the body of a with block cannot be run twice: retry needs an agent function")
         if self._drive is not None:
-            raise ConfigurationError("this execution was entered before: ask engine.execution() for another one")
+            raise ConfigurationError(
+                "this execution was entered before: ask engine.execution() for another one"
+            )
         engine = self._engine
         drive = self._drive = await engine.prepare(Agent(_body, self._name), deque(), **self._options)
         try:

@@ -163,7 +163,9 @@ class SyncRun:
         async def once() -> T:
             tries = self._tries = [one for one in self._tries if one.is_alive()]
             if len(tries) >= MAX_TRIES:
-                raise LimitReached(f"{MAX_TRIES} tries of model calls that ran out of time go on in their threads")
+                raise LimitReached(
+                    f"{MAX_TRIES} tries of model calls that ran out of time go on in their threads"
+                )
             future, thread = thread_of_its_own(function, f"{self.agent_name}-model")
             tries.append(thread)
             return await future

@@ -16,6 +16,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def on_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether this code runs on a loop: a coroutine that is collected after its loop's end does not."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
 class Undisturbed(Coroutine[Any, Any, T]):
     """Carries a coroutine out to its end, whatever cancels the task that it runs in; also one that has not begun.
 
@@ -44,7 +52,7 @@ class Undisturbed(Coroutine[Any, Any, T]):
             future = self._coroutine.send(None)
             if future is None:
                 return None  # it lets others have a turn
-            future._asyncio_future_blocking = False
+            future._asyncio_future_blocking = False  # noqa: SLF001 - how a future tells its task to wait
             self._waits_for = future
         return self._wait(self._waits_for)
 
@@ -58,14 +66,14 @@ class Undisturbed(Coroutine[Any, Any, T]):
 
         future.add_done_callback(there)
         wait.add_done_callback(lambda _: future.remove_done_callback(there))
-        wait._asyncio_future_blocking = True
+        wait._asyncio_future_blocking = True  # noqa: SLF001 - as above
         return wait
 
     def throw(  # type: ignore[override]
         self,
         kind: type[BaseException] | BaseException,
         error: BaseException | None = None,
-        trace: TracebackType | None = None,
+        _: TracebackType | None = None,
     ) -> Any:
         """Go on in spite of a cancellation; anything else is the coroutine's."""
         raised = kind if isinstance(kind, BaseException) else error if error is not None else kind()
@@ -120,7 +128,7 @@ class Dismissible(Coroutine[Any, Any, T]):
         self,
         kind: type[BaseException] | BaseException,
         error: BaseException | None = None,
-        trace: TracebackType | None = None,
+        _: TracebackType | None = None,
     ) -> Any:
         """Hand an exception on; a cancellation of one that was dismissed closes it."""
         raised = kind if isinstance(kind, BaseException) else error if error is not None else kind()

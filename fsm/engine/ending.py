@@ -114,10 +114,11 @@ class Ending:
         self.home.loop.call_later(self._conduct.patience_s, self._dismiss, task, asked)
 
     def _dismiss(self, task: asyncio.Task[Any], asked: int) -> None:
-        if task.done() or task.cancelling() < asked or self._working is None:
+        working = self._working
+        if task.done() or task.cancelling() < asked or working is None or working.dismissed:
             return
         logger.error("%s: the agent %r %s", self.link.id, self.agent.name, DISMISSED)
-        self._working.dismiss()
+        working.dismiss()
         task.cancel()
 
     def _late(self, result: Any, error: BaseException | None, late_s: float = 0.0) -> None:

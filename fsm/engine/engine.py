@@ -218,10 +218,11 @@ class Engine(Launcher):
             The outcomes, in the order of the items. However one ends, the others go on; one that the store or a
             queue full of others' executions did not take has no id and an error.
         """
-        return await map_over(
+        each = map_over(
             self, agent, items, user_id=user_id, thread_id=thread_id, agent_name=agent_name, at_once=at_once,
             on_done=on_done, **options,
         )  # fmt: skip
+        return await self.open().stoppable(each, "fsm-map")
 
     async def stream(
         self, agent: Callable[..., Any] | str, /, *args: Any, **options: Any

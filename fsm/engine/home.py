@@ -221,6 +221,29 @@ class Home:
         threads = {one: name for one, (name, thread) in self.threads.items() if thread.is_alive()}
         return {**self.stragglers, **threads}
 
+    async def stoppable(self, coroutine: Coroutine[Any, Any, T], name: str) -> T:
+        """Run something in a task of the engine's own, and wait for it; a caller that is cancelled stops it.
+
+        The task is cancelled once, and deals with it in peace; the caller waits for that, and leaves if it is
+        cancelled again.
+
+        Args:
+            coroutine: What to do; cancelled, it comes to an end in bounded time.
+            name: The task's name.
+        """
+        task = self._start(coroutine, name)
+        try:
+            await asyncio.wait({task})
+        except BaseException as error:
+            if not on_loop(self.loop):
+                raise  # as above
+            task.add_done_callback(self._done)
+            task.cancel()
+            if isinstance(error, asyncio.CancelledError):
+                await asyncio.wait({task})
+            raise
+        return task.result()
+
     # --- executions ---------------------------------------------------------------------------------------------
 
     def ways_of(self, machine: Machine) -> Ways:

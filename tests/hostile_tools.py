@@ -126,7 +126,7 @@ async def at_every_wait(
     raise AssertionError(f"a victim waits more than {MAX_POINTS} times")
 
 
-async def at_every_step(
+async def at_every_step(  # noqa: C901 - one loop, and what it schedules
     engine: Engine,
     tracker: Tracker,
     scenario: Callable[[Callable[[Any], asyncio.Task[Any]]], Any],
@@ -135,7 +135,7 @@ async def at_every_step(
     times: int = 1,
     may_be_open: bool = False,
 ) -> int:
-    """Play a scenario again and again, and strike at the loop's first step after its victim began, the second, …
+    """Play a scenario again and again; strike at each step of the loop after its victim began, one by one.
 
     Args:
         engine: The engine.
@@ -151,14 +151,15 @@ async def at_every_step(
     loop: Any = asyncio.get_running_loop()
     for at in range(1, MAX_POINTS):
         victims: list[asyncio.Task[Any]] = []
+        tasks: list[asyncio.Task[Any]] = []
         struck: list[int] = []
 
-        def strikes(left: int, victims: Any = victims, struck: Any = struck) -> None:
+        def strikes(left: int, victims: Any = victims, struck: Any = struck, strikes_at: Any = tasks) -> None:
             if all(one.done() for one in victims):
                 return
             struck.append(left)
             for one in victims:
-                strike(task, one)
+                strike(strikes_at[0], one)
             if left > 1:
                 loop.at_step(loop.steps + 2, lambda: strikes(left - 1))
 
@@ -169,6 +170,7 @@ async def at_every_step(
             return victims[0]
 
         task = asyncio.ensure_future(scenario(victim))
+        tasks.append(task)
         await asyncio.wait({task})
         if not task.cancelled():
             task.exception()
@@ -249,7 +251,7 @@ async def at_every_call(
     times: int = 1,
     after: bool = False,
 ) -> int:
-    """Play a scenario again and again; the store fails at the first call after its victim began, the second, …
+    """Play a scenario again and again; the store fails at the first call after its victim began, its second, and so on.
 
     Returns:
         At how many calls it failed.

@@ -66,8 +66,9 @@ class Engine(Launcher):
         Args:
             tracker: The tracker; the process's own if nothing is said.
             slots: How many executions may run at once, in all, of a user, of an agent.
-            before: Checks before each agent, called with the run; one that returns a text refuses for that reason.
-            after: Checks of each result, called with the run and the result.
+            before: Checks before each agent, called with the run; one that returns a text refuses for that reason,
+                one that returns None or True lets it pass.
+            after: Checks of each result, called with the run and the result, which answer in the same way.
             retry_on: The errors after which another attempt may help, if an execution has one left.
             patience_s: How long, in seconds, an agent may clean up after its execution has ended. One that goes on
                 longer is reported and left to itself.
@@ -180,12 +181,12 @@ class Engine(Launcher):
             Refused: The parent has ended.
             StoreUnavailable: The store did not take it.
         """
-        drive = await self.prepare(
-            self.agent_of(agent, agent_name), deque(), *args, user_id=user_id, thread_id=thread_id, kwargs=kwargs,
+        drive = await self._prepare(
+            self._agent_of(agent, agent_name), deque(), *args, user_id=user_id, thread_id=thread_id, kwargs=kwargs,
             timeouts=timeouts, retry=retry, fallback=fallback, before=before, after=after, metadata=metadata,
             machine=machine, parent_id=parent_id, retry_of=retry_of, emit=emit,
         )  # fmt: skip
-        return self.begin(drive)
+        return self._begin(drive)
 
     # --- fleets and streams -------------------------------------------------------------------------------------
 
@@ -222,7 +223,7 @@ class Engine(Launcher):
             self, agent, items, user_id=user_id, thread_id=thread_id, agent_name=agent_name, at_once=at_once,
             on_done=on_done, **options,
         )  # fmt: skip
-        return await self.open().stoppable(each, "fsm-map")
+        return await self._open().stoppable(each, "fsm-map")
 
     async def stream(
         self, agent: Callable[..., Any] | str, /, *args: Any, **options: Any
@@ -324,14 +325,14 @@ class Engine(Launcher):
         Returns:
             Their handles.
         """
-        home = self.open()
+        home = self._open()
         found = await home.read(
-            waiting_for, home.registry, self.resumable(), set(home.registry.committer.watchers), limit
+            waiting_for, home.registry, self._resumable(), set(home.registry.committer.watchers), limit
         )
         handles: list[Handle] = []
         for one in found:
             try:
-                handles.append(self.take_over(home, one))
+                handles.append(self._take_over(home, one))
             except Exception as error:  # noqa: BLE001 - those behind it are taken over all the same
                 home.set_aside(one.snapshot, error)
         return handles
@@ -349,7 +350,7 @@ class Engine(Launcher):
         """
         if not isinstance(every_s, (int, float)) or isinstance(every_s, bool) or not 0 < every_s < math.inf:
             raise BadPayload(f"every_s is a positive number of seconds, not {every_s!r}")
-        home = self.open()
+        home = self._open()
 
         async def sweep() -> object:
             return await home.read(self.tracker.sweep)
@@ -394,9 +395,12 @@ class Engine(Launcher):
         """Return the thread with an event loop on which the engine runs for code that has none."""
         from fsm.engine.portal import Portal  # noqa: PLC0415 - for those who need it
 
-        if self._portal is None or self._portal.closed:
-            self._portal = Portal(self.tracker._registry.health)
-        return self._portal
+        with (
+            self._starting
+        ):  # several threads may need it at the same time; with two, each has the other's loop
+            if self._portal is None or self._portal.closed:
+                self._portal = Portal(self._health)
+            return self._portal
 
     # --- begin and end ------------------------------------------------------------------------------------------
 

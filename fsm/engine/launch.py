@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
@@ -26,6 +27,7 @@ from fsm.engine.slots import Slots
 from fsm.errors import BadPayload, ConfigurationError, StoreUnavailable
 from fsm.machine import Machine
 from fsm.process import get_tracker
+from fsm.supervised import Health
 from fsm.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -72,13 +74,18 @@ class Launcher:
         self._drives: dict[str, tuple[Drive, asyncio.Task[Outcome]]] = {}
         self._closing: asyncio.Task[None] | None = None
         self._serving: set[asyncio.Task[None]] = set()
+        self._starting = threading.Lock()
 
     @property
     def tracker(self) -> Tracker:
         """The tracker that knows everything."""
         return self._tracker or get_tracker()
 
-    async def prepare(  # noqa: PLR0913 - as submit
+    @property
+    def _health(self) -> Health:
+        return self.tracker._registry.health
+
+    async def _prepare(  # noqa: PLR0913 - as submit
         self,
         agent: Agent,
         answers: deque[tuple[str, Answer]],
@@ -100,7 +107,7 @@ class Launcher:
             if options.get(name) is None:
                 options[name] = agent.options.get(name)
         conduct = self._conduct_of(agent, fallback, before, after)
-        home = self.open()
+        home = self._open()
         seat = Seat(home, text("user_id", user_id), agent.name, free=parent_id is not None)
         if agent.resumable:
             options["metadata"] = called_with(options["metadata"], args, kwargs)
@@ -172,7 +179,7 @@ class Launcher:
             else:
                 return
 
-    def begin(self, drive: Drive) -> Handle:
+    def _begin(self, drive: Drive) -> Handle:
         """Let it drive, and return its handle."""
         task = drive.home.spawn(drive.life(), f"fsm-drive-{drive.agent.name}")
         self._drives[drive.link.id] = (drive, task)
@@ -214,7 +221,7 @@ class Launcher:
             own.record,
         )
 
-    def agent_of(self, agent: Callable[..., Any] | str, name: str | None) -> Agent:
+    def _agent_of(self, agent: Callable[..., Any] | str, name: str | None) -> Agent:
         """Return the agent that somebody means.
 
         Raises:
@@ -231,11 +238,11 @@ class Launcher:
             return agent.agent
         return Agent(agent, name)
 
-    def resumable(self) -> dict[str, Agent]:
+    def _resumable(self) -> dict[str, Agent]:
         """Return the registered agents whose executions can be taken over, by name."""
         return {name: agent for name, agent in self._agents.items() if agent.resumable}
 
-    def take_over(self, home: Home, registration: Registration) -> Handle:
+    def _take_over(self, home: Home, registration: Registration) -> Handle:
         """Drive an execution that another process has left in the queue."""
         snapshot: Snapshot = registration.snapshot
         agent = self._agents[snapshot.identity.agent]
@@ -250,7 +257,7 @@ class Launcher:
         drive = Drive(
             home, link, seat, Run(link, seat, self._child_of(link), answers), agent, args, kwargs, conduct
         )
-        handle = self.begin(drive)
+        handle = self._begin(drive)
 
         def over() -> None:
             # One that could not be begun is in the queue as before; taken over again at once, it would spin.
@@ -270,7 +277,7 @@ class Launcher:
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
-    def open(self) -> Home:
+    def _open(self) -> Home:
         """Return the engine's home on the running loop; set it up at the first use."""
         loop = asyncio.get_running_loop()
         home = self._home
@@ -295,18 +302,19 @@ class Launcher:
         watch_exit(self)
         return self._home
 
-    def links(self) -> list[Link]:
+    def _links(self) -> list[Link]:
         """Return the wires to the executions that are open here."""
         return list(self._home.links.values()) if self._home is not None else []
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """Begin anew in a forked child. What the parent drives is kept, unused: collected, it would run `finally`."""
         if self._home is not None:
             self._home.elsewhere = True
             _inherited.append((self._home, self._drives))
         self._home, self._drives, self._closing = None, {}, None
+        self._starting = threading.Lock()
 
-    def lives_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+    def _lives_on(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether this is the loop on which the engine runs."""
         return self._home is not None and self._home.loop is loop
 
@@ -336,7 +344,7 @@ class Launcher:
         # What a with block drives is called off, and its body is cancelled; it says the end itself.
         if home.links and not home.registry.closed:
             said = {"reason": "the engine was closed", "by": "engine"}
-            orders = [home.registry.order(link.id, "cancel", said) for link in self.links()]
+            orders = [home.registry.order(link.id, "cancel", said) for link in self._links()]
             await home.read(home.registry.carry_all, orders)
 
 

@@ -109,7 +109,9 @@ class Portal:
         except TimeoutError:
             left = ["the loop itself, which something blocks"]
         if left:
-            logger.error("at the end of the portal %d did not stop in time: %s", len(left), ", ".join(left[:20]))
+            logger.error(
+                "at the end of the portal %d did not stop in time: %s", len(left), ", ".join(left[:20])
+            )
         self._stop.set()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=JOIN_S)
@@ -134,6 +136,7 @@ class Portal:
 def _hand_over(task: asyncio.Task[T], result: Future[T]) -> None:
     if task.cancelled():
         result.cancel()
+        result.set_running_or_notify_cancel()
     elif (error := task.exception()) is not None:
         result.set_exception(error)
     else:

@@ -87,7 +87,7 @@ class Session:
                 "this execution was entered before: ask engine.execution() for another one"
             )
         engine = self._engine
-        drive = self._drive = await engine.prepare(Agent(_body, self._name), deque(), **self._options)
+        drive = self._drive = await engine._prepare(Agent(_body, self._name), deque(), **self._options)
         try:
             begun = await drive.begin()
             if begun:

@@ -260,14 +260,14 @@ def test_an_end_without_children_writes_once(url, monkeypatch):
     with fresh_tracker(url) as tracker:
         alone = begun(tracker)
         store = tracker._registry.store
-        begin = store._transaction
+        write = store._write
         begun_ = []
 
-        def counted():
+        def counted(work):
             begun_.append(1)
-            return begin()
+            return write(work)
 
-        monkeypatch.setattr(store, "_transaction", counted)
+        monkeypatch.setattr(store, "_write", counted)
         tracker.fire(alone, "fail", fence=tracker.get(alone).fence)
         assert len(begun_) == 1
 
@@ -301,7 +301,7 @@ def test_a_chain_of_any_length_is_cancelled_at_once(store, url, length, monkeypa
     where = f"{url}?synchronous=NORMAL" if store == "sqlite" else store
     with fresh_tracker(where, clock=ManualClock()) as tracker:
         ids = chain(tracker, length, monkeypatch)
-        tracker.fire(ids[0], "fail")
+        tracker.fire(ids[0], "fail", fence=tracker.get(ids[0]).fence)
         assert tracker.counts() == {"failed": 1, "cancelled": length - 1}
         assert tracker._registry.store.orders("", 10) == []
         told_the_same(tracker, ids[:: length // 50])
@@ -312,7 +312,7 @@ def test_a_chain_is_cancelled_from_any_depth_of_the_stack(either, monkeypatch):
     ids = chain(either, 150, monkeypatch)
 
     def deep(left):
-        return either.fire(ids[0], "fail") if not left else deep(left - 1)
+        return either.fire(ids[0], "fail", fence=either.get(ids[0]).fence) if not left else deep(left - 1)
 
     deep(500)
     assert either.counts() == {"failed": 1, "cancelled": 149}
@@ -335,7 +335,7 @@ def test_a_parent_of_many_is_cancelled_page_by_page(store, url, many):
         ]  # fmt: skip
         registry.committer.commit_all(births)
         grandchild = child_of(tracker, births[many // 2].execution_id)
-        tracker.fire(root, "fail")
+        tracker.fire(root, "fail", fence=tracker.get(root).fence)
         assert tracker.counts() == {"failed": 1, "cancelled": many + 1}
         assert tracker.get(grandchild).state == "cancelled"
 
@@ -352,7 +352,7 @@ def test_what_one_order_brings_along_has_a_limit(either, monkeypatch):
     """A family that is larger than the limit of one call is cancelled by the sweeps that follow."""
     monkeypatch.setattr(registry_module, "MAX_ORDERS", 10)
     ids = chain(either, 60, monkeypatch)
-    either.fire(ids[0], "fail")
+    either.fire(ids[0], "fail", fence=either.get(ids[0]).fence)
     assert either.counts()["cancelled"] < 59
     for _ in range(6):
         either.sweep()
@@ -373,7 +373,7 @@ def test_a_store_that_fails_below_is_made_up_for(either, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "find", fails_later)
-        either.fire(ids[0], "fail")
+        either.fire(ids[0], "fail", fence=either.get(ids[0]).fence)
     assert either.get(ids[6]).state == "cancelled"
     assert either.get(ids[-1]).state == "created"
     either.sweep()

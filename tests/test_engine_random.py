@@ -133,7 +133,7 @@ def _scenario(plan: dict[str, Any], *, at_once: bool = False) -> Any:
             assert result is None or isinstance(result, (EngineFull, FsmError)), result
         person.cancel()
         for _ in range(10_000):
-            if not player.left and not engine.stragglers and not engine.links():
+            if not player.left and not engine.stragglers and not engine._links():
                 break
             await asyncio.sleep(1.0)
         await _rest(engine, tracker)

@@ -30,11 +30,13 @@ CORE = (
     "committer.py",
     "command.py",
     "registry.py",
+    "steady.py",
     "ids.py",
     "locks.py",
     "stores/memory",
     "stores/sqlite/pool.py",
     "stores/sqlite/store.py",
+    "stores/sqlite/upkeep.py",
     "stores/sqlite/connect.py",
 )
 USER = {"user_id": "ada", "thread_id": "t"}

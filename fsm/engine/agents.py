@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import inspect
-import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from fsm.engine.blocking import thread_of_its_own
 from fsm.engine.sync import SyncRun
 from fsm.errors import BadPayload
 
@@ -86,13 +85,16 @@ class Agent:
 
         if self.inline:
             made = self.function(*((run, *args) if self.takes_run else args), **kwargs)
-            if not self.streams:
-                return await made
-            await _drain(made, taker)
         else:
             made = await _in_thread(self, SyncRun(run), args, kwargs, taker)
-            if not self.streams:
-                return await made if inspect.isawaitable(made) else made
+            if self.takes_run and (inspect.isawaitable(made) or inspect.isasyncgen(made)):
+                raise _neither(self, made)
+        if inspect.isasyncgen(made):
+            await _drain(made, taker)
+        elif inspect.isawaitable(made):
+            return await made
+        elif made is not _DRAINED:
+            return made
         return None if emit is not None else kept
 
 
@@ -139,10 +141,26 @@ def _keeper(kept: list[Any]) -> Emit:
     return keep
 
 
-async def _drain(made: AsyncGenerator[Any, None], emit: Emit) -> None:
+async def _drain(made: AsyncGenerator[Any, Any], emit: Emit) -> None:
     async with aclosing(made) as items:
         async for item in items:
             await emit(item)
+
+
+_DRAINED: Any = object()
+"""What a generator came to whose items were taken."""
+
+
+def _neither(agent: Agent, made: Any) -> BadPayload:
+    """Return the error of a plain function that returned a coroutine: what it got is the run of a plain function."""
+    kind = "an asynchronous generator" if inspect.isasyncgen(made) else "a coroutine"
+    if inspect.iscoroutine(made):
+        made.close()  # otherwise Python complains that nobody has awaited it
+    return BadPayload(
+        f"the agent {agent.name!r} is a plain function, which runs in a thread with a SyncRun, and returned {kind}, "
+        "which needs a Run: write it as 'async def', give the coroutine function itself or a functools.partial of it, "
+        "or put functools.wraps on its wrapper"
+    )
 
 
 async def _in_thread(
@@ -151,42 +169,18 @@ async def _in_thread(
     """Call a function in a thread of its own.
 
     A thread cannot be cancelled. Whoever cancels this waits on, as for a coroutine that swallows its cancellation;
-    how long is for the engine to say. The thread is a daemon: it does not keep the process alive.
+    how long is for the engine to say.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
 
-    def tell(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        elif isinstance(error, StopIteration):
-            future.set_exception(RuntimeError("the agent raised StopIteration"))
-        else:
-            future.set_exception(error)
+    def work() -> Any:
+        first = (run, *args) if agent.takes_run else args
+        made = agent.function(*first, **kwargs)
+        if inspect.isgenerator(made):
+            _drain_sync(made, run, emit)
+            return _DRAINED
+        return made
 
-    def work() -> None:
-        result: Any = None
-        error: BaseException | None = None
-        try:
-            first = (run, *args) if agent.takes_run else args
-            made = agent.function(*first, **kwargs)
-            if agent.streams:
-                _drain_sync(made, run, emit)
-            else:
-                result = made
-        except BaseException as raised:  # noqa: BLE001 - whatever the agent raises is the execution's end
-            error = raised
-        try:
-            loop.call_soon_threadsafe(tell, result, error)
-        except RuntimeError:
-            return  # the loop was closed: nobody waits any more
-
-    thread = threading.Thread(
-        target=contextvars.copy_context().run, args=(work,), name=f"fsm-{agent.name}"[:60], daemon=True
-    )
-    thread.start()
+    future, run.run.thread = thread_of_its_own(work, agent.name)
     await _until(future, run)
     return future.result()
 
@@ -202,7 +196,7 @@ async def _until(future: asyncio.Future[Any], run: SyncRun) -> None:
                 raise  # nobody waits for it any more: the loop is being closed
 
 
-def _drain_sync(made: Generator[Any, None, Any], run: SyncRun, emit: Emit) -> None:
+def _drain_sync(made: Generator[Any, Any, Any], run: SyncRun, emit: Emit) -> None:
     try:
         for item in made:
             run.wait(emit(item))

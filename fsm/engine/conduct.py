@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsm.engine.agents import Agent
-from fsm.errors import LimitReached, PrerequisiteFailed
-from fsm.results import why
+from fsm.errors import BadPayload, LimitReached, PrerequisiteFailed
+from fsm.results import type_of, why
 
 Hook = Callable[..., Any]
 
@@ -19,8 +19,8 @@ class Conduct:
     """How an engine treats an execution.
 
     Attributes:
-        before: Called with the run before the agent; a text that is returned refuses.
-        after: Called with the run and the result; a text that is returned refuses.
+        before: Called with the run before the agent; a text or False that is returned refuses.
+        after: Called with the run and the result; a text or False that is returned refuses.
         fallback: What takes the agent's place when it has failed for good; ``None`` for nothing.
         retry_on: Which errors may go away by themselves.
         patience_s: How long, in seconds, an agent may go on to clean up after its execution has ended.
@@ -43,7 +43,12 @@ class Value:
 
 
 async def ask(hook: Hook, *args: Any) -> None:
-    """Ask a hook; a text refuses, and so does an exception."""
+    """Ask a hook; a text or False refuses, and so does an exception.
+
+    Raises:
+        PrerequisiteFailed: It refuses.
+        BadPayload: It returned what is neither a yes nor a no, and would be lost.
+    """
     try:
         said = hook(*args)
         if inspect.isawaitable(said):
@@ -56,3 +61,13 @@ async def ask(hook: Hook, *args: Any) -> None:
         raise PrerequisiteFailed(said)
     if said is False:
         raise PrerequisiteFailed(f"{getattr(hook, '__name__', 'a check')} said no")
+    if said is not None and said is not True:
+        raise BadPayload(
+            f"{getattr(hook, '__name__', 'a check')} returned {_kind(said)}, which says nothing: a check returns None "
+            "or True to let pass, a text or False to refuse; a result cannot be replaced by a check"
+        )
+
+
+def _kind(value: Any) -> str:
+    kind = type_of(value)
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"

@@ -25,6 +25,7 @@ from fsm.engine.home import Home, Seat
 from fsm.engine.link import Link, RunOver
 from fsm.engine.outcome import Outcome, outcome_of
 from fsm.engine.run import Run, _current
+from fsm.engine.tasks import Dismissible, Undisturbed
 from fsm.errors import (
     FsmError,
     LeaseLost,
@@ -32,11 +33,9 @@ from fsm.errors import (
     StoreUnavailable,
 )
 from fsm.results import described
+from fsm.supervised import one_line
 
 logger = logging.getLogger(__name__)
-
-LEAVES = 5
-"""So often a drive that is cancelled while it leaves begins anew to leave."""
 
 
 class Drive(Ending):
@@ -73,10 +72,10 @@ class Drive(Ending):
             try:
                 await self._live()
             except asyncio.CancelledError:
-                await self._surely_leave("the engine was closed")
+                await self.leave("the engine was closed")
         except Exception as error:
             logger.exception("%s: it could not be driven any more", self.link.id)
-            await self._broken(error)
+            await Undisturbed(self._broken(error))
         except (GeneratorExit, KeyboardInterrupt, SystemExit):
             # Its loop was closed under it, or is about to be: whoever speaks at exit needs its link.
             torn = True
@@ -85,7 +84,7 @@ class Drive(Ending):
             if not torn:
                 self.finish()
         if self.link.machine.outcomes.get(self.link.snapshot.state) == "cancelled":
-            with contextlib.suppress(FsmError):
+            with contextlib.suppress(FsmError, asyncio.CancelledError):
                 await self.link.why_called_off()
         if isinstance(self.error, (SystemExit, KeyboardInterrupt)):
             raise self.error  # it is recorded; now it does what it would do without an engine
@@ -109,8 +108,8 @@ class Drive(Ending):
         try:
             if not leaves or event in link.machine.by_source[link.snapshot.state]:
                 registry.carry_all([registry.order(link.id, event, payload)])
-        except FsmError as error:
-            logger.warning("%s: it was not begun, and could not be ended: %s", link.id, error)
+        except Exception as error:  # noqa: BLE001 - a callback of the event loop: nobody else would clean up
+            logger.warning("%s: it was not begun, and could not be ended: %s", link.id, one_line(error))
         finally:
             self.finish()
 
@@ -238,7 +237,8 @@ class Drive(Ending):
     async def _call(self) -> Any:
         """Run the agent, and keep what would end the event loop until its execution has ended."""
         try:
-            return await self._work()
+            self._working = working = Dismissible(self._work(), self._told)
+            return await working
         except (SystemExit, KeyboardInterrupt) as error:
             raise Leaves from error
 
@@ -292,23 +292,22 @@ class Drive(Ending):
         said = (("reason", reason), ("by", by))
         payload: dict[str, Any] = {name: value for name, value in said if value is not None}
         try:
-            await self.home.tracker.aio.fire(link.id, "cancel", **payload)
+            await link.order("cancel", payload)
         except Refused:
             link.look()
 
-    async def _surely_leave(self, reason: str) -> None:
+    async def call_off_surely(self, reason: str, by: str | None = None) -> None:
+        """Do the same, again if the store does not answer; after a few tries its deadline is left to end it."""
+        await self._surely(lambda: self.call_off(reason, by))
+
+    async def leave(self, reason: str) -> None:
         """Leave, although somebody cancels again meanwhile: a caller gives up, and then the engine is closed.
 
-        What has been done of it is passed over the second time
+        What has been done of it is passed over
         (`tests/test_engine_leftovers.py::test_whoever_is_cancelled_again_while_it_leaves_leaves_all_the_same`).
         """
         self._leaving = True
-        for _ in range(LEAVES):
-            try:
-                await self._leave(reason)
-            except asyncio.CancelledError:
-                continue
-            return
+        await Undisturbed(self._leave(reason))
 
     async def _leave(self, reason: str) -> None:
         """Stop because the process or the engine stops: hand the execution back if another may go on, else end it."""
@@ -332,6 +331,6 @@ class Drive(Ending):
             await self._quiet()
             await self._surely(lambda: self.home.hand_back(link))
         else:
-            await self._surely(lambda: self.call_off(reason, "engine"))
+            await self.call_off_surely(reason, "engine")
             await self._quiet()
             await self._say("stopped", {})

@@ -14,6 +14,7 @@ from fsm.engine.conduct import Conduct
 from fsm.engine.home import Home, Late
 from fsm.engine.link import Link, RunOver
 from fsm.engine.run import UNHEARD, Run
+from fsm.engine.tasks import Dismissible
 from fsm.errors import BadPayload, BreakerOpen, LimitReached, PrerequisiteFailed, Refused, StoreUnavailable
 from fsm.records import Receipt
 from fsm.results import clipped, described, jsonable, why
@@ -29,6 +30,7 @@ END_WAIT_S = 0.1
 """The first wait between two tries, in seconds; it doubles."""
 END_WAIT_MAX_S = 10.0
 """The longest wait between two tries, in seconds."""
+DISMISSED = "went on after every cancellation, and was closed"
 MAX_LEFT_OPEN = 1_000
 """So many forgotten tools are closed at the end; a table does not let more be open."""
 
@@ -49,6 +51,8 @@ class Ending:
         self._leaving = False
         self._conduct = conduct
         self._task: asyncio.Task[Any] | None = None
+        self._working: Dismissible[Any] | None = None
+        self._own_cancels = 0
 
     def _retryable(self, error: BaseException) -> bool:
         if self.fell_back or isinstance(error, (PrerequisiteFailed, LimitReached)):
@@ -67,9 +71,9 @@ class Ending:
             self._abandon(task)
 
     def _abandon(self, task: asyncio.Task[Any], *, leaving: bool = False) -> None:
-        home, link, name = self.home, self.link, self.agent.name
+        home, link, name, run = self.home, self.link, self.agent.name, self.run
         ended_at = home.registry.now()
-        self.run.abandoned = True
+        run.abandoned = True
         home.stragglers[link.id] = name
         logger.warning(
             "%s: the agent %r did not stop although its execution is %s; it goes on without one",
@@ -77,12 +81,45 @@ class Ending:
         )  # fmt: skip
 
         def late(done: asyncio.Task[Any]) -> None:
-            home.stragglers.pop(link.id, None)
-            self._late(*came_to(done), late_s=home.registry.now() - ended_at)
+            late_s = home.registry.now() - ended_at
+            if self._working is None or not self._working.ignored:
+                home.stragglers.pop(link.id, None)
+            if run.thread is not None and run.thread.is_alive():
+                home.goes_on(link.id, name, run.thread)
+            if self._working is not None and self._working.dismissed:
+                self._late(None, RuntimeError(DISMISSED), late_s=late_s)
+            else:
+                self._late(*came_to(done), late_s=late_s)
 
         task.add_done_callback(late)
         if leaving or self.agent.inline:
-            task.cancel()  # a thread cannot be cancelled; its task stays, to hear how it ends, while there is a loop
+            # A thread cannot be cancelled; its task stays, to hear how it ends, while there is a loop.
+            self._own_cancels = 0 if leaving else task.cancelling() + 1
+            task.cancel()
+
+    def _told(self) -> None:
+        """Hear of a cancellation that the agent is about to be given.
+
+        One that goes on without an execution is told to end by whoever ends the event loop, which would wait for it
+        for ever. It has the patience once more, and then it is closed
+        (`tests/test_hostile_engine.py::test_an_agent_that_swallows_every_cancellation_does_not_keep_the_loop`). What it
+        takes back itself, as `asyncio.timeout` does, counts as obeyed.
+        """
+        task = self._task
+        if task is None or not self.run.abandoned:
+            return
+        asked, own, self._own_cancels = task.cancelling(), self._own_cancels, 0
+        if own and asked <= own:
+            return
+        self.home.loop.call_later(self._conduct.patience_s, self._dismiss, task, asked)
+
+    def _dismiss(self, task: asyncio.Task[Any], asked: int) -> None:
+        working = self._working
+        if task.done() or task.cancelling() < asked or working is None or working.dismissed:
+            return
+        logger.error("%s: the agent %r %s", self.link.id, self.agent.name, DISMISSED)
+        working.dismiss()
+        task.cancel()
 
     def _late(self, result: Any, error: BaseException | None, late_s: float = 0.0) -> None:
         """Remember what an agent came to after the end; its record is closed."""

@@ -7,23 +7,25 @@ answer = await engine.run(research, "state machines", user_id="ada", thread_id="
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from fsm.checks import seconds
 from fsm.engine.agents import Agent
 from fsm.engine.conduct import Conduct, Hook
 from fsm.engine.fleet import map_over
-from fsm.engine.home import POLL_S, Late
+from fsm.engine.home import POLL_S, Home, Late
 from fsm.engine.launch import UNSET, Launcher
 from fsm.engine.outcome import Handle, Outcome
 from fsm.engine.registered import Registered, waiting_for
 from fsm.engine.session import Session
 from fsm.engine.slots import Slots
-from fsm.errors import ConfigurationError
+from fsm.errors import BadPayload, ConfigurationError, StoreUnavailable
 from fsm.machine import Machine
 from fsm.records import Retry
+from fsm.supervised import keep_going_async
 from fsm.timeouts import Timeouts
 from fsm.tracker import Tracker
 
@@ -65,8 +67,9 @@ class Engine(Launcher):
         Args:
             tracker: The tracker; the process's own if nothing is said.
             slots: How many executions may run at once, in all, of a user, of an agent.
-            before: Checks before each agent, called with the run; one that returns a text refuses for that reason.
-            after: Checks of each result, called with the run and the result.
+            before: Checks before each agent, called with the run; one that returns a text refuses for that reason,
+                one that returns None or True lets it pass.
+            after: Checks of each result, called with the run and the result, which answer in the same way.
             retry_on: The errors after which another attempt may help, if an execution has one left.
             patience_s: How long, in seconds, an agent may clean up after its execution has ended. One that goes on
                 longer is reported and left to itself.
@@ -103,7 +106,7 @@ class Engine(Launcher):
     @property
     def stragglers(self) -> dict[str, str]:
         """Agents that go on although their execution has ended: the agent's name by the execution's id."""
-        return dict(self._home.stragglers) if self._home is not None else {}
+        return self._home.straggling() if self._home is not None else {}
 
     @property
     def late(self) -> tuple[Late, ...]:
@@ -184,12 +187,12 @@ class Engine(Launcher):
             Refused: The parent has ended.
             StoreUnavailable: The store did not take it.
         """
-        drive = await self.prepare(
-            self.agent_of(agent, agent_name), deque(), *args, user_id=user_id, thread_id=thread_id, kwargs=kwargs,
+        drive = await self._prepare(
+            self._agent_of(agent, agent_name), deque(), *args, user_id=user_id, thread_id=thread_id, kwargs=kwargs,
             timeouts=timeouts, retry=retry, fallback=fallback, before=before, after=after, metadata=metadata,
             machine=machine, parent_id=parent_id, retry_of=retry_of, emit=emit,
         )  # fmt: skip
-        return self.begin(drive)
+        return self._begin(drive)
 
     # --- fleets and streams -------------------------------------------------------------------------------------
 
@@ -222,10 +225,11 @@ class Engine(Launcher):
             The outcomes, in the order of the items. However one ends, the others go on; one that the store or a
             queue full of others' executions did not take has no id and an error.
         """
-        return await map_over(
+        each = map_over(
             self, agent, items, user_id=user_id, thread_id=thread_id, agent_name=agent_name, at_once=at_once,
             on_done=on_done, **options,
         )  # fmt: skip
+        return await self._open().stoppable(each, "fsm-map")
 
     async def stream(
         self, agent: Callable[..., Any] | str, /, *args: Any, **options: Any
@@ -318,7 +322,8 @@ class Engine(Launcher):
         """Take over queued executions of registered, resumable agents that nobody drives here.
 
         Another process may have died, or handed them back; a person may have answered. Exactly one engine claims
-        each: the table sees to it.
+        each: the table sees to it. What cannot be gone on with (its metadata is no call of an agent, its machine is
+        unknown here) is set aside for a while: the log says why, and `tracker.health()` lists it.
 
         Args:
             limit: How many at the most.
@@ -326,23 +331,61 @@ class Engine(Launcher):
         Returns:
             Their handles.
         """
-        home = self.open()
+        home = self._open()
         found = await home.read(
-            waiting_for, home.registry, self.resumable(), set(home.registry.committer.watchers), limit
+            waiting_for, home.registry, self._resumable(), set(home.registry.committer.watchers), limit
         )
-        return [self.take_over(home, one) for one in found]
+        handles: list[Handle] = []
+        for one in found:
+            try:
+                handles.append(self._take_over(home, one))
+            except Exception as error:  # noqa: BLE001 - those behind it are taken over all the same
+                home.set_aside(one.snapshot, error)
+        return handles
 
     async def serve(self, *, every_s: float = 1.0) -> None:
-        """Adopt what comes, until this is cancelled: a worker process is an engine that serves.
+        """Adopt what comes, until this is cancelled or the engine is closed: a worker is an engine that serves.
+
+        An error does not end it: it is logged, counted (`tracker.health()`), and another turn follows.
 
         Args:
             every_s: How often to look, in seconds.
+
+        Raises:
+            BadPayload: `every_s` is not a positive number.
         """
-        home = self.open()
-        while True:
-            await self.adopt()
-            await home.read(self.tracker.sweep)
-            await asyncio.sleep(every_s)
+        if not isinstance(every_s, (int, float)) or isinstance(every_s, bool) or not 0 < every_s < math.inf:
+            raise BadPayload(f"every_s is a positive number of seconds, not {every_s!r}")
+        home = self._open()
+
+        async def sweep() -> object:
+            return await home.read(self.tracker.sweep)
+
+        both = {
+            self._goes_on(home, name, step, every_s)
+            for name, step in (("serve", self.adopt), ("serve sweep", sweep))
+        }
+        self._serving |= both
+        try:
+            await asyncio.wait(both)
+        finally:
+            self._serving -= both
+            for task in both:
+                task.cancel()
+
+    @staticmethod
+    def _goes_on(
+        home: Home, name: str, step: Callable[[], Awaitable[object]], every_s: float
+    ) -> asyncio.Task[None]:
+        async def turn() -> float:
+            if not home.registry.closed:
+                await step()
+            return every_s
+
+        loop = home.registry.health.loop(name, expected=(StoreUnavailable,))
+        return home.spawn(
+            keep_going_async(loop, turn, over=lambda: home.registry.closed), f"fsm-{name.replace(' ', '-')}"
+        )
 
     # --- without an event loop ----------------------------------------------------------------------------------
 
@@ -358,9 +401,12 @@ class Engine(Launcher):
         """Return the thread with an event loop on which the engine runs for code that has none."""
         from fsm.engine.portal import Portal  # noqa: PLC0415 - for those who need it
 
-        if self._portal is None or self._portal.closed:
-            self._portal = Portal()
-        return self._portal
+        with (
+            self._starting
+        ):  # several threads may need it at the same time; with two, each has the other's loop
+            if self._portal is None or self._portal.closed:
+                self._portal = Portal(self._health)
+            return self._portal
 
     # --- begin and end ------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 _engines: weakref.WeakSet[Launcher] = weakref.WeakSet()
 EXIT_S = 10.0
-"""So long, in seconds, a SIGTERM waits for the agents; a second one waits for nobody."""
+"""How long, in seconds, a SIGTERM waits for the agents (a second one waits for nothing), and how long the end of the
+process waits for the store."""
 
 
 def watch_exit(engine: Launcher) -> None:
@@ -89,7 +91,7 @@ def _after_fork_in_child() -> None:
     _masks.clear()
     _listening.clear()
     for engine in list(_engines):
-        engine.after_fork()
+        engine._after_fork()
     _engines.clear()
 
 
@@ -98,7 +100,7 @@ at_fork(_after_fork_in_child, before=_before_fork, in_parent=_after_fork_in_pare
 
 async def _terminate() -> None:
     loop = asyncio.get_running_loop()
-    mine = [engine for engine in list(_engines) if engine.lives_on(loop)]
+    mine = [engine for engine in list(_engines) if engine._lives_on(loop)]
     try:
         async with asyncio.timeout(EXIT_S):
             await asyncio.gather(*(engine.close() for engine in mine))
@@ -120,13 +122,21 @@ def _at_exit() -> None:
 
 def _speak_for(engine: Launcher) -> None:
     """End or hand back, from outside of any loop, what an engine left open."""
-    for link in engine.links():
+    until, left = time.monotonic() + EXIT_S, 0
+    for link in engine._links():
         if link.ended or link.home.registry.closed:
+            continue
+        if time.monotonic() > until:
+            left += 1
             continue
         try:
             _let_go(link)
         except Exception:
             logger.exception("%s: could not be ended; its lease or its deadline will", link.id)
+    if left:
+        logger.error(
+            "%d executions could not be ended within %g s; their leases or deadlines will", left, EXIT_S
+        )
 
 
 def _let_go(link: Link) -> None:

@@ -6,13 +6,16 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from fsm.engine.link import Link, RunOver
+from fsm.engine.link import Link, RunOver, unknown_failure
 from fsm.engine.slots import Admission, Slots, Ticket
-from fsm.errors import EngineFull, FsmError
+from fsm.engine.tasks import Undisturbed, on_loop
+from fsm.errors import EngineFull, FsmError, StoreUnavailable
 from fsm.machine import Machine
+from fsm.records import Snapshot
+from fsm.supervised import keep_going_async, one_line
 from fsm.tracker import Tracker
 from fsm.ways import Ways
 
@@ -79,6 +82,8 @@ class Home:
         self.late: deque[Late] = deque(maxlen=MAX_LATE)
         self.stragglers: dict[str, str] = {}
         """Agents that go on although their execution has ended: the agent's name by the execution's id."""
+        self.threads: dict[str, tuple[str, threading.Thread]] = {}
+        """Threads of agents that go on although nobody waits for them, with the agent's name, by the execution's id."""
         self.elsewhere = False
         """Whether this is a forked child's copy of what its parent drives."""
         self._ways: dict[str, Ways] = {}
@@ -123,22 +128,121 @@ class Home:
             logger.debug("the event loop of an engine was closed while a commit was under way")
 
     async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call what never waits at once, and let a thread wait for a disk."""
-        if self.registry.store.instant:
-            return function(*args, **kwargs)
-        return await asyncio.to_thread(function, *args, **kwargs)
+        """Call what never waits at once, and let a thread of the registry's wait for a disk.
+
+        Raises:
+            StoreUnavailable: Also for an error that the store itself does not know.
+        """
+        try:
+            return await self.registry.off_loop(function, *args, **kwargs)
+        except FsmError:
+            raise
+        except Exception as error:
+            raise unknown_failure(error) from error
 
     def spawn(self, coroutine: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
         """Start a task that is not forgotten."""
-        task = self.loop.create_task(coroutine, name=name)
-        self.tasks.add(task)
+        task = self._start(coroutine, name)
         task.add_done_callback(self._done)
         return task
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self.tasks.discard(task)
+    def _start(self, coroutine: Coroutine[Any, Any, T], name: str | None) -> asyncio.Task[T]:
+        task = self.loop.create_task(coroutine, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    @staticmethod
+    def _done(task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a task of the engine failed", exc_info=error)
+
+    def see_to(self, coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Carry something out in a task of the engine's own, to its end, whoever is cancelled meanwhile.
+
+        Args:
+            coroutine: What to do; it has a limit of its own.
+            name: The task's name.
+        """
+        return self.spawn(Undisturbed(coroutine), name)
+
+    async def through(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        name: str,
+        undo: Callable[[T], Awaitable[object]] | None = None,
+    ) -> T:
+        """Carry something out in a task of the engine's own, and wait for it.
+
+        A caller that is cancelled meanwhile waits once more, until what was done is undone; cancelled again, it
+        leaves, and the engine goes on with that alone
+        (`tests/test_hostile_engine.py::test_a_caller_that_is_cancelled_leaves_nothing`).
+
+        Args:
+            coroutine: What to do; it has a limit of its own.
+            name: The task's name.
+            undo: Takes what it came to if its caller was cancelled.
+        """
+        task = self._start(Undisturbed(coroutine), name)
+        try:
+            await asyncio.wait({task})
+        except BaseException as error:
+            if not on_loop(self.loop):
+                raise  # its loop is gone; who speaks at exit speaks for what is left
+            after = self.see_to(self._undo(task, undo), f"{name}-undo")
+            if isinstance(error, asyncio.CancelledError):
+                await asyncio.wait({after})
+            raise
+        return task.result()
+
+    @staticmethod
+    async def _undo(task: asyncio.Task[T], undo: Callable[[T], Awaitable[object]] | None) -> None:
+        await asyncio.wait({task})
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            logger.debug(
+                "%s failed after its caller had been cancelled: %s", task.get_name(), one_line(error)
+            )
+        elif undo is not None:
+            await undo(task.result())
+
+    def set_aside(self, snapshot: Snapshot, error: BaseException) -> None:
+        """Skip an execution that cannot be gone on with here, for a while; the log says why."""
+        registry = self.registry
+        registry.health.set_aside(snapshot.identity.id, snapshot.version, error, registry.now())
+
+    def goes_on(self, execution_id: str, agent: str, thread: threading.Thread) -> None:
+        """Remember a thread that goes on although its execution has ended and nobody waits for it."""
+        self.threads = {one: known for one, known in self.threads.items() if known[1].is_alive()}
+        self.threads[execution_id] = (agent, thread)
+
+    def straggling(self) -> dict[str, str]:
+        """Return the agents that go on although their execution has ended: their names by the execution's id."""
+        threads = {one: name for one, (name, thread) in self.threads.items() if thread.is_alive()}
+        return {**self.stragglers, **threads}
+
+    async def stoppable(self, coroutine: Coroutine[Any, Any, T], name: str) -> T:
+        """Run something in a task of the engine's own, and wait for it; a caller that is cancelled stops it.
+
+        The task is cancelled once, and deals with it in peace; the caller waits for that, and leaves if it is
+        cancelled again.
+
+        Args:
+            coroutine: What to do; cancelled, it comes to an end in bounded time.
+            name: The task's name.
+        """
+        task = self._start(coroutine, name)
+        try:
+            await asyncio.wait({task})
+        except BaseException as error:
+            if not on_loop(self.loop):
+                raise  # as above
+            task.add_done_callback(self._done)
+            task.cancel()
+            if isinstance(error, asyncio.CancelledError):
+                await asyncio.wait({task})
+            raise
+        return task.result()
 
     # --- executions ---------------------------------------------------------------------------------------------
 
@@ -150,13 +254,12 @@ class Home:
         return ways
 
     def listen(self, link: Link) -> None:
-        """Let a link hear of the commits of its execution."""
+        """Let a link hear of the commits of its execution. No store is asked here: what is noted has to be noted."""
         self.links[link.id] = link
         self.registry.committer.watchers[link.id] = link.committed
         if not self._helpers:
             if not self.registry.store.instant:
-                after = self.registry.store.position()
-                self._helpers.append(self.loop.create_task(self._follow(after), name="fsm-follow"))
+                self._helpers.append(self.loop.create_task(self._follow(), name="fsm-follow"))
             if self._sweep_every_s is not None:
                 self._helpers.append(
                     self.loop.create_task(self._sweep(self._sweep_every_s), name="fsm-sweep")
@@ -171,50 +274,65 @@ class Home:
             while self._helpers:
                 self._helpers.pop().cancel()
 
+    def _over(self) -> bool:
+        return self.registry.closed
+
     async def _sweep(self, every_s: float) -> None:
         """Find what other processes left behind, for as long as there is an execution here."""
-        while True:
-            await asyncio.sleep(every_s)
-            try:
+
+        async def turn() -> float:
+            if not self.registry.closed:
                 await self.read(self.tracker.sweep)
-            except FsmError as error:
-                if self.registry.closed:
-                    return
-                logger.warning("a sweep failed, the next one follows in %g s: %s", every_s, error)
-            except RuntimeError:
-                return  # as below
+            return every_s
 
-    async def _follow(self, after: int) -> None:
+        await asyncio.sleep(every_s)
+        loop = self.registry.health.loop("engine sweep", expected=(StoreUnavailable,))
+        await keep_going_async(loop, turn, over=self._over)
+
+    async def _follow(self) -> None:
         """Hear of other processes' commits for as long as there is an execution; of our own the committer tells."""
-        while True:
-            await asyncio.sleep(self._poll_s)
-            try:
-                after = await asyncio.to_thread(self._read_on, after)
-            except FsmError as error:
-                if self.registry.closed:
-                    return
-                logger.warning("the journal could not be read, will try again: %s", error)
-            except RuntimeError:
-                return  # the interpreter is shutting down: no thread can be had any more
+        read_to: int | None = None
 
-    def _read_on(self, after: int) -> int:
-        """Read what is new in the journal, page by page up to its end, and pass on what is not ours."""
+        async def turn() -> float:
+            nonlocal read_to
+            if not self.registry.closed:
+                read_to = await self.read(self._read_on, read_to)
+            return self._poll_s
+
+        await asyncio.sleep(self._poll_s)
+        loop = self.registry.health.loop("engine follower", expected=(StoreUnavailable,))
+        await keep_going_async(loop, turn, over=self._over)
+
+    def _read_on(self, after: int | None) -> int:
+        """Read what is new in the journal, page by page up to its end, and pass on what is not ours.
+
+        Args:
+            after: Up to where it was read; ``None`` at first: then each record is read as it is now, which is as good
+                as every row before.
+        """
         store = self.registry.store
+        if after is None:
+            after = store.position()
+            for link in list(self.links.values()):
+                self._refresh(link)
         while True:
             rows = store.journal(after, PAGE)
             for row in rows:
-                link = self.links.get(row.execution_id)
-                if link is not None:
-                    link.heard(row.target, row.payload_json)
-                if link is None or row.version <= link.snapshot.version:
+                known = self.links.get(row.execution_id)
+                if known is None:
                     continue
-                snapshot = store.load(row.execution_id)
-                if snapshot is not None:
-                    link.news(snapshot)
+                known.heard(row.target, row.payload_json)
+                if row.version > known.snapshot.version:
+                    self._refresh(known)
             if rows:
                 after = rows[-1].position
             if len(rows) < PAGE:
                 return after
+
+    def _refresh(self, link: Link) -> None:
+        snapshot = self.registry.store.load(link.id)
+        if snapshot is not None:
+            link.news(snapshot)
 
 
 class Seat:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from fsm.checks import text
@@ -13,6 +16,7 @@ from fsm.engine.agents import Agent
 from fsm.engine.answers import Answer, answer_of
 from fsm.engine.conduct import Conduct, Hook, Value
 from fsm.engine.drive import Drive
+from fsm.engine.ending import FEW_TRIES, few_tries
 from fsm.engine.exits import watch_exit
 from fsm.engine.home import Home, Seat
 from fsm.engine.link import Link
@@ -23,10 +27,13 @@ from fsm.engine.slots import Slots
 from fsm.errors import BadPayload, ConfigurationError, StoreUnavailable
 from fsm.machine import Machine
 from fsm.process import get_tracker
+from fsm.supervised import Health
 from fsm.tracker import Tracker
 
 if TYPE_CHECKING:
     from fsm.records import Snapshot
+
+logger = logging.getLogger(__name__)
 
 _inherited: list[object] = []
 """In a forked child: what its parent drives."""
@@ -65,14 +72,20 @@ class Launcher:
         self._home: Home | None = None
         self._agents: dict[str, Agent] = {}
         self._drives: dict[str, tuple[Drive, asyncio.Task[Outcome]]] = {}
-        self._closing = False
+        self._closing: asyncio.Task[None] | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        self._starting = threading.Lock()
 
     @property
     def tracker(self) -> Tracker:
         """The tracker that knows everything."""
         return self._tracker or get_tracker()
 
-    async def prepare(  # noqa: PLR0913 - as submit
+    @property
+    def _health(self) -> Health:
+        return self.tracker._registry.health
+
+    async def _prepare(  # noqa: PLR0913 - as submit
         self,
         agent: Agent,
         answers: deque[tuple[str, Answer]],
@@ -94,45 +107,45 @@ class Launcher:
             if options.get(name) is None:
                 options[name] = agent.options.get(name)
         conduct = self._conduct_of(agent, fallback, before, after)
-        home = self.open()
+        home = self._open()
         seat = Seat(home, text("user_id", user_id), agent.name, free=parent_id is not None)
         if agent.resumable:
             options["metadata"] = called_with(options["metadata"], args, kwargs)
         registry = home.registry
         _check_machine(registry.machine_for(options["machine"]))
-        seat.queue_up(
-            bounded=True
-        )  # before anything is awaited: whoever comes meanwhile has to find the queue that long
-        try:
-            birth = await home.read(
-                registry.birth, agent.name, user_id=user_id, thread_id=thread_id, parent_id=parent_id,
-                retry_of=retry_of, **{name: own(option) for name, option in options.items()},
-            )  # fmt: skip
-            link = await self._create(home, birth)
-        except BaseException:
-            seat.close()
-            raise
+        # Before anything is awaited: who comes meanwhile has to find the queue as long as it is.
+        seat.queue_up(bounded=True)
+        bear = self._bear(
+            home, seat, agent.name, user_id=user_id, thread_id=thread_id, parent_id=parent_id, retry_of=retry_of,
+            **{name: own(option) for name, option in options.items()},
+        )  # fmt: skip
+        if registry.store.instant:
+            link = await bear  # nothing is waited for, so nobody can be cancelled meanwhile
+        else:
+            link = await home.through(bear, "fsm-birth", undo=lambda link: self._unwanted(home, seat, link))
         run = Run(link, seat, self._child_of(link), answers)
         return Drive(home, link, seat, run, agent, args, kwargs or {}, conduct, emit)
 
-    async def _create(self, home: Home, birth: Command) -> Link:
+    async def _bear(self, home: Home, seat: Seat, name: str, **options: Any) -> Link:
         """Commit a birth, and return the wire to the execution."""
         registry = home.registry
-        assert birth.born is not None  # noqa: S101 - a birth has a step
-        snapshot = birth.born.after
-        link = Link(home, snapshot, registry.law_of(snapshot.identity.machine).machine)
-        committed = registry.committer.submit(birth)
+        link: Link | None = None
         try:
+            birth: Command = await home.read(registry.birth, name, **options)
+            assert birth.born is not None  # noqa: S101 - a birth has a step
+            snapshot = birth.born.after
+            link = Link(home, snapshot, registry.law_of(snapshot.identity.machine).machine)
+            committed = registry.committer.submit(birth)
             if committed is not None:
-                await asyncio.wait({committed})
+                await committed
             await self._born(home, birth)
-        except asyncio.CancelledError:
-            # What is under way is committed all the same, and nobody would drive it: it is called off.
-            link.close()
-            await self._call_off(home, birth, committed)
-            raise
-        except BaseException:
-            link.close()
+        except Exception as error:
+            seat.close()
+            if link is not None:
+                link.close()
+                if isinstance(error, StoreUnavailable) and error.committed is None:
+                    # Its caller is told that nobody can tell; if it was born, nobody drives it.
+                    home.see_to(self._call_off(home, link.id), "fsm-call-off")
             raise
         return link
 
@@ -146,15 +159,27 @@ class Launcher:
             if error.committed is not None or await home.read(known, birth.execution_id) is None:
                 raise
 
-    @staticmethod
-    async def _call_off(home: Home, birth: Command, committed: asyncio.Future[None] | None) -> None:
-        if committed is not None:
-            await asyncio.wait({committed})
-        if birth.error is None:
-            order = home.registry.order(birth.execution_id, "cancel", {"reason": "its caller was cancelled"})
-            await home.read(home.registry.carry_all, [order])
+    async def _unwanted(self, home: Home, seat: Seat, link: Link) -> None:
+        """Call off an execution whose caller was cancelled while it was being born: nobody would drive it."""
+        try:
+            await self._call_off(home, link.id)
+        finally:
+            seat.close()
+            link.close()
 
-    def begin(self, drive: Drive) -> Handle:
+    @staticmethod
+    async def _call_off(home: Home, execution_id: str) -> None:
+        for tried, wait_s in few_tries():
+            order = home.registry.order(execution_id, "cancel", {"reason": "its caller was cancelled"})
+            try:
+                await home.read(home.registry.carry_all, [order])
+            except StoreUnavailable as error:
+                logger.warning("%s: not called off (%d of %d): %s", execution_id, tried, FEW_TRIES, error)
+                await asyncio.sleep(wait_s)
+            else:
+                return
+
+    def _begin(self, drive: Drive) -> Handle:
         """Let it drive, and return its handle."""
         task = drive.home.spawn(drive.life(), f"fsm-drive-{drive.agent.name}")
         self._drives[drive.link.id] = (drive, task)
@@ -196,7 +221,7 @@ class Launcher:
             own.record,
         )
 
-    def agent_of(self, agent: Callable[..., Any] | str, name: str | None) -> Agent:
+    def _agent_of(self, agent: Callable[..., Any] | str, name: str | None) -> Agent:
         """Return the agent that somebody means.
 
         Raises:
@@ -213,22 +238,38 @@ class Launcher:
             return agent.agent
         return Agent(agent, name)
 
-    def resumable(self) -> dict[str, Agent]:
+    def _resumable(self) -> dict[str, Agent]:
         """Return the registered agents whose executions can be taken over, by name."""
         return {name: agent for name, agent in self._agents.items() if agent.resumable}
 
-    def take_over(self, home: Home, registration: Registration) -> Handle:
+    def _take_over(self, home: Home, registration: Registration) -> Handle:
         """Drive an execution that another process has left in the queue."""
         snapshot: Snapshot = registration.snapshot
         agent = self._agents[snapshot.identity.agent]
-        link = Link(home, snapshot, home.registry.law_of(snapshot.identity.machine).machine)
-        link.look()
-        seat = Seat(home, snapshot.identity.user_id, agent.name, free=snapshot.identity.parent_id is not None)
+        machine = home.registry.law_of(snapshot.identity.machine).machine
+        _check_machine(machine)
         answers = deque((question, answer_of(payload)) for question, payload in registration.answers)
         args, kwargs = registration.called_with
-        run = Run(link, seat, self._child_of(link), answers)
         conduct = self._conduct_of(agent, UNSET, (), ())
-        return self.begin(Drive(home, link, seat, run, agent, args, kwargs, conduct))
+        seat = Seat(home, snapshot.identity.user_id, agent.name, free=snapshot.identity.parent_id is not None)
+        link = Link(home, snapshot, machine)  # from here on nothing raises: whoever listens has to be driven
+        link.look()
+        drive = Drive(
+            home, link, seat, Run(link, seat, self._child_of(link), answers), agent, args, kwargs, conduct
+        )
+        handle = self._begin(drive)
+
+        def over() -> None:
+            # One that could not be begun is in the queue as before; taken over again at once, it would spin.
+            if link.snapshot.version == snapshot.version and not isinstance(
+                drive.error, (StoreUnavailable, NoneType)
+            ):
+                home.set_aside(snapshot, drive.error)
+            else:
+                home.registry.health.take_back(link.id)
+
+        handle.add_done_callback(over)
+        return handle
 
     async def submit(self, agent: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Handle:
         """Register an execution and begin to drive it; see `Engine.submit`."""
@@ -236,13 +277,13 @@ class Launcher:
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
-    def open(self) -> Home:
+    def _open(self) -> Home:
         """Return the engine's home on the running loop; set it up at the first use."""
         loop = asyncio.get_running_loop()
         home = self._home
         tracker = self.tracker
         if home is not None and home.loop is loop and home.tracker is tracker:
-            if self._closing:
+            if self._closing is not None and not self._closing.done():
                 raise ConfigurationError("the engine is being closed: nothing new can begin")
             return home
         if home is not None and home.loop is not loop and home.links and not home.loop.is_closed():
@@ -250,7 +291,7 @@ class Launcher:
                 "this engine runs executions on another event loop: make one engine per event loop"
             )
         instant = tracker._registry.store.instant
-        self._closing = False
+        self._closing = None
         self._home = Home(
             tracker,
             self.slots,
@@ -261,38 +302,50 @@ class Launcher:
         watch_exit(self)
         return self._home
 
-    def links(self) -> list[Link]:
+    def _links(self) -> list[Link]:
         """Return the wires to the executions that are open here."""
         return list(self._home.links.values()) if self._home is not None else []
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """Begin anew in a forked child. What the parent drives is kept, unused: collected, it would run `finally`."""
         if self._home is not None:
             self._home.elsewhere = True
             _inherited.append((self._home, self._drives))
-        self._home, self._drives, self._closing = None, {}, False
+        self._home, self._drives, self._closing = None, {}, None
+        self._starting = threading.Lock()
 
-    def lives_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+    def _lives_on(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether this is the loop on which the engine runs."""
         return self._home is not None and self._home.loop is loop
 
     async def close(self) -> None:
-        """Stop everything that runs here: agents are cancelled, their executions handed back or cancelled."""
-        self._closing = True
-        try:
-            tasks = [task for _, task in self._drives.values()]
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
-            # What a with block drives is called off, and its body is cancelled; it says the end itself.
-            home = self._home
-            if home is not None and home.links and not home.registry.closed:
-                said = {"reason": "the engine was closed", "by": "engine"}
-                orders = [home.registry.order(link.id, "cancel", said) for link in self.links()]
-                await home.read(home.registry.carry_all, orders)
-        finally:
-            self._closing = False
+        """Stop everything that runs here: agents are cancelled, their executions handed back or cancelled.
+
+        A caller that is cancelled meanwhile leaves; the engine goes on closing. An agent that does not stop keeps it
+        for no longer than `patience_s`; `stragglers` says which.
+        """
+        home = self._home
+        if home is None or home.loop is not asyncio.get_running_loop():
+            return
+        if self._closing is None or self._closing.done():
+            self._closing = home.see_to(self._close(home), "fsm-close")
+        await asyncio.wait({self._closing})
+        if not self._closing.cancelled():
+            self._closing.result()
+
+    async def _close(self, home: Home) -> None:
+        for serving in self._serving:
+            serving.cancel()
+        tasks = [task for _, task in self._drives.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        # What a with block drives is called off, and its body is cancelled; it says the end itself.
+        if home.links and not home.registry.closed:
+            said = {"reason": "the engine was closed", "by": "engine"}
+            orders = [home.registry.order(link.id, "cancel", said) for link in self._links()]
+            await home.read(home.registry.carry_all, orders)
 
 
 SPOKEN = frozenset("start complete fail cancel stopped time_out lapse progress".split())

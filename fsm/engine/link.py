@@ -15,15 +15,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsm.command import Command
 from fsm.decide import DERIVED
-from fsm.errors import FsmError, Refused
+from fsm.errors import FsmError, Refused, StoreUnavailable
 from fsm.locks import Lock
 from fsm.machine import Machine
 from fsm.records import Receipt, Snapshot, Step
+from fsm.supervised import one_line
 
 if TYPE_CHECKING:
     from fsm.engine.home import Home
 
 logger = logging.getLogger(__name__)
+
+
+def unknown_failure(error: BaseException) -> StoreUnavailable:
+    """Return an error that nobody below the engine expected, as one that callers know how to deal with."""
+    return StoreUnavailable(f"an unexpected error below the engine: {one_line(error)}", committed=None)
 
 
 class RunOver(asyncio.CancelledError):
@@ -275,10 +281,33 @@ class Link:
                 self._leave_behind(one)
             raise
         self._landed(len(sent))
-        for one in sent:
-            if one.command.effects:
-                await self.home.read(self.home.registry.carry_out, one.command)
+        ordered = [one.command for one in sent if one.command.effects]
+        if ordered:
+            await self.home.through(self._carry_out(ordered), "fsm-effects")
         return self._receipt(sent[-1].command)
+
+    async def _carry_out(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            await self.home.read(self.home.registry.carry_out, command)
+
+    async def order(self, event: str, payload: Mapping[str, Any]) -> Receipt:
+        """Fire an event as somebody from outside does, who owns nothing; where the execution is now is not looked at.
+
+        A caller that is cancelled meanwhile does not undo it.
+
+        Raises:
+            Refused: The table says no.
+            StoreUnavailable: The store did not answer.
+        """
+        registry = self.home.registry
+        command = registry.event(self.id, event, payload, fence=None, key=None, user_id=None)
+        future = registry.committer.submit(command)
+        if future is not None:
+            await future
+        receipt = self._came_to(command)
+        if command.effects:
+            await self.home.through(self._carry_out([command]), "fsm-effects")
+        return receipt
 
     def _at_once(self, orders: Sequence[tuple[str, Mapping[str, Any]]], key: str | None) -> Receipt:
         """Hand in events that are committed on the spot: nothing is ever under way."""
@@ -321,13 +350,22 @@ class Link:
 
     def _receipt(self, command: Command) -> Receipt:
         try:
-            return self.home.registry.receipt(command)
+            return self._came_to(command)
         except Refused as refused:
             self.look()
             stopping = self.machine.by_name[refused.state].category in _LOUD
             if self.fence is not None and (stopping or refused.reason == "fenced"):
                 raise RunOver(str(refused)) from None
             raise
+
+    def _came_to(self, command: Command) -> Receipt:
+        """Return what a command came to; an error that nobody below expected is one of the store."""
+        try:
+            return self.home.registry.receipt(command)
+        except FsmError:
+            raise
+        except Exception as error:
+            raise unknown_failure(error) from error
 
     # --- a person's answer --------------------------------------------------------------------------------------
 
@@ -384,7 +422,7 @@ class Link:
         if snapshot.due_at > now:
             self._arm()
             return
-        self.home.spawn(self._time_out(snapshot, now))
+        self.home.spawn(self._time_out(snapshot, now), "fsm-time-out")
 
     async def _time_out(self, snapshot: Snapshot, now: float) -> None:
         """Say that a deadline has passed, unless the execution has moved on meanwhile."""
@@ -393,11 +431,11 @@ class Link:
         order = registry.order(
             self.id, "time_out", {"kind": snapshot.due_kind, "late_s": late_s}, version=snapshot.version
         )
-        future = registry.committer.submit(order)
-        if future is not None:
-            await future
         try:
-            registry.receipt(order)
+            future = registry.committer.submit(order)
+            if future is not None:
+                await future
+            self._came_to(order)
         except Refused:
             # It has moved on, perhaps in another process, of which we have not heard yet: its new deadline counts.
             await self._look_again()
@@ -406,8 +444,12 @@ class Link:
             logger.warning("%s: its deadline could not be recorded, will try again: %s", self.id, error)
             self._later()
             return
+        except Exception:
+            logger.exception("%s: its deadline could not be recorded, will try again", self.id)
+            self._later()
+            return
         if order.effects:
-            await self.home.read(registry.carry_out, order)
+            await self._carry_out([order])
 
     async def _look_again(self) -> None:
         before = self.snapshot.version

@@ -9,8 +9,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fsm.errors import ExecutionCancelled, ExecutionFailed, ExecutionLost, ExecutionTimedOut, FsmError
+from fsm.errors import ExecutionCancelled, ExecutionFailed, ExecutionLost, ExecutionTimedOut
 from fsm.machine import OutcomeKind
+from fsm.supervised import one_line
 
 if TYPE_CHECKING:
     from fsm.engine.drive import Drive
@@ -178,14 +179,21 @@ class Handle:
     async def give_up(self, reason: str) -> None:
         """Call it off and wait until it is over, whether or not the store takes the cancel.
 
+        A caller that is cancelled meanwhile leaves; the engine goes on with it.
+
         Args:
             reason: Why.
         """
+        await self._drive.home.through(self._give_up(reason), "fsm-give-up")
+
+    async def _give_up(self, reason: str) -> None:
         try:
             await self.cancel(reason)
-        except FsmError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody waits for the agent any more
             logger.warning(
-                "%s: the cancel was not taken, the agent is stopped all the same: %s", self.id, error
+                "%s: the cancel was not taken, the agent is stopped all the same: %s",
+                self.id,
+                one_line(error),
             )
             self._task.cancel()
         await asyncio.wait({self._task})

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from fsm.engine.answers import asked
-from fsm.errors import BadPayload
+from fsm.errors import BadPayload, StoreUnavailable
 from fsm.machine import Category
 from fsm.registry import Registry
+from fsm.results import clipped
 from fsm.stores.base import Query
 
 if TYPE_CHECKING:
@@ -99,13 +100,16 @@ def waiting_for(
 ) -> list[Registration]:
     """Return queued executions of these agents that may begin now.
 
+    One that cannot be gone on with is set aside with its reason, and those behind it are found all the same
+    (`tests/test_hostile_engine.py::test_what_cannot_be_gone_on_with_is_set_aside`).
+
     Args:
         registry: The registry.
         agents: Resumable agents, by name.
         known: The executions that are driven here.
         limit: How many at the most.
     """
-    now = registry.now()
+    now, health = registry.now(), registry.health
     found: list[Registration] = []
     # A name may be pending in one machine and mean something else in another: each record's own machine decides.
     pending = frozenset(name for machine in registry.machines() for name in machine.of(Category.PENDING))
@@ -117,12 +121,19 @@ def waiting_for(
                 machine = registry.law_of(snapshot.identity.machine).machine
                 if machine.by_name[snapshot.state].category is not Category.PENDING:
                     continue
-                call = _call_of(snapshot)
+                execution_id, version = snapshot.identity.id, snapshot.version
                 waits = snapshot.not_before is not None and snapshot.not_before > now
-                begun = snapshot.version > 0 or snapshot.attempt > 0
-                if call is None or waits or not begun or snapshot.identity.id in known:
+                begun = version > 0 or snapshot.attempt > 0
+                if waits or not begun or execution_id in known or health.skips(execution_id, version, now):
                     continue
-                found.append(Registration(snapshot, call, _answers(registry, snapshot)))
+                try:
+                    call = _call_of(snapshot)
+                    if call is not None:
+                        found.append(Registration(snapshot, call, _answers(registry, snapshot)))
+                except StoreUnavailable:
+                    raise
+                except Exception as error:  # noqa: BLE001 - metadata and answers are anybody's JSON
+                    health.set_aside(execution_id, version, error, now)
             if len(page) < limit:
                 break
             after = page[-1].identity.id
@@ -130,11 +141,25 @@ def waiting_for(
 
 
 def _call_of(snapshot: Snapshot) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return how the agent was called; ``None`` if that was not noted.
+
+    Raises:
+        BadPayload: What was noted is no call.
+    """
     text = snapshot.identity.metadata_json
-    call = json.loads(text).get(CALLED_WITH) if text else None
-    if not isinstance(call, dict):
+    metadata = json.loads(text) if text else None
+    if not isinstance(metadata, dict) or CALLED_WITH not in metadata:
         return None
-    return tuple(call.get("args") or ()), dict(call.get("kwargs") or {})
+    call = metadata[CALLED_WITH]
+    args, kwargs = (
+        (call.get("args") or [], call.get("kwargs") or {}) if isinstance(call, dict) else (None, None)
+    )
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise BadPayload(
+            f"metadata[{CALLED_WITH!r}] is {{'args': […], 'kwargs': {{…}}}}, as a registered agent's submit() writes "
+            f"it, not {clipped(repr(call))}: cancel this execution, and submit it to the agent again"
+        )
+    return tuple(args), kwargs
 
 
 def _answers(registry: Registry, snapshot: Snapshot) -> list[tuple[str, str | None]]:

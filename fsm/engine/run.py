@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
@@ -76,6 +77,7 @@ class Run:
         self._heard = asyncio.Event()
         self._heard.set()
         self._recorder: Recorder | None = None
+        self.thread: threading.Thread | None = None  # in which its agent runs, if it is a plain function
         self.abandoned = False  # the execution has ended, and the agent goes on as if nothing had happened
         self.models = 0
         self.tools = 0
@@ -140,7 +142,7 @@ class Run:
         self._ended = True
         children, self._children = self._children, set()
         for child in children:
-            self.link.home.spawn(child.give_up(_FORGOTTEN), "fsm-forgotten-child")
+            self.link.home.see_to(child.give_up(_FORGOTTEN), "fsm-forgotten-child")
 
     def anew(self) -> Run:
         """Return the run of the next attempt, or of what takes the agent's place; this one is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from fsm.engine.link import RunOver
 from fsm.engine.outcome import outcome_of
 from fsm.engine.run import Run, _current
 from fsm.engine.sync import SyncRun
-from fsm.errors import BadPayload, ExecutionLost
+from fsm.engine.tasks import on_loop
+from fsm.errors import BadPayload, ConfigurationError, ExecutionLost
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -62,15 +64,16 @@ class Session:
         assert drive is not None  # noqa: S101 - it was entered
         drive.link.stop.remove_done_callback(self._stop)
         if self._token is not None:
-            _current.reset(self._token)
+            with contextlib.suppress(ValueError):  # it is left in another context than it was entered in
+                _current.reset(self._token)
         ours = self._told and isinstance(error, asyncio.CancelledError)
         if self._told and self._task is not None:
             # What was cancelled here is dealt with here, as asyncio.timeout does it.
             ours = ours and self._task.uncancel() <= self._cancelled
         self._told = True
-        if isinstance(error, asyncio.CancelledError) and not drive.link.stop.done():
-            await drive.call_off("its caller was cancelled", None)
-        await self._end(drive, error)
+        if isinstance(error, GeneratorExit) and not on_loop(drive.home.loop):
+            return  # its loop is gone; who speaks at exit needs its link
+        await self._over(drive, error)
         if ours or isinstance(error, RunOver):
             failure = outcome_of(drive).failure()
             if failure is not None:
@@ -79,26 +82,45 @@ class Session:
     async def _begin(self) -> Drive:
         if "retry" in self._options:
             raise BadPayload("the body of a with block cannot be run twice: retry needs an agent function")
+        if self._drive is not None:
+            raise ConfigurationError(
+                "this execution was entered before: ask engine.execution() for another one"
+            )
         engine = self._engine
-        drive = self._drive = await engine.prepare(Agent(_body, self._name), deque(), **self._options)
+        drive = self._drive = await engine._prepare(Agent(_body, self._name), deque(), **self._options)
         try:
             begun = await drive.begin()
-        except BaseException:
-            await drive.call_off("it was not begun", None)
-            drive.finish()
+            if begun:
+                await drive.check_before()
+        except GeneratorExit:
+            raise  # its loop is gone; who speaks at exit needs its link
+        except BaseException as error:
+            await drive.home.through(self._early(drive, error), "fsm-session-early")
             raise
         if not begun:
             drive.finish()
             raise outcome_of(drive).failure() or ExecutionLost(drive.link.id, drive.link.state)
-        try:
-            await drive.check_before()
-        except BaseException as error:
-            await self._end(drive, error)
-            raise
         return drive
+
+    @staticmethod
+    async def _early(drive: Drive, error: BaseException) -> None:
+        """End what ended before its body could begin: a check refused it, or its caller was cancelled."""
+        try:
+            if isinstance(error, asyncio.CancelledError):
+                await drive.leave("its caller was cancelled")
+            else:
+                await drive.close(None, error)
+        finally:
+            drive.finish()
+
+    async def _over(self, drive: Drive, error: BaseException | None) -> None:
+        """Say how the body ended, in a task of the engine's own: a caller that is cancelled meanwhile leaves."""
+        await drive.home.through(self._end(drive, error), "fsm-session-end")
 
     async def _end(self, drive: Drive, error: BaseException | None) -> None:
         try:
+            if isinstance(error, asyncio.CancelledError) and not drive.link.stop.done():
+                await drive.call_off_surely("its caller was cancelled")
             await drive.close(self.result, error)
         finally:
             drive.finish()
@@ -115,7 +137,7 @@ class Session:
         drive = self._drive
         assert drive is not None  # noqa: S101 - it was entered
         over = isinstance(error, RunOver)
-        self._engine.portal().call(self._end(drive, asyncio.CancelledError() if over else error))
+        self._engine.portal().call(self._over(drive, asyncio.CancelledError() if over else error))
         failure = outcome_of(drive).failure()
         if over and failure is not None:
             raise failure from None

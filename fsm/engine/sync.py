@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from fsm.engine.blocking import thread_of_its_own
 from fsm.engine.link import RunOver
+from fsm.errors import LimitReached
 
 if TYPE_CHECKING:
     from fsm.breakers import Backoff
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 P = TypeVar("P", bound="ModelPhase | ToolPhase")
+
+MAX_TRIES = 32
+"""Maximum number of threads in which one run's tries of model calls go on, although their time is up for most."""
 
 
 class Phase(Generic[P]):
@@ -49,6 +55,7 @@ class SyncRun:
         self.run = run
         self._loop = run.link.home.loop
         self._stopped = False
+        self._tries: list[threading.Thread] = []
         self._steps: set[concurrent.futures.Future[Any]] = set()
 
     def stop(self) -> None:
@@ -154,7 +161,14 @@ class SyncRun:
         """Call a model, and again if it may help; each try runs in a thread. See `Run.call_model`."""
 
         async def once() -> T:
-            return await asyncio.to_thread(function)
+            tries = self._tries = [one for one in self._tries if one.is_alive()]
+            if len(tries) >= MAX_TRIES:
+                raise LimitReached(
+                    f"{MAX_TRIES} tries of model calls that ran out of time go on in their threads"
+                )
+            future, thread = thread_of_its_own(function, f"{self.agent_name}-model")
+            tries.append(thread)
+            return await future
 
         return self.wait(
             self.run.call_model(name, once, breaker=breaker, backoff=backoff, timeout_s=timeout_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -29,9 +28,7 @@ class AsyncTracker:
 
     async def _read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call at once what never waits; let a thread wait for a disk."""
-        if self._registry.store.instant:
-            return function(*args, **kwargs)
-        return await asyncio.to_thread(function, *args, **kwargs)
+        return await self._registry.reader.call(function, *args, **kwargs)
 
     async def create(  # noqa: PLR0913 - as Tracker.create
         self,

@@ -32,6 +32,7 @@ from fsm.errors import (
 from fsm.forks import anew_after_fork
 from fsm.laws import LawBook
 from fsm.machine import CREATE, Category, Machine
+from fsm.reader import Reader
 from fsm.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
 from fsm.stores.base import Order, Query, Store
 from fsm.supervised import Health
@@ -70,6 +71,7 @@ class Registry(LawBook):
         self.closed = False
         self.ids = ids.MAKER
         self.health = Health(clock.wall)
+        self.reader = Reader(store)
         self._worker: tuple[int, str] = (0, "")
         anew_after_fork(self)
         self.worker: Leaseholder | None = None
@@ -383,6 +385,7 @@ class Registry(LawBook):
             self.closed = True
             self.committer.close()
             self.store.close()
+            self.reader.close()
             for listener in tuple(self.listeners):
                 listener()
 

@@ -105,17 +105,17 @@ async def follow_async(
         except RuntimeError:  # its loop was closed under it; whoever commits has nothing to do with that
             registry.listeners.pop(wake, None)
 
-    cursor = await asyncio.to_thread(_begin, registry, after, execution_id, user_id)
+    cursor = await registry.reader.in_thread(_begin, registry, after, execution_id, user_id)
     registry.listeners[wake] = None
     try:
         while not registry.closed:
             news.clear()
-            rows, cursor = await asyncio.to_thread(_page, registry, cursor)
+            rows, cursor = await registry.reader.in_thread(_page, registry, cursor)
             for receipt in rows:
                 yield receipt
             if len(rows) == PAGE:
                 continue
-            if not wait or await asyncio.to_thread(_over, registry, cursor, rows):
+            if not wait or await registry.reader.in_thread(_over, registry, cursor, rows):
                 return
             if not rows:
                 # Not wait_for: before Python 3.12 it loses a cancel that comes together with the news

@@ -11,15 +11,24 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
+from fsm.checks import MAX_NUMBER, optional_text
 from fsm.errors import BadPayload, StoreUnavailable
 from fsm.records import Receipt
 from fsm.registry import Registry
+from fsm.shown import shown
 
 POLL_S = 0.1
 """So often, in seconds, a reader looks for other processes' commits."""
 PAGE = 500
 """So many receipts are read at a time."""
-MAX_POSITION = 2**63 - 1
+
+
+class Wanted(NamedTuple):
+    """What a reader wants: the rows after a position, of one execution, of one user."""
+
+    after: int | None
+    execution_id: str | None
+    user_id: str | None
 
 
 class _Cursor(NamedTuple):
@@ -28,14 +37,28 @@ class _Cursor(NamedTuple):
     user_id: str | None
 
 
-def _begin(registry: Registry, after: int | None, execution_id: str | None, user_id: str | None) -> _Cursor:
-    if after is not None and type(after) is not int:
-        raise BadPayload(f"after is a position in the journal, a number, not {after!r}")
-    if execution_id is not None:
-        registry.load(execution_id, user_id)  # unknown is said at once, not by an endless silence
-    return _Cursor(
-        registry.store.position() if after is None else min(after, MAX_POSITION), execution_id, user_id
+def wanted(after: int | None, execution_id: str | None, user_id: str | None) -> Wanted:
+    """Return a caller's arguments, checked; see `Scope.subscribe`.
+
+    Raises:
+        BadPayload: `after` is no position, or `user_id` no usable name.
+    """
+    if after is not None and (type(after) is not int or after < 0):
+        raise BadPayload(f"after is a position in the journal, a number from 0, not {shown(after)}")
+    return Wanted(
+        None if after is None else min(after, MAX_NUMBER),
+        execution_id,
+        optional_text("user_id", user_id),
     )
+
+
+def _begin(registry: Registry, want: Wanted) -> _Cursor:
+    execution_id = want.execution_id
+    if execution_id is not None:
+        # An unknown one is refused at once and not answered by an endless silence.
+        execution_id = registry.load(execution_id, want.user_id).identity.id
+    after = registry.store.position() if want.after is None else want.after
+    return _Cursor(after, execution_id, want.user_id)
 
 
 def _page(registry: Registry, cursor: _Cursor) -> tuple[list[Receipt], _Cursor]:
@@ -62,11 +85,9 @@ def _over(registry: Registry, cursor: _Cursor, rows: list[Receipt]) -> bool:
     return snapshot.state in terminal and not registry.store.journal(cursor.after, 1, cursor.execution_id)
 
 
-def follow(
-    registry: Registry, after: int | None, execution_id: str | None, user_id: str | None, *, wait: bool
-) -> Iterator[Receipt]:
-    """Yield receipts as they are committed; see `Tracker.subscribe`."""
-    cursor = _begin(registry, after, execution_id, user_id)
+def follow(registry: Registry, want: Wanted, *, wait: bool) -> Iterator[Receipt]:
+    """Yield receipts as they are committed; see `Scope.subscribe`."""
+    cursor = _begin(registry, want)
     return _follow(registry, cursor, wait=wait)
 
 
@@ -90,10 +111,8 @@ def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Rece
         registry.listeners.pop(news.set, None)
 
 
-async def follow_async(
-    registry: Registry, after: int | None, execution_id: str | None, user_id: str | None, *, wait: bool
-) -> AsyncIterator[Receipt]:
-    """Yield receipts as they are committed, without blocking the event loop; see `Tracker.subscribe`."""
+async def follow_async(registry: Registry, want: Wanted, *, wait: bool) -> AsyncIterator[Receipt]:
+    """Yield receipts as they are committed, without blocking the event loop; see `Scope.subscribe`."""
     import asyncio  # noqa: PLC0415 - loaded by those who use it
 
     loop = asyncio.get_running_loop()
@@ -105,7 +124,7 @@ async def follow_async(
         except RuntimeError:  # its loop was closed under it; whoever commits has nothing to do with that
             registry.listeners.pop(wake, None)
 
-    cursor = await registry.reader.in_thread(_begin, registry, after, execution_id, user_id)
+    cursor = await registry.reader.in_thread(_begin, registry, want)
     registry.listeners[wake] = None
     try:
         while not registry.closed:

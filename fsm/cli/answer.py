@@ -13,6 +13,7 @@ from fsm.cli.common import (
     StoreOption,
     ago_text,
     fail,
+    narrow,
     open_tracker,
     out,
     print_json,
@@ -20,6 +21,7 @@ from fsm.cli.common import (
     teaching,
 )
 from fsm.errors import Refused
+from fsm.scope import Scope
 from fsm.tracker import Tracker
 
 SHOWN = 100
@@ -45,9 +47,9 @@ def answer_command(
     With --json the receipt, or the open questions: id, agent, user_id, thread_id, question, since, due_at.
     """
     tracker = open_tracker(store, must_exist=True)
-    narrowed: Tracker = tracker if user is None else tracker.for_user(user)
+    narrowed = narrow(tracker, user)
     if execution_id is None:
-        _questions(narrowed, json=json)
+        _questions(tracker, narrowed, json=json)
         return
     if approve and refuse:
         fail("--approve and --refuse: say one of them")
@@ -72,18 +74,18 @@ def answer_command(
     out.print(state_text(receipt.target, machine.by_name[receipt.target].category))
 
 
-def _question_of(tracker: Tracker, execution_id: str) -> str | None:
+def _question_of(tracker: Scope, execution_id: str) -> str | None:
     """Return the last question of an execution."""
     asked = [row for row in tracker.history(execution_id) if row.event == "await_input"]
     return asked[-1].payload.get("question") if asked else None
 
 
-def _questions(tracker: Tracker, *, json: bool) -> None:
+def _questions(tracker: Tracker, narrowed: Scope, *, json: bool) -> None:
     asking = {
         state.name for machine in tracker.machines() for state in machine.states if state.deadline == "input"
     }
-    found = tracker.find(state=asking, limit=SHOWN)
-    questions = [(one, _question_of(tracker, one.id)) for one in found]
+    found = narrowed.find(state=asking, limit=SHOWN)
+    questions = [(one, _question_of(narrowed, one.id)) for one in found]
     if json:
         print_json(
             [

@@ -24,6 +24,7 @@ from fsm.clock import Clock
 from fsm.errors import FsmError
 from fsm.machine import Category, Machine
 from fsm.process import DEFAULT_STORE, configure
+from fsm.scope import Scope
 from fsm.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -124,6 +125,11 @@ def open_tracker(store: str | None, *, must_exist: bool = False, clock: Clock | 
                 "or FSM_STORE."
             )
     return configure(url, clock=clock)
+
+
+def narrow(tracker: Tracker, user: str | None) -> Scope:
+    """Return what a command may see: one user's executions if one is named, else everybody's."""
+    return tracker if user is None else tracker.for_user(user)
 
 
 def print_json(data: Any) -> None:

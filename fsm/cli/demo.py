@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 async def _with_picture(show: Show) -> list[Handle]:
     tracker = show.tracker
     recent: deque[Receipt] = deque(maxlen=6)
-    with Live(frame(tracker, recent, 14), console=out, auto_refresh=False, transient=True) as live:
+    with Live(frame(tracker, tracker, recent, 14), console=out, auto_refresh=False, transient=True) as live:
 
         async def paint() -> None:
             async for receipt in tracker.aio.subscribe(after=None):
@@ -32,7 +32,7 @@ async def _with_picture(show: Show) -> list[Handle]:
 
         async def refresh() -> None:
             while True:
-                picture = await asyncio.to_thread(frame, tracker, recent, 14)
+                picture = await asyncio.to_thread(frame, tracker, tracker, recent, 14)
                 live.update(picture, refresh=True)
                 await asyncio.sleep(0.15)
 

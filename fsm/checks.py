@@ -78,6 +78,13 @@ def whole(name: str, value: object, lowest: int, highest: int) -> int:
     return value
 
 
+def seconds(name: str, value: object) -> float:
+    """Return `value` if it is a positive, finite number of seconds; raises `BadPayload` for anything else."""
+    if type(value) in {int, float} and 0 < value <= MAX_NUMBER:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    raise BadPayload(f"{name} is a positive number of seconds, not {shown(value)}")
+
+
 def flag(name: str, value: object) -> bool:
     """Return `value` if it is True or False; raises `BadPayload` for anything else."""
     if type(value) is not bool:

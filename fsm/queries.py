@@ -46,10 +46,12 @@ def _states(
 ) -> frozenset[str] | None:
     if state is None and category is None:
         return None
+    wanted = None if state is None else names(state)
+    if category is None and wanted is not None and wanted <= _named(registry.known(), None):
+        return wanted  # the store's machines are read for a name or a category that may be another process's
     machines = registry.machines()
     known = _named(machines, None)
-    wanted = known if state is None else names(state)
-    if strange := wanted - known:
+    if wanted is not None and (strange := wanted - known):
         raise BadPayload(
             f"no such state: {', '.join(sorted(strange)[:MAX_NAMED])}. Known: {', '.join(sorted(known))}"
         )
@@ -57,7 +59,8 @@ def _states(
         return wanted
     if not isinstance(category, str) or exact(category) not in list(Category):
         raise BadPayload(f"no such category: {shown(category)}. Known: {', '.join(Category)}")
-    return wanted & _named(machines, category)
+    of_it = _named(machines, category)
+    return of_it if wanted is None else wanted & of_it
 
 
 @lru_cache(maxsize=64)

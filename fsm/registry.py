@@ -384,6 +384,10 @@ class Registry(LawBook):
             raise unknown(execution_id)
         return snapshot
 
+    def known(self) -> tuple[Machine, ...]:
+        """Return the machines that this process has met so far; the store is not asked for others'."""
+        return tuple(law.machine for law in self._laws.values())
+
     @staticmethod
     def _id(execution_id: object) -> str:
         """Return an id as plain text; what is no text is the id of nothing."""

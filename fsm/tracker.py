@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
-from fsm.checks import optional_text, text
+from fsm.checks import optional_text, seconds, text
 from fsm.clock import Clock
 from fsm.errors import BadPayload, ConfigurationError
 from fsm.machine import Machine
@@ -114,10 +114,11 @@ class Tracker(Scope):
             The worker; close it, or use it in a ``with`` block, and what it still owns is handed back at once.
 
         Raises:
-            BadPayload: `ttl_s` is not a positive number.
+            BadPayload: `ttl_s` is not a positive number, or `name` no usable name.
             ConfigurationError: This process is a worker already.
         """
         registry = self._registry
+        ttl_s, name = seconds("ttl_s", ttl_s), optional_text("name", name)
         if registry.worker is not None and not registry.worker.lost:
             raise ConfigurationError(
                 f"this process is the worker {registry.worker.id} already: one lease is enough"
@@ -156,6 +157,8 @@ class Tracker(Scope):
         Raises:
             BadPayload: A limit is out of range.
         """
+        if archive is not None and not callable(archive):
+            raise BadPayload(f"archive is a function that takes a record, not {shown(archive)}")
         try:
             policy = Retention(max_age_s=older_than_s, max_count=keep)
         except ValidationError as error:

@@ -72,6 +72,10 @@ _HISTORY = """
 _FILTERS = ("thread_id", "parent_id", "user_id", "agent")
 
 
+MAX_STRETCHES = 100
+"""Maximum number of states whose stretches of the index are merged in one question; SQLite takes 500."""
+
+
 class SqliteStore(Upkeep, SqliteBreakers):
     """A registry in one file, shared by every process of this machine that opens it."""
 
@@ -274,7 +278,7 @@ class SqliteStore(Upkeep, SqliteBreakers):
         states = None if query.states is None else sorted(query.states)
         if states is not None and not states:
             return []
-        if states is not None and len(where) > (query.after is not None):
+        if states is not None and (len(where) > (query.after is not None) or len(states) > MAX_STRETCHES):
             where.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
             states = None

@@ -21,6 +21,8 @@ MAX_TEXT = 500
 """Names of agents, users and threads, and keys, are at most so many characters."""
 MAX_NAMES = 1_000
 """Maximum number of states that one question names."""
+MAX_WAIT_S = 100 * 366 * 86_400.0
+"""The longest time for which a thread is told to wait, in seconds: a hundred years; systems refuse a thousand."""
 MAX_NUMBER = 2**63 - 1
 """The largest number that every store can keep: positions, fences and seconds since the epoch are at most this."""
 
@@ -79,10 +81,10 @@ def whole(name: str, value: object, lowest: int, highest: int) -> int:
 
 
 def seconds(name: str, value: object) -> float:
-    """Return `value` if it is a positive, finite number of seconds; raises `BadPayload` for anything else."""
-    if type(value) in {int, float} and 0 < value <= MAX_NUMBER:  # type: ignore[operator]
+    """Return `value` if it is a positive number of seconds up to `MAX_WAIT_S`; raises `BadPayload` otherwise."""
+    if type(value) in {int, float} and 0 < value <= MAX_WAIT_S:  # type: ignore[operator]
         return float(value)  # type: ignore[arg-type]
-    raise BadPayload(f"{name} is a positive number of seconds, not {shown(value)}")
+    raise BadPayload(f"{name} is a positive number of seconds, {MAX_WAIT_S:.0f} at most, not {shown(value)}")
 
 
 def flag(name: str, value: object) -> bool:

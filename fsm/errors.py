@@ -141,7 +141,7 @@ class UnknownMachine(FsmError):
         self.name = name
         from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
 
-        near = get_close_matches(name, known, n=1)
+        near = get_close_matches(name[:MAX_SHOWN], known, n=1) if type(name) is str else []
         hint = f"; did you mean {near[0]!r}?" if near else "."
         super().__init__(f"unknown machine {shown(name)}{hint} Known: {', '.join(known) or 'none'}")
 

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from fsm.errors import BadPayload
+from fsm.supervised import one_line
 
 if TYPE_CHECKING:
     from fsm.machine import Machine
@@ -289,6 +290,8 @@ class Codec:
             raise BadPayload(_explain(event, model, error)) from None
         except (PydanticSerializationError, RecursionError) as error:
             raise BadPayload(f"the payload of {event!r} cannot be written as JSON: {error}") from None
+        except Exception as error:  # noqa: BLE001 - a value's own method may raise anything
+            raise BadPayload(f"the payload of {event!r} cannot be read: {one_line(error)}") from None
         return checked.__dict__, readable(f"the payload of {event!r}", text)
 
 

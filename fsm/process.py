@@ -9,10 +9,12 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from itertools import islice
 from typing import NamedTuple
 
+from fsm.checks import seconds
 from fsm.clock import Clock, SystemClock
-from fsm.errors import ConfigurationError, FsmError, StoreUnavailable
+from fsm.errors import ConfigurationError, FsmError, NotAStore, StoreUnavailable
 from fsm.lifecycles.execution import EXECUTION
 from fsm.machine import Machine
 from fsm.registry import Registry
@@ -27,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_STORE = "sqlite:///fsm.db"
 """Where executions are kept when neither `configure` nor FSM_STORE says anything."""
+MAX_MACHINES = 1_000
+"""Maximum number of machines that one process declares."""
+MAX_URL = 4_096
+"""Maximum number of characters of a store's URL."""
 
 _lock = threading.RLock()
 # The last one is the process's tracker. There is more than one only while tests have fresh ones. It is replaced and
@@ -66,7 +72,9 @@ def configure(
         The tracker, as `get_tracker()` returns it from now on.
 
     Raises:
-        ConfigurationError: There is a tracker already, or the machines do not go together.
+        ConfigurationError: There is a tracker already, an argument is none of its kind, or the machines do not go
+            together.
+        BadPayload: `sweep_every_s` is not a positive number.
         NotAStore: The URL names no store.
         StoreUnavailable: The store cannot be opened.
     """
@@ -82,6 +90,8 @@ def configure(
             raise ConfigurationError(f"retention is a fsm.Retention, not {shown(retention)}")
         if retention is not None and sweep_every_s is None:
             raise ConfigurationError("retention is what the sweeper deletes: give sweep_every_s as well")
+        if sweep_every_s is not None:
+            sweep_every_s = seconds("sweep_every_s", sweep_every_s)
         tracker = _build(store, clock, machines)
         if sweep_every_s is not None:
             try:
@@ -124,9 +134,11 @@ def _build(store: str | Store | None, clock: Clock | None, machines: Iterable[Ma
     if clock is not None and not _has(clock, "wall", "monotonic", "era"):
         raise ConfigurationError(f"clock is a fsm.clock.Clock, not {shown(clock)}")
     try:
-        declared = (EXECUTION, *machines)
-    except TypeError:
+        declared = (EXECUTION, *islice(machines, MAX_MACHINES + 1))
+    except Exception:  # noqa: BLE001 - a caller's own iterator may raise anything
         raise ConfigurationError(f"machines is a list of machines, not {shown(machines)}") from None
+    if len(declared) > MAX_MACHINES:
+        raise ConfigurationError(f"{MAX_MACHINES} machines at most")
     for machine in declared:
         if not isinstance(machine, Machine):
             raise ConfigurationError(f"machines is a list of machines, and {shown(machine)} is none")
@@ -145,12 +157,15 @@ def _opened(store: str | Store) -> Store:
                 f"store is a URL, as 'sqlite:///fsm.db', or an open store, not {shown(store)}"
             )
         return store
+    url = str.__str__(store)
+    if len(url) > MAX_URL:
+        raise NotAStore(f"a store's URL has {MAX_URL} characters at most, {shown(url)} has {len(url)}")
     try:
-        return open_store(store)
+        return open_store(url)
     except FsmError:
         raise
     except (OSError, ValueError) as error:  # a name that the file system refuses: too long, with a NUL
-        raise StoreUnavailable(f"the store {shown(store)} cannot be opened: {one_line(error)}") from error
+        raise StoreUnavailable(f"the store {shown(url)} cannot be opened: {one_line(error)}") from error
 
 
 def _has(one: object, *names: str) -> bool:

@@ -28,15 +28,16 @@ def shown(value: Any) -> str:
         # join() makes a plain text of it: a subclass of str may have methods of its own.
         text = "".join([_brief.repr(value), ""])
     except Exception:  # noqa: BLE001 - a value's own method may raise anything
-        return f"{_kind(value)} that cannot be shown"
+        return f"a value of type {kind_of(value)} that cannot be shown"
     if len(text) > MAX_SHOWN:
         text = text[: MAX_SHOWN - 1] + "…"
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """Return the name of a value's class, whatever a metaclass makes of it."""
     try:
         name = "".join([type.__dict__["__name__"].__get__(type(value)), ""])
     except Exception:  # noqa: BLE001 - as above
-        name = "object"
-    return f"a value of type {name}"
+        return "object"
+    return name[:MAX_SHOWN].encode("utf-8", "backslashreplace").decode()

@@ -14,8 +14,6 @@ from rich.text import Text
 
 from fsm.cli.common import (
     COLOURS,
-    JsonOption,
-    StoreOption,
     narrow,
     open_tracker,
     out,
@@ -24,6 +22,7 @@ from fsm.cli.common import (
     teaching,
 )
 from fsm.cli.inspect import executions_table
+from fsm.cli.options import JsonOption, StoreOption, UserOption, finite
 from fsm.machine import Category, Machine
 from fsm.records import Receipt
 from fsm.scope import Scope
@@ -37,9 +36,11 @@ MAX_BAR = 40
 @teaching
 def watch_command(
     store: StoreOption = None,
-    interval: Annotated[float, typer.Option(min=0.05, max=60.0, help="Seconds between two looks.")] = 0.5,
+    interval: Annotated[
+        float, typer.Option(min=0.05, max=60.0, callback=finite, help="Seconds between two looks.")
+    ] = 0.5,
     once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
-    user: Annotated[str | None, typer.Option(help="Only of this user.")] = None,
+    user: UserOption = None,
     rows: Annotated[int, typer.Option(min=1, max=200, help="How many open executions to show.")] = 15,
     json: JsonOption = False,
 ) -> None:

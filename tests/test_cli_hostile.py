@@ -210,11 +210,10 @@ def test_a_store_that_is_none_is_one_line_and_exit_code_2(broken, fsm, tmp_path)
 )
 def test_a_url_that_names_no_store_is_one_line_and_exit_code_2(store, fsm):
     """Every command says in a line what is wrong with a URL, given as an option or by the environment."""
-    for command, args in OVER_A_STORE.items():
-        for found in (fsm(*args, "--store", store), fsm(*args, FSM_STORE=store)):
-            code, out, err = found
-            assert (code, out, "Traceback" in err) == (2, "", False), (command, err)
-            assert "bug" not in err
+    asked = [(*args, "--store", store) for args in OVER_A_STORE.values()]
+    for code, out, err in [fsm("list", FSM_STORE=store), *(fsm(*args) for args in asked)]:
+        assert (code, out, "Traceback" in err) == (2, "", False), err
+        assert "bug" not in err
 
 
 def test_an_empty_variable_names_the_default_store(fsm, tmp_path):

@@ -2,70 +2,53 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextvars import copy_context
-from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from fsm import stream
+from fsm.checks import flag, text
 from fsm.command import own
-from fsm.errors import StoreUnavailable
 from fsm.health import HealthReport
 from fsm.machine import Machine
 from fsm.records import Execution, Receipt, Retry
+from fsm.registry import Registry
+from fsm.scope import Scope
 from fsm.sweeper import Swept
 from fsm.timeouts import Timeouts
-
-if TYPE_CHECKING:
-    from fsm.tracker import Tracker
+from fsm.tracker import Tracker, UserTracker
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class AsyncTracker:
-    """The tracker's face for asyncio; get it from ``tracker.aio``. Each method is that of `Tracker`, awaited."""
+class AsyncScope:
+    """A scope's face for asyncio. Each method is that of `Scope`, awaited."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        """Wrap a tracker, narrowed or not."""
-        self._tracker = tracker
-        self._registry = tracker._registry
+    _scope: Scope
+    _registry: Registry
 
     async def _read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call at once what never waits; let a thread wait for a disk."""
-        if self._registry.store.instant:
-            return function(*args, **kwargs)
-        call = partial(copy_context().run, function, *args, **kwargs)
-        try:
-            done = asyncio.get_running_loop().run_in_executor(None, call)
-        except RuntimeError as error:
-            raise StoreUnavailable(
-                f"no thread could be started to wait for the store ({error}): let threads end, or raise the "
-                "process's limit (ulimit -u, the container's pids limit), and try again"
-            ) from error
-        return await done
+        return await self._registry.reader.call(function, *args, **kwargs)
 
-    async def create(  # noqa: PLR0913 - as Tracker.create
+    async def _create(  # noqa: PLR0913 - as Scope._create
         self,
         agent: str,
-        /,
         *,
-        user_id: str | None = None,
+        user_id: str,
         thread_id: str,
-        timeouts: Timeouts | Mapping[str, Any] | None = None,
-        retry: Retry | Mapping[str, Any] | None = None,
-        parent_id: str | None = None,
-        retry_of: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        machine: Machine | str | None = None,
-        key: str | None = None,
+        timeouts: Timeouts | Mapping[str, Any] | None,
+        retry: Retry | Mapping[str, Any] | None,
+        parent_id: str | None,
+        retry_of: str | None,
+        metadata: Mapping[str, Any] | None,
+        machine: Machine | str | None,
+        key: str | None,
     ) -> Execution:
-        """Register an execution; see `Tracker.create`."""
         command = await self._read(
             self._registry.birth,
             agent,
-            user_id=self._tracker._own(user_id),
+            user_id=user_id,
             thread_id=thread_id,
             timeouts=own(timeouts),  # they are read on another thread
             retry=own(retry),
@@ -88,13 +71,13 @@ class AsyncTracker:
         key: str | None = None,
         **payload: Any,
     ) -> Receipt:
-        """Hand an event to an execution; see `Tracker.fire`.
+        """Hand an event to an execution; see `Scope.fire`.
 
         A caller that is cancelled while it waits does not undo the transition; it may be committed all the same.
         """
         registry = self._registry
         command = registry.event(
-            execution_id, event, payload, fence=fence, key=key, user_id=self._tracker._user_id
+            execution_id, event, payload, fence=fence, key=key, user_id=self._scope._user_id
         )
         await registry.committer.commit_async(command)
         receipt = registry.receipt(command)
@@ -103,24 +86,24 @@ class AsyncTracker:
         return receipt
 
     async def get(self, execution_id: str) -> Execution:
-        """Return an execution as it is now; see `Tracker.get`."""
-        return await self._read(self._tracker.get, execution_id)
+        """Return an execution as it is now; see `Scope.get`."""
+        return await self._read(self._scope.get, execution_id)
 
     async def history(self, execution_id: str) -> list[Receipt]:
-        """Return the journal of an execution; see `Tracker.history`."""
-        return await self._read(self._tracker.history, execution_id)
+        """Return the journal of an execution; see `Scope.history`."""
+        return await self._read(self._scope.history, execution_id)
 
     async def durations(self, execution_id: str) -> dict[str, float]:
-        """Return the seconds spent in each state; see `Tracker.durations`."""
-        return await self._read(self._tracker.durations, execution_id)
+        """Return the seconds spent in each state; see `Scope.durations`."""
+        return await self._read(self._scope.durations, execution_id)
 
     async def allowed(self, execution_id: str) -> tuple[str, ...]:
-        """Return the events that are accepted now; see `Tracker.allowed`."""
-        return await self._read(self._tracker.allowed, execution_id)
+        """Return the events that are accepted now; see `Scope.allowed`."""
+        return await self._read(self._scope.allowed, execution_id)
 
     async def machine_of(self, execution_id: str) -> Machine:
-        """Return an execution's machine; see `Tracker.machine_of`."""
-        return await self._read(self._tracker.machine_of, execution_id)
+        """Return an execution's machine; see `Scope.machine_of`."""
+        return await self._read(self._scope.machine_of, execution_id)
 
     async def find(
         self,
@@ -134,9 +117,9 @@ class AsyncTracker:
         limit: int = 100,
         after: str | None = None,
     ) -> list[Execution]:
-        """Return a page of executions; see `Tracker.find`."""
+        """Return a page of executions; see `Scope.find`."""
         return await self._read(
-            self._tracker.find,
+            self._scope.find,
             state=state,
             category=category,
             agent=agent,
@@ -148,8 +131,8 @@ class AsyncTracker:
         )
 
     async def counts(self) -> dict[str, int]:
-        """Return how many executions there are by state; see `Tracker.counts`."""
-        return await self._read(self._tracker.counts)
+        """Return how many executions there are by state; see `Scope.counts`."""
+        return await self._read(self._scope.counts)
 
     def subscribe(
         self,
@@ -159,15 +142,55 @@ class AsyncTracker:
         user_id: str | None = None,
         follow: bool = True,
     ) -> AsyncIterator[Receipt]:
-        """Yield receipts as they are committed; see `Tracker.subscribe`."""
-        own = self._tracker._user_id
-        if self._tracker._hidden(user_id):
+        """Yield receipts as they are committed; see `Scope.subscribe`."""
+        flag("follow", follow)
+        wanted = stream.wanted(after, execution_id, user_id)
+        if not self._scope._sees(wanted.user_id):
             return _nothing()
-        if after is None:
+        wanted = wanted._replace(user_id=self._scope._filter(wanted.user_id))
+        if wanted.after is None:
             # "From now on" begins with this call and not with the first wait. One look at the journal's end: no
             # reader waits for a writer.
-            after = self._registry.store.position()
-        return stream.follow_async(self._registry, after, execution_id, own or user_id, wait=follow)
+            wanted = wanted._replace(after=self._registry.store.position())
+        return stream.follow_async(self._registry, wanted, wait=follow)
+
+
+class AsyncTracker(AsyncScope):
+    """The tracker's face for asyncio; get it from ``tracker.aio``. Each method is that of `Tracker`, awaited."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        """Wrap the process's tracker."""
+        self._scope = self._tracker = tracker
+        self._registry = tracker._registry
+
+    async def create(  # noqa: PLR0913 - as Tracker.create
+        self,
+        agent: str,
+        /,
+        *,
+        user_id: str | None = None,
+        thread_id: str,
+        timeouts: Timeouts | Mapping[str, Any] | None = None,
+        retry: Retry | Mapping[str, Any] | None = None,
+        parent_id: str | None = None,
+        retry_of: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        machine: Machine | str | None = None,
+        key: str | None = None,
+    ) -> Execution:
+        """Register an execution; see `Tracker.create`."""
+        return await self._create(
+            agent,
+            user_id=text("user_id", user_id),
+            thread_id=thread_id,
+            timeouts=timeouts,
+            retry=retry,
+            parent_id=parent_id,
+            retry_of=retry_of,
+            metadata=metadata,
+            machine=machine,
+            key=key,
+        )
 
     async def sweep(self) -> Swept:
         """Sweep once; see `Tracker.sweep`."""
@@ -195,9 +218,52 @@ class AsyncTracker:
         """Return every machine of this registry; see `Tracker.machines`."""
         return await self._read(self._tracker.machines)
 
-    def for_user(self, user_id: str) -> AsyncTracker:
+    def for_user(self, user_id: str) -> AsyncUserTracker:
         """Return the same narrowed to one user; see `Tracker.for_user`."""
-        return AsyncTracker(self._tracker.for_user(user_id))
+        return AsyncUserTracker(self._tracker.for_user(user_id))
+
+
+class AsyncUserTracker(AsyncScope):
+    """The face for asyncio of one user's tracker; get it from ``tracker.aio.for_user(user_id)``."""
+
+    def __init__(self, tracker: UserTracker) -> None:
+        """Wrap a user's tracker."""
+        self._scope = self._tracker = tracker
+        self._registry = tracker._registry
+
+    async def create(  # noqa: PLR0913 - as UserTracker.create
+        self,
+        agent: str,
+        /,
+        *,
+        user_id: str | None = None,
+        thread_id: str,
+        timeouts: Timeouts | Mapping[str, Any] | None = None,
+        retry: Retry | Mapping[str, Any] | None = None,
+        parent_id: str | None = None,
+        retry_of: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        machine: Machine | str | None = None,
+        key: str | None = None,
+    ) -> Execution:
+        """Register an execution; see `UserTracker.create`."""
+        return await self._create(
+            agent,
+            user_id=self._tracker._own(user_id),
+            thread_id=thread_id,
+            timeouts=timeouts,
+            retry=retry,
+            parent_id=parent_id,
+            retry_of=retry_of,
+            metadata=metadata,
+            machine=machine,
+            key=key,
+        )
+
+    def for_user(self, user_id: str) -> AsyncUserTracker:
+        """Return the same; see `UserTracker.for_user`."""
+        self._tracker.for_user(user_id)
+        return self
 
 
 async def _nothing() -> AsyncIterator[Receipt]:

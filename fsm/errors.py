@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fsm.shown import MAX_SHOWN, shown
+
 
 class FsmError(Exception):
     """The base of every error of this library."""
@@ -21,6 +23,10 @@ class FsmError(Exception):
 
 def _rebuild(kind: type[FsmError], args: tuple[object, ...]) -> FsmError:
     return kind.__new__(kind, *args)
+
+
+def _brief(reason: str) -> str:
+    return reason if len(reason) <= 2 * MAX_SHOWN else reason[: 2 * MAX_SHOWN - 1] + "…"
 
 
 class Finding(NamedTuple):
@@ -49,7 +55,7 @@ class InvalidMachine(FsmError):
         self.machine = machine
         self.findings = tuple(findings)
         lines = "\n".join(f"  - {finding}" for finding in self.findings)
-        super().__init__(f"machine {machine!r} has {len(self.findings)} finding(s):\n{lines}")
+        super().__init__(f"machine {shown(machine)} has {len(self.findings)} finding(s):\n{lines}")
 
 
 class Refusal(NamedTuple):
@@ -82,7 +88,7 @@ class Refused(FsmError):
         self.refusal = refusal
         allowed = ", ".join(refusal.allowed) or "nothing"
         super().__init__(
-            f"{refusal.event!r} refused for {refusal.execution_id} in state {refusal.state!r} "
+            f"{shown(refusal.event)} refused for {refusal.execution_id} in state {refusal.state!r} "
             f"(version {refusal.version}): {refusal.reason}: {refusal.detail}. Allowed now: {allowed}."
         )
 
@@ -122,9 +128,9 @@ class UnknownExecution(FsmError):
 
     def __init__(self, execution_id: object, why: str = "") -> None:
         self.execution_id = execution_id
-        hint = f" ({why})" if why else ""
+        hint = f" ({_brief(why)})" if why else ""
         super().__init__(
-            f"unknown execution {execution_id!r}{hint}: take the id from tracker.create() or tracker.find()"
+            f"unknown execution {shown(execution_id)}{hint}: take the id from tracker.create() or tracker.find()"
         )
 
 
@@ -135,9 +141,9 @@ class UnknownMachine(FsmError):
         self.name = name
         from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
 
-        near = get_close_matches(name, known, n=1)
+        near = get_close_matches(name[:MAX_SHOWN], known, n=1) if type(name) is str else []
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        super().__init__(f"unknown machine {name!r}{hint} Known: {', '.join(known) or 'none'}")
+        super().__init__(f"unknown machine {shown(name)}{hint} Known: {', '.join(known) or 'none'}")
 
 
 class UnknownBreaker(FsmError):
@@ -164,8 +170,8 @@ class MalformedId(FsmError, ValueError):
 
     def __init__(self, text: object, reason: str) -> None:
         self.text = text
-        self.reason = reason
-        super().__init__(f"malformed id {text!r}: {reason}")
+        self.reason = _brief(reason)
+        super().__init__(f"malformed id {shown(text)}: {self.reason}")
 
 
 class LeaseLost(FsmError):
@@ -349,7 +355,7 @@ class BreakerOpen(FsmError):
         self.retry_at = retry_at
         self.state = state
         super().__init__(
-            f"the breaker {key!r} is {state} and lets no call through: try again in {retry_after_s:.3g} s, "
+            f"the breaker {shown(key)} is {state} and lets no call through: try again in {retry_after_s:.3g} s, "
             "or fall back to something else"
         )
 

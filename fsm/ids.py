@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, NewType
 
 from fsm.errors import MalformedId
 from fsm.locks import Lock
+from fsm.shown import kind_of
 
 ExecutionId = NewType("ExecutionId", str)
 WorkerId = NewType("WorkerId", str)
@@ -125,7 +126,7 @@ def parse(text: object, kind: Kind | None = None) -> ParsedId:
         MalformedId: It is none; the reason says what is wrong with it.
     """
     if not isinstance(text, str):
-        raise MalformedId(text, f"an id is text, not {type(text).__name__}")
+        raise MalformedId(text, f"an id is text, not {kind_of(text)}")
     prefix, underscore, digits = text.rpartition("_")
     if not underscore:
         raise MalformedId(text, "an id reads kind_26characters, as exec_01k…; there is no underscore")

@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails, PydanticSerializationError, to_jsonable_
 
 from fsm.errors import BadPayload
 from fsm.results import clipped, described, jsonable
+from fsm.supervised import one_line
 from fsm.timeouts import MAX_SECONDS
 
 if TYPE_CHECKING:
@@ -332,6 +333,8 @@ def _written(
         raise BadPayload(_explain(event, model, error)) from None
     except (PydanticSerializationError, RuntimeError) as error:  # another thread may change it under way
         raise BadPayload(f"the payload of {event!r} cannot be written as JSON: {error}") from None
+    except Exception as error:  # noqa: BLE001 - a value's own method may raise anything
+        raise BadPayload(f"the payload of {event!r} cannot be read: {one_line(error)}") from None
     return checked.__dict__, readable(f"the payload of {event!r}", text)
 
 

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from itertools import islice
+from typing import NamedTuple
 
+from fsm.checks import seconds
 from fsm.clock import Clock, SystemClock
-from fsm.errors import ConfigurationError
+from fsm.errors import ConfigurationError, FsmError, NotAStore, StoreUnavailable
 from fsm.lifecycles.execution import EXECUTION
 from fsm.locks import Lock
 from fsm.machine import Machine
 from fsm.registry import Registry
 from fsm.retention import Retention
+from fsm.shown import shown
 from fsm.stores.base import Store, open_store
+from fsm.supervised import one_line
 from fsm.sweeper import Sweeper
 from fsm.tracker import Tracker
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_STORE = "sqlite:///fsm.db"
 """Where executions are kept when neither `configure` nor FSM_STORE says anything."""
+MAX_MACHINES = 1_000
+"""Maximum number of machines that one process declares."""
+MAX_URL = 4_096
+"""Maximum number of characters of a store's URL."""
 
 _lock = Lock("the set-up of the tracker")
-# The last one is the process's tracker. There is more than one only while tests have fresh ones.
-_trackers: list[Tracker] = []
-_mine: ContextVar[Tracker | None] = ContextVar("fsm_tracker", default=None)
+# The last one is the process's tracker. There is more than one only while tests have fresh ones. It is replaced and
+# never changed, so that a thread that looks without the lock sees one that was true.
+_trackers: tuple[Tracker, ...] = ()
+
+
+class _Fresh(NamedTuple):
+    """The fresh tracker of a context, and what the context had before."""
+
+    tracker: Tracker
+    before: _Fresh | None
+
+
+_mine: ContextVar[_Fresh | None] = ContextVar("fsm_tracker", default=None)
 
 
 def configure(
@@ -50,8 +72,9 @@ def configure(
         The tracker, as `get_tracker()` returns it from now on.
 
     Raises:
-        ConfigurationError: There is a tracker already, or the machines do not go together.
-        BadPayload: `sweep_every_s` is not a positive number of seconds, or longer than `fsm.timeouts.MAX_SECONDS`.
+        ConfigurationError: There is a tracker already, an argument is none of its kind, or the machines do not go
+            together.
+        BadPayload: `sweep_every_s` is not a positive number.
         NotAStore: The URL names no store.
         StoreUnavailable: The store cannot be opened.
     """
@@ -65,21 +88,28 @@ def _configure(
     sweep_every_s: float | None = None,
     retention: Retention | None = None,
 ) -> Tracker:
+    global _trackers  # noqa: PLW0603 - the process has one
     _forget_closed()
     if _trackers:
         raise ConfigurationError(
             f"the tracker is already set up, on {_trackers[-1].store_url}: call configure() once, before anything "
             "calls get_tracker(); in tests use fsm.testing.fresh_tracker()"
         )
+    if retention is not None and not isinstance(retention, Retention):
+        raise ConfigurationError(f"retention is a fsm.Retention, not {shown(retention)}")
+    if retention is not None and sweep_every_s is None:
+        raise ConfigurationError("retention is what the sweeper deletes: give sweep_every_s as well")
+    if sweep_every_s is not None:
+        sweep_every_s = seconds("sweep_every_s", sweep_every_s)
     tracker = _build(store, clock, machines)
     try:
         if sweep_every_s is not None:
             sweeper = Sweeper(tracker._registry, sweep_every_s, retention)
             tracker._registry.closing.append(sweeper.stop)
             sweeper.start()
-        _trackers.append(tracker)
+        _trackers = (*_trackers, tracker)
     except BaseException:
-        _trackers[:] = [one for one in _trackers if one is not tracker]
+        _trackers = tuple(one for one in _trackers if one is not tracker)
         tracker.close()
         raise
     return tracker
@@ -93,8 +123,10 @@ def get_tracker() -> Tracker:
         StoreUnavailable: The store cannot be opened.
     """
     mine = _mine.get()
-    if mine is not None:
-        return mine
+    while mine is not None:  # one that was closed in another context is still noted in this one
+        if not mine.tracker.closed:
+            return mine.tracker
+        mine = mine.before
     trackers = _trackers
     if trackers and not trackers[-1].closed:
         return trackers[-1]
@@ -107,20 +139,53 @@ def _found() -> Tracker:
 
 
 def _forget_closed() -> None:
-    _trackers[:] = [tracker for tracker in _trackers if not tracker.closed]
+    global _trackers  # noqa: PLW0603 - see above
+    _trackers = tuple(tracker for tracker in _trackers if not tracker.closed)
 
 
 def _build(store: str | Store | None, clock: Clock | None, machines: Iterable[Machine]) -> Tracker:
-    if store is None:
-        store = os.environ.get("FSM_STORE") or DEFAULT_STORE
-    opened = open_store(store) if isinstance(store, str) else store
-    if not (callable(getattr(opened, "append", None)) and callable(getattr(opened, "timeline", None))):
-        raise ConfigurationError(f"store is a URL, as 'sqlite:///fsm.db', or an open store, not {store!r}")
+    if clock is not None and not _has(clock, "wall", "monotonic", "era"):
+        raise ConfigurationError(f"clock is a fsm.clock.Clock, not {shown(clock)}")
     try:
-        return Tracker._of(Registry(opened, clock or SystemClock(), (EXECUTION, *machines)))
+        declared = (EXECUTION, *islice(machines, MAX_MACHINES + 1))
+    except Exception:  # noqa: BLE001 - a caller's own iterator may raise anything
+        raise ConfigurationError(f"machines is a list of machines, not {shown(machines)}") from None
+    if len(declared) > MAX_MACHINES:
+        raise ConfigurationError(f"{MAX_MACHINES} machines at most")
+    for machine in declared:
+        if not isinstance(machine, Machine):
+            raise ConfigurationError(f"machines is a list of machines, and {shown(machine)} is none")
+    opened = _opened(os.environ.get("FSM_STORE") or DEFAULT_STORE if store is None else store)
+    try:
+        return Tracker._of(Registry(opened, clock or SystemClock(), declared))
     except BaseException:
         opened.close()
         raise
+
+
+def _opened(store: str | Store) -> Store:
+    if not isinstance(store, str):
+        if not _has(store, "append", "load", "timeline", "close"):
+            raise ConfigurationError(
+                f"store is a URL, as 'sqlite:///fsm.db', or an open store, not {shown(store)}"
+            )
+        return store
+    url = str.__str__(store)
+    if len(url) > MAX_URL:
+        raise NotAStore(f"a store's URL has {MAX_URL} characters at most, {shown(url)} has {len(url)}")
+    try:
+        return open_store(url)
+    except FsmError:
+        raise
+    except (OSError, ValueError) as error:  # a name that the file system refuses: too long, with a NUL
+        raise StoreUnavailable(f"the store {shown(url)} cannot be opened: {one_line(error)}") from error
+
+
+def _has(one: object, *names: str) -> bool:
+    try:
+        return all(callable(getattr(one, name, None)) for name in names) and not isinstance(one, type)
+    except Exception:  # noqa: BLE001 - a caller's own object may raise anything
+        return False
 
 
 @contextmanager
@@ -130,7 +195,8 @@ def fresh_tracker(
     """Put a fresh tracker in the place of the process's one, for the length of a ``with`` block in a test.
 
     Threads and tasks that each open a block of their own each get their own; threads that a block starts get the
-    one of the block that was opened last.
+    one of the block that was opened last. A block may end in another context, thread or task than it began in, as
+    those of asynchronous fixtures do: its tracker is closed, and `get_tracker()` returns it nowhere any more.
 
     Args:
         store: As for `configure`, in memory if nothing is said.
@@ -140,20 +206,27 @@ def fresh_tracker(
     Yields:
         The tracker that `get_tracker()` returns inside.
     """
+    global _trackers  # noqa: PLW0603 - see above
     tracker = _build(store, clock, machines)
     with _lock:
-        _trackers.append(tracker)
-    token = _mine.set(tracker)
+        _trackers = (*_trackers, tracker)
+    token = _mine.set(_Fresh(tracker, _mine.get()))
     try:
         yield tracker
     finally:
-        _mine.reset(token)
-        tracker.close()
-        with _lock:
-            _forget_closed()
+        with suppress(ValueError):  # it ends in another context: in this one it was never noted
+            _mine.reset(token)
+        try:
+            tracker.close()
+        finally:
+            with _lock:
+                _forget_closed()
 
 
 @atexit.register
 def _close_all() -> None:
     for tracker in _trackers:
-        tracker.close()
+        try:
+            tracker.close()
+        except Exception:  # the others are closed all the same
+            logger.exception("the tracker on %s could not be closed", tracker.store_url)

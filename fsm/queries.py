@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from fsm.checks import names, text
+from fsm.checks import exact, names, optional_text
 from fsm.errors import BadPayload, DamagedRecord, UnknownMachine
 from fsm.machine import Category, Machine
 from fsm.records import Execution, Snapshot
 from fsm.registry import Registry
+from fsm.shown import shown
 from fsm.stores.base import Query
 
 MAX_PAGE = 10_000
 """So many executions at most come in one page."""
+MAX_NAMED = 10
+"""Maximum number of unknown states that an error names."""
 
 
 def query(  # noqa: PLR0913 - one argument for each index
@@ -30,17 +33,10 @@ def query(  # noqa: PLR0913 - one argument for each index
 ) -> Query:
     """Return the store's question; see `Tracker.find` for the arguments."""
     if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
-        raise BadPayload(f"limit is a number from 1 to {MAX_PAGE}, not {limit!r}; page with after=")
-    named = {
-        "agent": agent,
-        "user_id": user_id,
-        "thread_id": thread_id,
-        "parent_id": parent_id,
-        "after": after,
-    }
-    for name, value in named.items():
-        if value is not None:
-            text(name, value)
+        raise BadPayload(f"limit is a number from 1 to {MAX_PAGE}, not {shown(limit)}; page with after=")
+    agent, user_id = optional_text("agent", agent), optional_text("user_id", user_id)
+    thread_id, parent_id = optional_text("thread_id", thread_id), optional_text("parent_id", parent_id)
+    after = optional_text("after", after)
     states = _states(registry, state, category)
     return Query(states, agent, user_id, thread_id, parent_id, limit, after)
 
@@ -50,18 +46,21 @@ def _states(
 ) -> frozenset[str] | None:
     if state is None and category is None:
         return None
+    wanted = None if state is None else names(state)
+    if category is None and wanted is not None and wanted <= _named(registry.known(), None):
+        return wanted  # the store's machines are read for a name or a category that may be another process's
     machines = registry.machines()
     known = _named(machines, None)
-    wanted = known if state is None else names(state)
-    if strange := wanted - known:
+    if wanted is not None and (strange := wanted - known):
         raise BadPayload(
-            f"no such state: {', '.join(sorted(map(str, strange)))}. Known: {', '.join(sorted(known))}"
+            f"no such state: {', '.join(sorted(strange)[:MAX_NAMED])}. Known: {', '.join(sorted(known))}"
         )
     if category is None:
         return wanted
-    if category not in list(Category):
-        raise BadPayload(f"no such category: {category!r}. Known: {', '.join(Category)}")
-    return wanted & _named(machines, category)
+    if not isinstance(category, str) or exact(category) not in list(Category):
+        raise BadPayload(f"no such category: {shown(category)}. Known: {', '.join(Category)}")
+    of_it = _named(machines, category)
+    return of_it if wanted is None else wanted & of_it
 
 
 @lru_cache(maxsize=64)

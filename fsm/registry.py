@@ -16,7 +16,17 @@ from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from fsm import ids
 from fsm.aftermath import Aftermath
-from fsm.checks import check_limits, metadata_json, model, text, unknown
+from fsm.checks import (
+    MAX_NUMBER,
+    check_limits,
+    exact,
+    metadata_json,
+    model,
+    optional_text,
+    text,
+    unknown,
+    whole,
+)
 from fsm.clock import Clock
 from fsm.command import Command
 from fsm.committer import Committer
@@ -36,7 +46,9 @@ from fsm.laws import LawBook
 from fsm.locks import inside
 from fsm.machine import CREATE, Category, Machine
 from fsm.pulse import Pulse
+from fsm.reader import Reader
 from fsm.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
+from fsm.shown import shown
 from fsm.steady import SteadyClock
 from fsm.stores.base import Order, Query, Store
 from fsm.supervised import UNREADABLE, Health, one_line
@@ -110,6 +122,7 @@ class Registry(LawBook):
         self.orders_from = ""
         """Where the next sweep of orders goes on."""
         self.threads = Threads("fsm-store")
+        self.reader = Reader(store)
         self._worker: tuple[int, str] = (0, "")
         anew_after_fork(self)
         self.worker: Leaseholder | None = None
@@ -168,6 +181,8 @@ class Registry(LawBook):
         key: str | None = None,
     ) -> Command:
         """Return the command that creates an execution; see `Tracker.create` for the arguments."""
+        if machine is not None and not isinstance(machine, Machine):
+            machine = text("machine", machine)
         chosen = self.machine_for(machine)
         limits = model(Timeouts, timeouts, "timeouts")
         if limits is not None:
@@ -229,13 +244,11 @@ class Registry(LawBook):
     ) -> Command:
         """Return the command that fires an event; see `Tracker.fire` for the arguments."""
         if type(event) is not str:
-            raise BadPayload(f"an event is a name, as 'start', not {event!r}")
-        if fence is not None and (type(fence) is not int):
-            raise BadPayload(f"a fence is the number from a claim's receipt, not {fence!r}")
-        if key is not None:
-            text("key", key)
-        if not isinstance(execution_id, str):
-            raise unknown(execution_id)
+            raise BadPayload(f"an event is a name, as 'start', not {shown(event)}")
+        if fence is not None:
+            whole("fence, from a claim's receipt,", fence, 0, MAX_NUMBER)
+        key = optional_text("key", key)
+        execution_id = self._id(execution_id)
         worker = self.worker
         if worker is not None and worker.lost and fence is None and event in self._claims:
             # Nothing would watch over what a lost worker claims. Its other writes meet their stale fences.
@@ -566,10 +579,22 @@ class Registry(LawBook):
         Raises:
             UnknownExecution: There is none, or it is another user's.
         """
-        snapshot = self.store.load(execution_id) if isinstance(execution_id, str) else None
+        snapshot = self.store.load(self._id(execution_id))
         if snapshot is None or (user_id is not None and snapshot.identity.user_id != user_id):
             raise unknown(execution_id)
         return snapshot
+
+    def known(self) -> tuple[Machine, ...]:
+        """Return the machines that this process has met so far; the store is not asked for others'."""
+        return tuple(law.machine for law in self._laws.values())
+
+    @staticmethod
+    def _id(execution_id: object) -> str:
+        """Return an id as plain text; what is no text is the id of nothing."""
+        plain = exact(execution_id)
+        if not isinstance(plain, str):
+            raise unknown(execution_id)
+        return plain
 
     def show(self, snapshot: Snapshot) -> Execution:
         """Return the public view of a record."""
@@ -594,6 +619,7 @@ class Registry(LawBook):
         self.aftermath.close(wait=whole)
         self.threads.close()
         self.store.close()
+        self.reader.close()
         for listener in tuple(self.listeners):
             self.health.call("a listener", listener)
         self._over = whole

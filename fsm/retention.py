@@ -61,6 +61,17 @@ def prune(
     return done
 
 
+def would_prune(registry: Registry, policy: Retention) -> int:
+    """Return how many executions `prune` would delete now; nothing is changed."""
+    ended = registry.store.ended_count()
+    excess = 0 if policy.max_count is None else max(0, ended - policy.max_count)
+    if policy.max_age_s is None:
+        return excess
+    before_at = registry.clock.wall() - policy.max_age_s
+    # Both limits take the oldest ends first, so that the larger number holds the smaller one's.
+    return max(excess, len(registry.store.ended(before_at, ended)) if ended else 0)
+
+
 def _batch(
     registry: Registry,
     before_at: float,

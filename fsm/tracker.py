@@ -1,40 +1,37 @@
 """The tracker: one per process, and every execution goes through it.
 
 `get_tracker()` returns it (`fsm.process`), and nobody builds one of their own: two trackers are two truths.
-``tracker.for_user(user_id)`` is the same narrowed to one user, ``tracker.aio`` the same for asyncio.
+``tracker.for_user(user_id)`` is what one user may see of it, ``tracker.aio`` the same for asyncio.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
-from fsm import queries, stream
-from fsm.checks import text
+from fsm.checks import optional_text, seconds, text
 from fsm.clock import Clock
-from fsm.decide import allowed as allowed_events
 from fsm.errors import BadPayload, ConfigurationError
 from fsm.health import HealthReport, examine
 from fsm.machine import Machine
-from fsm.records import Execution, Receipt, Retry, durations
+from fsm.records import Execution, Retry
 from fsm.registry import Registry
 from fsm.retention import Retention, prune
+from fsm.scope import Scope
+from fsm.shown import shown
 from fsm.sweeper import Sweeper, Swept
 from fsm.timeouts import Timeouts
 from fsm.worker import Worker
 
 if TYPE_CHECKING:
-    from fsm.aio import AsyncTracker
+    from fsm.aio import AsyncTracker, AsyncUserTracker
     from fsm.breakers.runtime import Breakers
 
 
-class Tracker:
+class Tracker(Scope):
     """The registry of all executions of this process; get it from `get_tracker()`."""
-
-    _registry: Registry
-    _user_id: str | None
 
     def __init__(self, *_: object, **__: object) -> None:
         raise ConfigurationError(
@@ -43,11 +40,17 @@ class Tracker:
         )
 
     @classmethod
-    def _of(cls, registry: Registry, user_id: str | None = None) -> Self:
+    def _of(cls, registry: Registry) -> Self:
         self = object.__new__(cls)
         self._registry = registry
-        self._user_id = user_id
+        self._user_id = None
         return self
+
+    def _sees(self, user_id: str | None) -> bool:  # noqa: ARG002 - everybody's are shown
+        return True
+
+    def _filter(self, user_id: str | None) -> str | None:
+        return user_id
 
     # --- write ------------------------------------------------------------------------------------------------
 
@@ -91,9 +94,9 @@ class Tracker:
                 key created an execution with other arguments (``duplicate``).
             StoreUnavailable: The store did not take it.
         """
-        command = self._registry.birth(
+        return self._create(
             agent,
-            user_id=self._own(user_id),
+            user_id=user_id,
             thread_id=thread_id,
             timeouts=timeouts,
             retry=retry,
@@ -103,166 +106,6 @@ class Tracker:
             machine=machine,
             key=key,
         )
-        self._registry.committer.commit(command)
-        return self._registry.created(command)
-
-    def fire(
-        self,
-        execution_id: str,
-        event: str,
-        /,
-        *,
-        fence: int | None = None,
-        key: str | None = None,
-        **payload: Any,
-    ) -> Receipt:
-        """Hand an event to an execution and return when the transition is committed.
-
-        Args:
-            execution_id: The execution.
-            event: The event, as in the table.
-            fence: For a worker: the fence from the receipt of its claim; a stale one is refused.
-            key: Makes the call idempotent: the same key again returns the first receipt.
-            **payload: What comes with the event; see `fsm.payloads`.
-
-        Returns:
-            The receipt of the committed transition.
-
-        Raises:
-            Refused: Nothing was changed; the refusal says why, and what is allowed.
-            UnknownExecution: There is no such execution, or it is another user's.
-            BadPayload: The payload does not fit the event.
-            StoreUnavailable: The store did not answer; ``committed`` says what is known.
-        """
-        registry = self._registry
-        command = registry.event(execution_id, event, payload, fence=fence, key=key, user_id=self._user_id)
-        registry.committer.commit(command)
-        receipt = registry.receipt(command)
-        if command.effects:
-            registry.carry_out(command)
-        return receipt
-
-    # --- read -------------------------------------------------------------------------------------------------
-
-    def get(self, execution_id: str) -> Execution:
-        """Return an execution as it is now.
-
-        Raises:
-            UnknownExecution: There is no such execution, or it is another user's.
-        """
-        return self._registry.show(self._registry.load(execution_id, self._user_id))
-
-    def history(self, execution_id: str) -> list[Receipt]:
-        """Return the journal of an execution: its creation, then every transition.
-
-        Raises:
-            UnknownExecution: There is no such execution, or it is another user's.
-        """
-        self._registry.load(execution_id, self._user_id)
-        return self._registry.store.history(execution_id)
-
-    def durations(self, execution_id: str) -> dict[str, float]:
-        """Return the seconds that an execution spent in each state so far; an ended one's stand still.
-
-        Raises:
-            UnknownExecution: There is no such execution, or it is another user's.
-        """
-        machine = self.machine_of(execution_id)
-        history = self._registry.store.history(execution_id)
-        return durations(history, machine.terminal, self._registry.clock.wall())
-
-    def allowed(self, execution_id: str) -> tuple[str, ...]:
-        """Return the events that an execution would accept now, in the order of the table.
-
-        Those of its owner, which need a fence, are among them; those of the system are not for a user's tracker.
-
-        Raises:
-            UnknownExecution: There is no such execution, or it is another user's.
-        """
-        snapshot = self._registry.load(execution_id, self._user_id)
-        machine = self._registry.law_of(snapshot.identity.machine).machine
-        return allowed_events(machine, snapshot, narrowed=self._user_id is not None)
-
-    def machine_of(self, execution_id: str) -> Machine:
-        """Return the machine that an execution is an instance of.
-
-        Raises:
-            UnknownExecution: There is no such execution, or it is another user's.
-        """
-        snapshot = self._registry.load(execution_id, self._user_id)
-        return self._registry.law_of(snapshot.identity.machine).machine
-
-    def find(
-        self,
-        *,
-        state: str | Iterable[str] | None = None,
-        category: str | None = None,
-        agent: str | None = None,
-        user_id: str | None = None,
-        thread_id: str | None = None,
-        parent_id: str | None = None,
-        limit: int = 100,
-        after: str | None = None,
-    ) -> list[Execution]:
-        """Return a page of executions in the order in which their creation was committed.
-
-        Paging is stable: pass the last id of a page as `after` and nothing is seen twice or missed, whatever is
-        created or deleted in between. The order is that of the commits and not of the ids, which are made before.
-
-        Args:
-            state: A state, or several.
-            category: pending, running, waiting, stopping or terminal.
-            agent: The agent's name.
-            user_id: Whose they are.
-            thread_id: The conversation.
-            parent_id: The execution that started them.
-            limit: How many at the most.
-            after: The id after which to go on.
-
-        Raises:
-            BadPayload: A state or category does not exist, or the limit is out of range.
-        """
-        if self._hidden(user_id):
-            return []
-        question = queries.query(
-            self._registry,
-            state=state,
-            category=category,
-            agent=agent,
-            user_id=self._user_id or user_id,
-            thread_id=thread_id,
-            parent_id=parent_id,
-            limit=limit,
-            after=after,
-        )
-        return queries.find(self._registry, question, category)
-
-    def counts(self) -> dict[str, int]:
-        """Return how many executions there are by state; states without any are left out."""
-        return self._registry.store.counts(self._user_id)
-
-    def subscribe(
-        self,
-        *,
-        after: int | None = None,
-        execution_id: str | None = None,
-        user_id: str | None = None,
-        follow: bool = True,
-    ) -> Iterator[Receipt]:
-        """Yield receipts as they are committed, by this process and by others on the same store.
-
-        Args:
-            after: The last position that was seen; 0 for the beginning, ``None`` for from now on.
-            execution_id: Only this execution's; the stream then ends with the execution.
-            user_id: Only this user's.
-            follow: Wait for more; otherwise stop at the end of what there is.
-
-        Raises:
-            UnknownExecution: There is no such execution, or it is another user's.
-        """
-        if self._hidden(user_id):
-            return iter(())
-        return stream.follow(self._registry, after, execution_id, self._user_id or user_id, wait=follow)
 
     # --- time and death ---------------------------------------------------------------------------------------
 
@@ -277,10 +120,12 @@ class Tracker:
             The worker; close it, or use it in a ``with`` block, and what it still owns is handed back at once.
 
         Raises:
-            BadPayload: `ttl_s` is not a positive number of seconds, or longer than `fsm.timeouts.MAX_SECONDS`.
+            BadPayload: `ttl_s` is not a positive number of seconds, or longer than `fsm.timeouts.MAX_SECONDS`, or
+                `name` is no usable name.
             ConfigurationError: This process is a worker already.
         """
         registry = self._registry
+        ttl_s, name = seconds("ttl_s", ttl_s), optional_text("name", name)
         if registry.worker is not None and not registry.worker.lost:
             raise ConfigurationError(
                 f"this process is the worker {registry.worker.id} already: one lease is enough"
@@ -319,6 +164,8 @@ class Tracker:
         Raises:
             BadPayload: A limit is out of range.
         """
+        if archive is not None and not callable(archive):
+            raise BadPayload(f"archive is a function that takes a record, not {shown(archive)}")
         try:
             policy = Retention(max_age_s=older_than_s, max_count=keep)
         except ValidationError as error:
@@ -344,15 +191,17 @@ class Tracker:
     # --- faces ------------------------------------------------------------------------------------------------
 
     def for_user(self, user_id: str) -> UserTracker:
-        """Return the same tracker narrowed to one user: what is another's is as unknown as if it did not exist.
+        """Return the tracker of one user: what is another's is as unknown as if it did not exist.
+
+        What cannot be narrowed to one user (sweep, prune, worker, close, breakers, ...) is no method of it.
 
         Args:
             user_id: The user.
 
         Raises:
-            BadPayload: `user_id` is no usable name, or another user's than this tracker is narrowed to.
+            BadPayload: `user_id` is no usable name.
         """
-        return UserTracker._of(self._registry, self._own(text("user_id", user_id)))
+        return UserTracker._of(self._registry, text("user_id", user_id))
 
     @property
     def aio(self) -> AsyncTracker:
@@ -383,15 +232,6 @@ class Tracker:
         """Where time comes from."""
         return self._registry.clock
 
-    def _own(self, user_id: str | None) -> str:
-        if self._user_id is None or user_id is None or user_id == self._user_id:
-            return user_id if user_id is not None else self._user_id or ""
-        raise BadPayload(f"this tracker is narrowed to one user and cannot act for {user_id!r}")
-
-    def _hidden(self, user_id: str | None) -> bool:
-        """Return whether a user's executions are hidden from whoever this tracker is narrowed to."""
-        return self._user_id is not None and user_id is not None and user_id != self._user_id
-
     @property
     def closed(self) -> bool:
         """Whether it was closed; `configure` may then set up another one."""
@@ -402,11 +242,74 @@ class Tracker:
         self._registry.close()
 
 
-class UserTracker(Tracker):
+class UserTracker(Scope):
     """The tracker narrowed to one user; get it from ``tracker.for_user(user_id)``."""
 
-    def create(
-        self, agent: str, /, *, user_id: str | None = None, thread_id: str, **options: Any
+    _user_id: str
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise ConfigurationError("the tracker of one user comes from get_tracker().for_user(user_id)")
+
+    @classmethod
+    def _of(cls, registry: Registry, user_id: str) -> Self:
+        self = object.__new__(cls)
+        self._registry = registry
+        self._user_id = user_id
+        return self
+
+    def _sees(self, user_id: str | None) -> bool:
+        return user_id is None or user_id == self._user_id
+
+    def _filter(self, user_id: str | None) -> str | None:  # noqa: ARG002 - there is one answer
+        return self._user_id
+
+    def _own(self, user_id: str | None) -> str:
+        """Return this tracker's user, unless another one is named."""
+        if not self._sees(optional_text("user_id", user_id)):
+            raise BadPayload(f"this tracker is narrowed to one user and cannot act for {shown(user_id)}")
+        return self._user_id
+
+    def create(  # noqa: PLR0913 - what an execution is born with
+        self,
+        agent: str,
+        /,
+        *,
+        user_id: str | None = None,
+        thread_id: str,
+        timeouts: Timeouts | Mapping[str, Any] | None = None,
+        retry: Retry | Mapping[str, Any] | None = None,
+        parent_id: str | None = None,
+        retry_of: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        machine: Machine | str | None = None,
+        key: str | None = None,
     ) -> Execution:
         """Register an execution of this user; see `Tracker.create`."""
-        return super().create(agent, user_id=self._own(user_id), thread_id=thread_id, **options)
+        return self._create(
+            agent,
+            user_id=self._own(user_id),
+            thread_id=thread_id,
+            timeouts=timeouts,
+            retry=retry,
+            parent_id=parent_id,
+            retry_of=retry_of,
+            metadata=metadata,
+            machine=machine,
+            key=key,
+        )
+
+    def for_user(self, user_id: str) -> UserTracker:
+        """Return this tracker; it cannot be turned to another user.
+
+        Raises:
+            BadPayload: `user_id` is no usable name, or another user's.
+        """
+        self._own(text("user_id", user_id))
+        return self
+
+    @property
+    def aio(self) -> AsyncUserTracker:
+        """The same names for asyncio, over the same committer."""
+        from fsm.aio import AsyncUserTracker  # noqa: PLC0415 - asyncio is loaded by those who use it
+
+        return AsyncUserTracker(self)

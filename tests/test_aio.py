@@ -16,7 +16,7 @@ from fsm.testing import fresh_tracker
 
 
 def public(kind: type) -> set[str]:
-    return {name for name in vars(kind) if not name.startswith("_")}
+    return {name for name in dir(kind) if not name.startswith("_")}
 
 
 def test_both_faces_have_the_same_names():

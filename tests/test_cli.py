@@ -277,8 +277,12 @@ def test_sweep_and_prune(fsm, tmp_path):
     code, out, _ = fsm("sweep", "--once", "--json")
     assert code == 0
     assert json.loads(out) == {"timed_out": 1, "lapsed": 0, "workers": 0, "pruned": 0, "orphans": 0}
-    code, out, _ = fsm("prune", "--older-than", "0s", "--archive", "old.jsonl", "--json")
-    assert json.loads(out) == {"pruned": 1}
+    assert fsm("prune", "--older-than", "0s")[0] == 2, "what has only just ended is not deleted by accident"
+    code, out, _ = fsm("prune", "--older-than", "0s", "--archive", "old.jsonl", "--dry-run", "--json")
+    assert json.loads(out) == {"pruned": 1, "dry_run": True}
+    assert not (tmp_path / "old.jsonl").exists()
+    code, out, _ = fsm("prune", "--older-than", "0s", "--yes", "--archive", "old.jsonl", "--json")
+    assert json.loads(out) == {"pruned": 1, "dry_run": False}
     (archived,) = (tmp_path / "old.jsonl").read_text().splitlines()
     assert json.loads(archived)["execution"]["state"] == "timed_out"
     assert [one["id"] for one in json.loads(fsm("list", "--json")[1])["executions"]] == [kept.id]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import contextvars
+import gc
 import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from tracker_tools import ERRAND, begun
@@ -10,6 +15,7 @@ from tracker_tools import ERRAND, begun
 import fsm.process as tracking
 from fsm import (
     ConfigurationError,
+    FsmError,
     NotAStore,
     Refused,
     StoreUnavailable,
@@ -202,3 +208,116 @@ def test_a_refused_call_does_not_use_its_key_up(either):
     either.fire(one, "think", fence=either.get(one).fence)
     either.fire(one, "process_results", fence=either.get(one).fence)
     assert either.fire(one, "finish", fence=either.get(one).fence, key="k").target == "completing"
+
+
+# --- blocks that end elsewhere ------------------------------------------------------------------------------------
+
+
+def in_a_thread(action: Callable[[], object]) -> None:
+    thread = threading.Thread(target=action)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+ELSEWHERE: dict[str, Callable[[Callable[[], object]], object]] = {
+    "another context": lambda end: contextvars.copy_context().run(end),
+    "an empty context": lambda end: contextvars.Context().run(end),
+    "another thread": in_a_thread,
+    "another task": lambda end: asyncio.run(asyncio.wait_for(asyncio.to_thread(end), 60)),
+}
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_a_block_that_ends_elsewhere_is_over_everywhere(where):
+    """A block that ends in another context closes its tracker, and get_tracker() returns the one around it again."""
+    with fresh_tracker() as outer:
+        block = fresh_tracker()
+        inner = block.__enter__()
+        assert get_tracker() is inner
+        ELSEWHERE[where](lambda: block.__exit__(None, None, None))
+        assert inner.closed
+        assert get_tracker() is outer
+        with fresh_tracker() as third:
+            assert get_tracker() is third
+        assert get_tracker() is outer
+    assert outer.closed
+
+
+def test_blocks_of_generators_end_when_they_are_collected():
+    """A block in a generator that nobody finishes, or in an async fixture of another task, ends all the same."""
+
+    def fixture() -> Iterator[Tracker]:
+        with fresh_tracker() as tracker:
+            yield tracker
+
+    async def fixture_async() -> AsyncIterator[Tracker]:
+        with fresh_tracker() as tracker:
+            yield tracker
+
+    async def scenario() -> Tracker:
+        generator = fixture_async()
+        tracker = await asyncio.create_task(anext(generator))
+        assert not tracker.closed
+        await asyncio.create_task(generator.aclose())
+        return tracker
+
+    with fresh_tracker() as outer:
+        generator = fixture()
+        inner = next(generator)
+        del generator
+        gc.collect()
+        assert inner.closed
+        assert asyncio.run(scenario()).closed
+        assert get_tracker() is outer
+
+
+def test_blocks_that_end_in_another_order_leave_the_open_one_current():
+    """When an outer block ends before the inner one, get_tracker() gives the one that is still open."""
+    outer, inner = fresh_tracker(), fresh_tracker()
+    outer.__enter__()
+    current = inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert get_tracker() is current
+    inner.__exit__(None, None, None)
+    assert current.closed
+
+
+def test_a_tracker_that_fails_to_close_is_not_current(monkeypatch):
+    """A fresh tracker whose store cannot be closed is over all the same."""
+    with fresh_tracker() as outer:
+        with pytest.raises(RuntimeError, match="stuck"), fresh_tracker() as inner:  # noqa: PT012 - it ends there
+
+            def stuck() -> None:
+                inner._registry.closed = True
+                raise RuntimeError("stuck")
+
+            monkeypatch.setattr(inner._registry, "close", stuck)
+        assert get_tracker() is outer
+
+
+def test_threads_that_ask_while_trackers_come_and_go(alone):
+    """get_tracker() in many threads, while trackers are configured and closed, gives one tracker or a typed error."""
+    over, wrong = threading.Event(), []
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                assert isinstance(get_tracker(), Tracker)
+            except FsmError:
+                pass
+            except BaseException as error:  # noqa: BLE001 - which one is what the test tells
+                wrong.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(60):
+        with contextlib.suppress(ConfigurationError):  # a thread was faster
+            configure("memory://").close()
+        with fresh_tracker():
+            pass
+    over.set()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []

@@ -76,7 +76,7 @@ def test_a_foreign_users_lists_are_empty(what, either):
 
 def test_every_public_method_is_in_the_matrix():
     """No method of the tracker is left out of the two matrices above without a reason."""
-    public = {name for name in vars(Tracker) if not name.startswith("_")}
+    public = {name for name in dir(Tracker) if not name.startswith("_")}
     covered = {what.split()[0] for what in (*FOREIGN, *EMPTY)}
     of_the_platform = {
         "breakers",

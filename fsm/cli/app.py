@@ -9,6 +9,7 @@ import typer
 from fsm.audit.cli import audit_command
 from fsm.cli.answer import answer_command
 from fsm.cli.breakers import breaker_command, breakers_command
+from fsm.cli.common import teaching
 from fsm.cli.demo import demo_command
 from fsm.cli.diagram import diagram
 from fsm.cli.doctor import doctor_command
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
     help="One declared state machine and one registry for the executions of AI agents.",
-    epilog="Exit codes: 0 all is well, 1 something was found, 2 it could not be done.",
+    epilog="Exit codes: 0 all is well, 1 something was found, 2 it could not be done, 70 a bug, 130 Ctrl-C.",
 )
 
 
@@ -46,17 +47,17 @@ def _main(
     pass
 
 
-app.command("demo")(demo_command)
-app.command("replay")(replay_command)
-app.command("sweep")(sweep_command)
-app.command("prune")(prune_command)
-app.command("doctor")(doctor_command)
-app.command("list")(list_command)
-app.command("show")(show_command)
-app.command("answer")(answer_command)
-app.command("watch")(watch_command)
-app.command("diagram")(diagram)
-app.command("verify")(verify_command)
-app.command("audit")(audit_command)
-app.command("breakers")(breakers_command)
-app.command("breaker")(breaker_command)
+app.command("demo")(teaching(demo_command))
+app.command("replay")(teaching(replay_command))
+app.command("sweep")(teaching(sweep_command))
+app.command("prune")(teaching(prune_command))
+app.command("doctor")(teaching(doctor_command))
+app.command("list")(teaching(list_command))
+app.command("show")(teaching(show_command))
+app.command("answer")(teaching(answer_command))
+app.command("watch")(teaching(watch_command))
+app.command("diagram")(teaching(diagram))
+app.command("verify")(teaching(verify_command))
+app.command("audit")(teaching(audit_command))
+app.command("breakers")(teaching(breakers_command))
+app.command("breaker")(teaching(breaker_command))

@@ -1,29 +1,38 @@
 """What the commands share: the store option, opening it, printing, exit codes.
 
-Exit codes: 0 all is well; 1 something was found (a refusal, a malformed line, a difference); 2 it could not be done.
+Exit codes: 0 all is well; 1 something was found (a refusal, a malformed line, a difference); 2 it could not be done;
+70 an unexpected error, which is a bug; 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations
 
 import functools
+import getpass
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
+from fsm.cli import last_resort
+from fsm.cli.options import JsonOption, StoreOption
 from fsm.clock import Clock
-from fsm.errors import FsmError
+from fsm.errors import FsmError, Refused
 from fsm.machine import Category, Machine
 from fsm.process import DEFAULT_STORE, configure
+from fsm.scope import Scope
 from fsm.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -31,15 +40,18 @@ if TYPE_CHECKING:
 
 FOUND = 1
 COULD_NOT = 2
+STOPPED = 130
+PAGE = 1_000
+"""Number of executions that are read at a time."""
+MAX_LINE = 1_000
+"""The longest line of a table, in characters."""
+SHOWN_OPEN = 20
+"""Maximum number of open executions that are named when a command is stopped."""
+
+__all__ = ["JsonOption", "StoreOption"]  # the commands take these from here, too
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-StoreOption = Annotated[
-    str | None,
-    typer.Option("--store", help="Where executions are kept. (default: $FSM_STORE, else sqlite:///fsm.db)"),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable fields instead of tables.")]
 
 COLOURS: dict[str, str] = {
     Category.PENDING: "bright_black",
@@ -64,17 +76,29 @@ class _Plain(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render as any console does, without the control characters that somebody may have put into a name."""
+        narrow_terminal = not self.encoding.startswith("utf")
         for segment in super().render(renderable, options):
-            if segment.control or not _CONTROL.search(segment.text):
-                yield segment
-            else:
-                yield Segment(_CONTROL.sub("", segment.text), segment.style)
+            text = segment.text if segment.control else _CONTROL.sub("", segment.text)
+            if narrow_terminal:
+                text = text.translate(_ASCII)  # one character for one: columns stay where they are
+            yield segment if text == segment.text else Segment(text, segment.style)
+
+    def on_broken_pipe(self) -> None:
+        """Let the command end as it does for every other reader that hung up."""
+        raise BrokenPipeError
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_ASCII = str.maketrans("→█…·—─│", ">#~.--|")
 # Names, questions and errors come from agents and users: a bracket in them is a bracket, and no markup.
 out = _Plain(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
 err = _Plain(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def print_table(table: Table) -> None:
+    """Print a table; on a terminal too narrow for it its lines run over, and no id is cut off."""
+    least = Measurement.get(out, out.options.update(max_width=MAX_LINE), table).minimum
+    out.print(table, width=max(out.width, least), crop=False)
 
 
 def fail(message: str) -> NoReturn:
@@ -84,20 +108,46 @@ def fail(message: str) -> NoReturn:
 
 
 def teaching(command: Callable[P, T]) -> Callable[P, T]:
-    """Turn the library's errors into one line and the exit code 2; a reader that hung up ends quietly."""
+    """Turn errors into one line and an exit code; a reader that hung up ends quietly, and Ctrl-C with the code 130."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return command(*args, **kwargs)
-        except BrokenPipeError:
-            # The reader (head, less) has seen enough. Python would complain once more at exit: give it a sink.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
-        except (FsmError, ValidationError) as error:
-            fail(str(error))
+            done = command(*args, **kwargs)
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort, _UsageError):
+            raise
+        except KeyboardInterrupt:
+            err.print("fsm: stopped")
+            raise typer.Exit(STOPPED) from None
+        except Exception as error:  # noqa: BLE001 - a command ends in a line and never in a traceback
+            _give_up(error)
+        return done
 
     return wrapped
+
+
+# typer brings click along, or leans on an installed one; this is the base of both's errors about usage.
+_UsageError: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
+
+def _give_up(error: Exception) -> NoReturn:
+    if isinstance(error, BaseExceptionGroup):  # of several tasks: the first that says what to do
+        known: BaseException | None = error.subgroup((FsmError, OSError))
+        while isinstance(known, BaseExceptionGroup):
+            known = known.exceptions[0]
+        error = known if isinstance(known, Exception) else error
+    if isinstance(error, BrokenPipeError):
+        # The reader (head, less) has seen enough. Python would complain once more at exit: give it a sink.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    if isinstance(error, OSError) and error.strerror:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    if isinstance(error, (FsmError, ValidationError, OSError)):
+        fail(str(error))
+    raise typer.Exit(last_resort(error)) from None
 
 
 def store_url(store: str | None) -> str:
@@ -118,7 +168,7 @@ def open_tracker(store: str | None, *, must_exist: bool = False, clock: Clock | 
         from fsm.stores.sqlite.connect import parse_url  # noqa: PLC0415 - only for this store
 
         path, _ = parse_url(url)
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110 - a name that the system refuses is the name of no file
             fail(
                 f"there is no store at {path} yet. Type 'fsm demo' to fill one, or name another with --store URL "
                 "or FSM_STORE."
@@ -126,15 +176,78 @@ def open_tracker(store: str | None, *, must_exist: bool = False, clock: Clock | 
     return configure(url, clock=clock)
 
 
+def narrow(tracker: Tracker, user: str | None) -> Scope:
+    """Return what a command may see: one user's executions if one is named, else everybody's."""
+    return tracker if user is None else tracker.for_user(user)
+
+
 def print_json(data: Any) -> None:
     """Print one JSON document."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=_ascii_only()) + "\n")
 
 
 def print_json_line(data: Any) -> None:
     """Print one JSON object on a line of its own, at once."""
-    sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(data, ensure_ascii=_ascii_only()) + "\n")
     sys.stdout.flush()
+
+
+def _ascii_only() -> bool:
+    return not (sys.stdout.encoding or "").lower().startswith("utf")
+
+
+def login() -> str:
+    """Return the name of the person at the keyboard, as far as the system knows it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return "somebody at the command line"
+
+
+def made_since(tracker: Tracker, after: str, user: str | None = None) -> Iterator[Execution]:
+    """Yield the executions that were created after an id was made, in pages.
+
+    Args:
+        tracker: The tracker.
+        after: The id.
+        user: Only this user's.
+    """
+    while True:
+        page = tracker.find(user_id=user, after=after, limit=PAGE)
+        yield from page
+        if len(page) < PAGE:
+            return
+        after = page[-1].id
+
+
+def call_off(tracker: Tracker, made: Iterable[Execution]) -> None:
+    """Cancel those executions that are still open: their driver was stopped, and nobody goes on with them."""
+    for one in made:
+        if not one.ended:
+            with suppress(Refused):  # its driver ends it just now
+                tracker.fire(one.id, "cancel", reason="stopped with Ctrl-C", by=login())
+
+
+def say_stopped(made: Iterable[Execution]) -> NoReturn:
+    """Say what became of executions when a person pressed Ctrl-C, as the registry has it now; exit code 130."""
+    ended: Counter[str] = Counter()
+    still_open: list[Execution] = []
+    for one in made:
+        if one.ended:
+            ended[one.state] += 1
+        else:
+            still_open.append(one)
+    said = ", ".join(f"{count} {state}" for state, count in ended.most_common())
+    err.print(f"Stopped. Ended: {ended.total()}{f' ({said})' if said else ''}.")
+    if still_open:
+        err.print(f"Still open: {len(still_open)}. 'fsm sweep' ends what is open when its deadlines pass.")
+        for one in still_open[:SHOWN_OPEN]:
+            err.print(f"  {one.id}  {one.state}", soft_wrap=True)
+        if len(still_open) > SHOWN_OPEN:
+            err.print(f"  and {len(still_open) - SHOWN_OPEN} more: fsm list")
+    else:
+        err.print("Still open: 0.")
+    raise typer.Exit(STOPPED)
 
 
 def state_text(state: str, category: str) -> Text:

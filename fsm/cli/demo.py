@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,9 +13,11 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from fsm.cli.common import StoreOption, open_tracker, out, teaching
+from fsm import ids as ids_made
+from fsm.cli.common import call_off, made_since, open_tracker, out, say_stopped, teaching
+from fsm.cli.options import StoreOption, finite
 from fsm.cli.watch import frame
-from fsm.records import Receipt
+from fsm.records import Execution, Receipt
 
 if TYPE_CHECKING:
     from fsm.cli.show import Show
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 async def _with_picture(show: Show) -> list[Handle]:
     tracker = show.tracker
     recent: deque[Receipt] = deque(maxlen=6)
-    with Live(frame(tracker, recent, 14), console=out, auto_refresh=False, transient=True) as live:
+    with Live(frame(tracker, tracker, recent, 14), console=out, auto_refresh=False, transient=True) as live:
 
         async def paint() -> None:
             async for receipt in tracker.aio.subscribe(after=None):
@@ -32,7 +35,7 @@ async def _with_picture(show: Show) -> list[Handle]:
 
         async def refresh() -> None:
             while True:
-                picture = await asyncio.to_thread(frame, tracker, recent, 14)
+                picture = await asyncio.to_thread(frame, tracker, tracker, recent, 14)
                 live.update(picture, refresh=True)
                 await asyncio.sleep(0.15)
 
@@ -48,7 +51,7 @@ async def _with_picture(show: Show) -> list[Handle]:
 @teaching
 def demo_command(
     seconds: Annotated[
-        float, typer.Option(min=0.1, max=600.0, help="How long the show takes, about.")
+        float, typer.Option(min=0.1, max=600.0, callback=finite, help="How long the show takes, about.")
     ] = 10.0,
     seed: Annotated[int, typer.Option(help="Another number, another show.")] = 7,
     store: StoreOption = None,
@@ -59,7 +62,7 @@ def demo_command(
     Everything goes into the store (./fsm.db), so that the other commands have something to show.
     """
     tracker = open_tracker(store)
-    begin = tracker.position()
+    begin, first = tracker.position(), ids_made.execution_id()
     from fsm.cli.show import Show  # noqa: PLC0415 - it brings the engine along
 
     logging.getLogger("fsm").addHandler(logging.NullHandler())
@@ -67,27 +70,33 @@ def demo_command(
     try:
         asyncio.run(_with_picture(show) if out.is_terminal else show.run())
     except KeyboardInterrupt:
-        out.print("Stopped; what was open was called off.")
-        raise typer.Exit(130) from None
-    transitions = sum(1 for row in tracker.subscribe(after=begin, follow=False) if row.version)
-    _print_end(show, transitions)
+        call_off(tracker, _mine(show, first))
+        say_stopped(_mine(show, first))
+    mine = list(_mine(show, first))
+    ids = {one.id for one in mine}
+    rows = tracker.subscribe(after=begin, follow=False)
+    _print_end(show, mine, sum(1 for row in rows if row.version and row.execution_id in ids))
 
 
-def _print_end(show: Show, transitions: int) -> None:
-    tracker, handles = show.tracker, show.handles
-    ends: dict[str, int] = {}
-    for handle in handles:
-        ends[handle.state] = ends.get(handle.state, 0) + 1
-    said = ", ".join(f"{count} {state}" for state, count in sorted(ends.items(), key=lambda item: -item[1]))
+def _mine(show: Show, first: str) -> Iterator[Execution]:
+    """Yield this show's executions, sub-agents' included; another show on the same store has its own."""
+    return (one for one in made_since(show.tracker, first) if one.thread_id in show.threads)
+
+
+def _print_end(show: Show, mine: list[Execution], transitions: int) -> None:
+    tracker = show.tracker
+    ends = Counter(one.state for one in mine)
+    said = ", ".join(f"{count} {state}" for state, count in ends.most_common())
+    children = sum(one.parent_id is not None for one in mine)
     out.print(
-        f"[bold]{len(handles)}[/] agents made [bold]{transitions}[/] transitions: {said}. "
-        f"All of it is in {escape(tracker.store_url)}\n",
+        f"[bold]{len(mine) - children}[/] agents and [bold]{children}[/] sub-agents made [bold]{transitions}[/] "
+        f"transitions: {said}. All of it is in {escape(tracker.store_url)}\n",
         markup=True,
     )
     if show.real is None:
         out.print("All of them were simulated: pip install 'agent-fsm[pydantic-ai]' adds a real one.\n")
     wanted = "refunds" if show.real is None else "researcher (pydantic-ai)"
-    one = next((handle.id for handle in handles if tracker.get(handle.id).agent == wanted), handles[0].id)
+    one = next((one.id for one in mine if one.agent == wanted), mine[0].id)
     store = "" if tracker.store_url == "sqlite:///fsm.db" else f" --store {tracker.store_url}"
     out.print(Text("What to type next", style="bold"))
     for what, command in (

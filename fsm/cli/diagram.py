@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fsm.cli.load import SHIPPED, load_machine
+from fsm.cli.options import file_path, located, usable
 from fsm.diagram import committed
 from fsm.diagram.dot import to_dot
 from fsm.diagram.mermaid import to_mermaid
@@ -56,12 +57,17 @@ def diagram(
         typer.Option(
             "--output",
             "-o",
+            parser=file_path,
+            metavar="PATH",
             help="The file to write; a directory gets NAME.dot, .mmd and .svg. Else standard output.",
         ),
     ] = None,
-    highlight: Annotated[str | None, typer.Option(help="The state to draw as the current one.")] = None,
+    highlight: Annotated[
+        str | None, typer.Option(callback=usable, help="The state to draw as the current one.")
+    ] = None,
     execution: Annotated[
-        str | None, typer.Option(help="Draw the way that this execution took, with counts and times.")
+        str | None,
+        typer.Option(callback=usable, help="Draw the way that this execution took, with counts and times."),
     ] = None,
     check: Annotated[
         bool,
@@ -70,7 +76,7 @@ def diagram(
         ),
     ] = False,
     store: Annotated[
-        str | None, typer.Option(envvar="FSM_STORE", help="Where --execution looks.", show_default=False)
+        str | None, typer.Option(callback=located, help="Where --execution looks. (default: $FSM_STORE)")
     ] = None,
 ) -> None:
     """Draw a machine: its table, or the way that one execution took through it.

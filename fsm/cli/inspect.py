@@ -9,17 +9,26 @@ from rich.table import Table
 from rich.text import Text
 
 from fsm.cli.common import (
-    JsonOption,
-    StoreOption,
     ago_text,
     as_json,
     clock_text,
     open_tracker,
     out,
     print_json,
+    print_table,
     seconds_text,
     state_text,
     teaching,
+)
+from fsm.cli.options import (
+    AfterOption,
+    AgentOption,
+    IdArgument,
+    JsonOption,
+    StoreOption,
+    ThreadOption,
+    UserOption,
+    usable,
 )
 from fsm.machine import Machine
 from fsm.records import Execution, Receipt
@@ -33,16 +42,17 @@ MAX_DETAIL = 100
 @teaching
 def list_command(
     state: Annotated[
-        list[str] | None, typer.Option(help="Only in this state; may be given several times.")
+        list[str] | None,
+        typer.Option(callback=usable, help="Only in this state; may be given several times."),
     ] = None,
     category: Annotated[
-        str | None, typer.Option(help="pending, running, waiting, stopping or terminal.")
+        str | None, typer.Option(callback=usable, help="pending, running, waiting, stopping or terminal.")
     ] = None,
-    agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
-    user: Annotated[str | None, typer.Option(help="Only of this user.")] = None,
-    thread: Annotated[str | None, typer.Option(help="Only of this conversation.")] = None,
+    agent: AgentOption = None,
+    user: UserOption = None,
+    thread: ThreadOption = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at the most.")] = 50,
-    after: Annotated[str | None, typer.Option(help="Go on after this id.")] = None,
+    after: AfterOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -66,7 +76,7 @@ def list_command(
         print_json({"executions": as_json(found), "next": following, "counts": tracker.counts()})
         return
     now = tracker.clock.wall()
-    out.print(executions_table(found, now))
+    print_table(executions_table(found, now))
     counts = ", ".join(f"{count} {name}" for name, count in sorted(tracker.counts().items()))
     out.print(Text(f"in the registry: {counts or 'nothing yet'}", style="dim"))
     if following:
@@ -113,7 +123,7 @@ def _detail(one: Execution) -> str:
 
 @teaching
 def show_command(
-    execution_id: Annotated[str, typer.Argument(metavar="ID", help="The execution.")],
+    execution_id: IdArgument,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -150,7 +160,7 @@ def show_command(
 def _print_head(one: Execution, now: float) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     state = state_text(one.state, one.category)
     state.append(f"  ({one.category}, version {one.version})", style="dim")
     table.add_row("execution", one.id)
@@ -161,7 +171,7 @@ def _print_head(one: Execution, now: float) -> None:
     for name, value in (*_course(one, now), *_ties(one)):
         if value:
             table.add_row(name, value)
-    out.print(table)
+    print_table(table)
 
 
 def _course(one: Execution, now: float) -> list[tuple[str, str | Text]]:
@@ -214,7 +224,7 @@ def _print_timeline(history: list[Receipt], machine: Machine, created_at: float)
     table.add_column(overflow="ellipsis", no_wrap=True, style="dim")
     for row, receipt in zip(rows, history, strict=True):
         table.add_row(*row, _payload_text(receipt.payload))
-    out.print(table)
+    print_table(table)
 
 
 def _payload_text(payload: dict[str, Any]) -> str:
@@ -238,4 +248,4 @@ def _print_durations(durations: dict[str, float], machine: Machine) -> None:
         bar = Text("█" * max(round(share * 30), 1 if seconds else 0), style=state_text(state, category).style)
         bar.append(f" {share:.0%}", style="dim")
         table.add_row(state_text(state, category), seconds_text(seconds), bar)
-    out.print(table)
+    print_table(table)

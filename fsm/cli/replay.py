@@ -21,19 +21,22 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from fsm import ids
 from fsm.cli.common import (
     FOUND,
-    JsonOption,
-    StoreOption,
+    call_off,
     err,
     fail,
+    made_since,
     open_tracker,
     out,
     print_json,
+    say_stopped,
     state_text,
     store_url,
     teaching,
 )
+from fsm.cli.options import JsonOption, StoreOption, finite, usable
 from fsm.lifecycles.execution import EXECUTION
 from fsm.process import configure
 from fsm.replay import MAX_JOBS, ReplayClock, Replayed, Summary, replay
@@ -97,13 +100,18 @@ def replay_command(
     ] = False,
     speed: Annotated[
         float,
-        typer.Option(min=0.001, max=1e9, help="As agents: so many recorded seconds pass in one second."),
+        typer.Option(
+            min=0.001,
+            max=1e9,
+            callback=finite,
+            help="As agents: so many recorded seconds pass in one second.",
+        ),
     ] = 60.0,
     virtual: Annotated[
         bool, typer.Option("--virtual", help="As agents: let no time pass at all between two events.")
     ] = False,
     seed: Annotated[int, typer.Option(help="As agents: decides the latencies that a recording lacks.")] = 7,
-    user: Annotated[str, typer.Option(help="Whose executions they become.")] = "replay",
+    user: Annotated[str, typer.Option(callback=usable, help="Whose executions they become.")] = "replay",
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -129,14 +137,18 @@ def replay_command(
         fail(f"--jobs {jobs}: {MAX_JOBS} threads at most; with --as-agents up to {MAX_AGENTS}")
     clock = ReplayClock()
     tracker = open_tracker(store, clock=clock)
-    started = time.perf_counter()
+    started, first = time.perf_counter(), ids.execution_id()
     with _progress("replaying") as progress:
         task = progress.add_task("replay", total=reader.count() if err.is_terminal else None)
 
         def on_done(_: Replayed) -> None:
             progress.advance(task)
 
-        summary = replay(tracker, reader, jobs=jobs, on_done=on_done, user_id=user, clock=clock)
+        try:
+            summary = replay(tracker, reader, jobs=jobs, on_done=on_done, user_id=user, clock=clock)
+        except KeyboardInterrupt:
+            progress.stop()
+            say_stopped(made_since(tracker, first, user))
     seconds = time.perf_counter() - started
     if json:
         print_json(
@@ -183,7 +195,7 @@ def _as_agents(
 
     stage = Stage(virtual=virtual)
     tracker = configure(stage.store(store_url(store)), clock=stage.clock)
-    begin, started = tracker.position(), time.perf_counter()
+    begin, started, first = tracker.position(), time.perf_counter(), ids.execution_id()
     try:
         with _progress("playing") as progress:
             task = progress.add_task("play", total=reader.count() if err.is_terminal else None)
@@ -196,8 +208,8 @@ def _as_agents(
                 on_done=lambda _: progress.advance(task),
             )
     except KeyboardInterrupt:
-        err.print("Stopped; what was open was called off.")
-        raise typer.Exit(130) from None
+        call_off(tracker, made_since(tracker, first, user))
+        say_stopped(made_since(tracker, first, user))
     seconds, transitions = time.perf_counter() - started, tracker.position() - begin
     if json:
         print_json(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from fsm.breakers import Backoff, Consecutive, Policy
 from fsm.engine import Engine, Handle, Run, Slots, SyncRun
 from fsm.errors import BreakerOpen, Refused
+from fsm.ids import execution_id
 from fsm.records import Receipt, Retry
 from fsm.timeouts import Timeouts
 from fsm.tracker import Tracker
@@ -61,11 +62,18 @@ class Show:
             tracker, slots=Slots(total=AT_ONCE, per_user=4), patience_s=0.2, sweep_every_s=None
         )
         self.handles: list[Handle] = []
+        self.mark = execution_id()[-6:]
+        self.threads = {self.thread(number) for number in range(FLEET)}
+        """The conversations of this show; another one on the same store has its own."""
         self._answers: set[asyncio.Task[None]] = set()
         self.real = _real_agent(self.pace_s)
         down = Policy(trip=(Consecutive(failures=1),), cooldown_s=max(0.05, 4 * self.pace_s))
         tracker.breakers.declare(DOWN, down)
         tracker.breakers.declare(FLAKY, Policy(trip=(Consecutive(failures=1_000),)))
+
+    def thread(self, number: int) -> str:
+        """Return the name of a conversation."""
+        return f"thread-{number}-{self.mark}"
 
     async def work(self, share: float = 1.0) -> None:
         """Take some time, as a model or a tool would."""
@@ -111,7 +119,7 @@ class Show:
         await asyncio.sleep(number / FLEET * self.seconds * 0.5)
         args = ("How many people live in Oslo, and where is it?",) if part.agent is self.real else ()
         handle = await self.engine.submit(
-            part.agent, *args, user_id=part.user, thread_id=f"thread-{number}", **part.options
+            part.agent, *args, user_id=part.user, thread_id=self.thread(number), **part.options
         )
         self.handles.append(handle)
         if part.agent == self.deep_research:

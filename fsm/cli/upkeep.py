@@ -10,8 +10,6 @@ from typing import Annotated
 import typer
 
 from fsm.cli.common import (
-    JsonOption,
-    StoreOption,
     fail,
     open_tracker,
     out,
@@ -19,18 +17,25 @@ from fsm.cli.common import (
     print_json_line,
     teaching,
 )
+from fsm.cli.options import JsonOption, StoreOption, file_path, finite, usable
 from fsm.errors import FsmError
-from fsm.retention import archive_to
+from fsm.retention import Retention, archive_to, would_prune
 from fsm.supervised import BACKOFF_S, keep_going
 from fsm.tracker import Tracker
 
+MIN_AGE_S = 3600.0
+"""What ended less long ago, in seconds, is deleted with --yes alone."""
+MIN_KEPT = 1
+"""Fewer ended executions than this are kept with --yes alone."""
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
 @teaching
 def sweep_command(
     once: Annotated[bool, typer.Option("--once", help="Sweep once and leave.")] = False,
-    every: Annotated[float, typer.Option(min=0.05, max=3600.0, help="Seconds between two sweeps.")] = 1.0,
+    every: Annotated[
+        float, typer.Option(min=0.05, max=3600.0, callback=finite, help="Seconds between two sweeps.")
+    ] = 1.0,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -76,31 +81,54 @@ def _sweep(tracker: Tracker, *, json: bool, always: bool) -> None:
 @teaching
 def prune_command(
     older_than: Annotated[
-        str | None, typer.Option(help="Delete what ended longer ago: 90s, 15m, 12h, 30d, 8w.")
+        str | None,
+        typer.Option(callback=usable, help="Delete what ended longer ago: 90s, 15m, 12h, 30d, 8w."),
     ] = None,
     keep: Annotated[int | None, typer.Option(min=0, help="Keep so many ended executions at most.")] = None,
     archive: Annotated[
         Path | None,
-        typer.Option(help="Append each one with its history to this file first, one JSON object a line."),
+        typer.Option(
+            parser=file_path,
+            metavar="FILE",
+            help="Append each one with its history to this file first, one JSON object a line.",
+        ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many would be deleted, and delete nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what ended less than an hour ago, too.")] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Delete ended executions with their journals. Open ones are never touched.
 
-    With --json one object: pruned (how many).
+    With --json one object: pruned (how many), dry_run (whether they are still there).
     """
     if older_than is None and keep is None:
         fail("say what to prune: --older-than 30d, or --keep 100000, or both")
     older_than_s = None if older_than is None else _seconds(older_than)
+    recent = (keep is not None and keep < MIN_KEPT) or (older_than_s is not None and older_than_s < MIN_AGE_S)
+    if recent and not (yes or dry_run):
+        fail(
+            f"this deletes what has only just ended: give --older-than {MIN_AGE_S / 3600:.0f}h or more, --keep "
+            f"{MIN_KEPT} or more, or say --yes; --dry-run says how many it would be"
+        )
     tracker = open_tracker(store, must_exist=True)
+    if dry_run:
+        policy = Retention(max_age_s=older_than_s, max_count=keep)
+        pruned = would_prune(tracker._registry, policy)
+        if json:
+            print_json({"pruned": pruned, "dry_run": True})
+        else:
+            out.print(f"{pruned} ended executions would be pruned; nothing was deleted")
+        return
     if archive is None:
         pruned = tracker.prune(older_than_s=older_than_s, keep=keep)
     else:
         with archive.open("a", encoding="utf-8") as stream:
             pruned = tracker.prune(older_than_s=older_than_s, keep=keep, archive=archive_to(stream))
     if json:
-        print_json({"pruned": pruned})
+        print_json({"pruned": pruned, "dry_run": False})
     else:
         out.print(f"{pruned} ended executions pruned" + (f", archived in {archive}" if archive else ""))
 

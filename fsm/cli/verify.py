@@ -8,8 +8,9 @@ import typer
 from pydantic import ValidationError
 from rich.text import Text
 
-from fsm.cli.common import FOUND, JsonOption, err, out, print_json, teaching
+from fsm.cli.common import FOUND, err, out, print_json, teaching
 from fsm.cli.load import load_machine
+from fsm.cli.options import JsonOption
 from fsm.errors import InvalidMachine
 
 

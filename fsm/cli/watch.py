@@ -14,8 +14,7 @@ from rich.text import Text
 
 from fsm.cli.common import (
     COLOURS,
-    JsonOption,
-    StoreOption,
+    narrow,
     open_tracker,
     out,
     print_json_line,
@@ -23,8 +22,10 @@ from fsm.cli.common import (
     teaching,
 )
 from fsm.cli.inspect import executions_table
+from fsm.cli.options import JsonOption, StoreOption, UserOption, finite
 from fsm.machine import Category, Machine
 from fsm.records import Receipt
+from fsm.scope import Scope
 from fsm.tracker import Tracker
 
 OPEN = (Category.PENDING, Category.RUNNING, Category.WAITING, Category.STOPPING)
@@ -35,9 +36,11 @@ MAX_BAR = 40
 @teaching
 def watch_command(
     store: StoreOption = None,
-    interval: Annotated[float, typer.Option(min=0.05, max=60.0, help="Seconds between two looks.")] = 0.5,
+    interval: Annotated[
+        float, typer.Option(min=0.05, max=60.0, callback=finite, help="Seconds between two looks.")
+    ] = 0.5,
     once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
-    user: Annotated[str | None, typer.Option(help="Only of this user.")] = None,
+    user: UserOption = None,
     rows: Annotated[int, typer.Option(min=1, max=200, help="How many open executions to show.")] = 15,
     json: JsonOption = False,
 ) -> None:
@@ -46,35 +49,37 @@ def watch_command(
     With --json a stream of journal rows as they are committed, one JSON object a line.
     """
     tracker = open_tracker(store, must_exist=True)
-    narrowed = tracker.for_user(user) if user else tracker
+    narrowed = narrow(tracker, user)
     try:
         if json:
             for receipt in narrowed.subscribe(after=0 if once else None, follow=not once):
                 print_json_line(receipt.as_dict())
             return
         if once or not out.is_terminal:
-            out.print(frame(narrowed, deque(), rows))
+            out.print(frame(tracker, narrowed, deque(), rows))
             return
         recent: deque[Receipt] = deque(maxlen=8)
-        cursor = max(0, narrowed.position() - 8)
-        with Live(frame(narrowed, recent, rows), console=out, screen=True, auto_refresh=False) as live:
+        cursor = max(0, tracker.position() - 8)
+        with Live(
+            frame(tracker, narrowed, recent, rows), console=out, screen=True, auto_refresh=False
+        ) as live:
             while True:
                 for receipt in narrowed.subscribe(after=cursor, follow=False):
                     recent.append(receipt)
                     cursor = receipt.position
-                live.update(frame(narrowed, recent, rows), refresh=True)
+                live.update(frame(tracker, narrowed, recent, rows), refresh=True)
                 time.sleep(interval)
     except KeyboardInterrupt:
         return
 
 
-def frame(tracker: Tracker, recent: deque[Receipt], rows: int) -> Group:
+def frame(tracker: Tracker, narrowed: Scope, recent: deque[Receipt], rows: int) -> Group:
     """Return one picture of the registry: how many are where, who is open, what just happened."""
-    counts = tracker.counts()
+    counts = narrowed.counts()
     machines = {state: machine for machine in tracker.machines() for state in machine.by_name}
     parts: list[Table | Text] = [_head(tracker, counts, machines), _overview(counts, machines), Text()]
     open_states = [state for state in counts if machines[state].by_name[state].category in OPEN]
-    found = tracker.find(state=open_states, limit=rows) if open_states else []
+    found = narrowed.find(state=open_states, limit=rows) if open_states else []
     if found:
         parts += [Text("open, oldest first", style="bold"), executions_table(found, tracker.clock.wall())]
     if recent:

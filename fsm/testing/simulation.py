@@ -342,7 +342,7 @@ class Simulation:
         """Return a context in which `get_tracker` gives `tracker`, and whose tasks belong to `process`."""
         context = copy_context()
         context.run(PROCESS.set, process)
-        context.run(process_module._mine.set, tracker)
+        context.run(process_module._mine.set, process_module._Fresh(tracker, None))
         return context
 
     # --- inside -----------------------------------------------------------------------------------------------

@@ -85,16 +85,23 @@ def is_busy(error: sqlite3.Error) -> bool:
     return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
-def connect(path: Path, synchronous: str, *, create: bool = False) -> sqlite3.Connection:
+def connect(
+    path: Path,
+    synchronous: str,
+    *,
+    create: bool = False,
+    factory: Callable[..., sqlite3.Connection] = sqlite3.Connection,
+) -> sqlite3.Connection:
     """Open one connection to a file.
 
     Args:
         path: The file.
         synchronous: FULL survives power loss; NORMAL survives a crash of the process.
         create: Make the file if it is not there; otherwise a file that was moved away is an error, not a new file.
+        factory: Makes the connection, with the arguments of `sqlite3.Connection`.
     """
     where = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
-    connection = sqlite3.connect(where, timeout=0, isolation_level=None, check_same_thread=False, uri=True)
+    connection = factory(where, timeout=0, isolation_level=None, check_same_thread=False, uri=True)
     try:
         patiently(lambda: connection.execute(f"PRAGMA synchronous={synchronous}"), str(path))
     except BaseException:

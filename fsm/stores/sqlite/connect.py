@@ -96,19 +96,24 @@ def is_busy(error: sqlite3.Error) -> bool:
     return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
-def connect(path: Path, synchronous: str, *, create: bool = False) -> sqlite3.Connection:
+def connect(
+    path: Path,
+    synchronous: str,
+    *,
+    create: bool = False,
+    factory: Callable[..., Connection] = Connection,
+) -> Connection:
     """Open one connection to a file.
 
     Args:
         path: The file.
         synchronous: FULL survives power loss; NORMAL survives a crash of the process.
         create: Make the file if it is not there; otherwise a file that was moved away is an error, not a new file.
+        factory: Makes the connection, with the arguments of `sqlite3.Connection`.
     """
     where = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
     opened_on = file_id(path)
-    connection = sqlite3.connect(
-        where, timeout=0, isolation_level=None, check_same_thread=False, uri=True, factory=Connection
-    )
+    connection = factory(where, timeout=0, isolation_level=None, check_same_thread=False, uri=True)
     try:
         connection.opened_on = opened_on
         patiently(lambda: connection.execute(f"PRAGMA synchronous={synchronous}"), str(path))

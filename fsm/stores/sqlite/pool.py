@@ -13,13 +13,15 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fsm.errors import StoreUnavailable
 from fsm.forks import at_fork
 from fsm.locks import Lock, inside
 from fsm.stores.sqlite.connect import connect, patiently
+from fsm.stores.sqlite.identity import Connection
 
 T = TypeVar("T")
 
@@ -27,6 +29,17 @@ MAX_READERS = 8
 """So many idle connections for reading are kept."""
 LOOK_S = 0.01
 """How often a fork looks whether a reader is done, in seconds."""
+
+
+class _Connection(Connection):
+    """A connection that is known before it is open: an interrupt may come before its opener has it in hand.
+
+    It would stay open until the garbage collector finds it, over a fork as well.
+    """
+
+    def __init__(self, known: weakref.WeakSet[_Connection], *args: Any, **kwargs: Any) -> None:
+        known.add(self)
+        super().__init__(*args, **kwargs)
 
 
 class _Reader:
@@ -64,6 +77,8 @@ class Pool:
         self.path = path
         self.writing = Lock("a transaction of the store")
         self._synchronous = synchronous
+        self._known: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._make = partial(_Connection, self._known)
         self._writer: sqlite3.Connection | None = writer
         self._opening = Lock("a connection that is opened")
         self._readers: list[_Reader] = []
@@ -75,8 +90,18 @@ class Pool:
         if self._closed:
             raise StoreUnavailable(f"{self.path}: the store is closed: configure() the tracker anew")
 
-    def _connect(self) -> sqlite3.Connection:
-        return connect(self.path, self._synchronous)
+    # Both are called by the holder of `_opening` only: a connection that is nobody's then is left of an interrupt.
+
+    def _open_writer(self) -> None:
+        self._writer = connect(self.path, self._synchronous, factory=self._make)
+
+    def _open_reader(self, reader: _Reader) -> None:
+        reader.connection = connect(self.path, self._synchronous, factory=self._make)
+
+    def _forked(self) -> NoReturn:
+        raise StoreUnavailable(
+            f"{self.path}: a handler forked in the middle of this call; nothing was written"
+        )
 
     # --- writing ----------------------------------------------------------------------------------------------
 
@@ -88,8 +113,9 @@ class Pool:
             self.discard_writer()  # an interrupt ended its last user, and then the end of its transaction
         writer = self._writer
         if writer is None:
-            writer = self._writer = self._opening.run(self._connect)
-        return writer
+            self._opening.run(self._open_writer)
+            writer = self._writer
+        return writer or self._forked()
 
     def discard_writer(self) -> None:
         """Close a connection that cannot even roll back; only the holder of `writing` may call this."""
@@ -125,9 +151,10 @@ class Pool:
         if not reader.sound:
             reader.close()
         reader.sound = False
-        if reader.connection is None:
-            reader.connection = self._opening.run(self._connect)
         connection = reader.connection
+        if connection is None:
+            self._opening.run(self._open_reader, reader)
+            connection = reader.connection or self._forked()
         try:
             out = patiently(lambda: call(connection), str(self.path))
         except sqlite3.ProgrammingError:
@@ -160,6 +187,16 @@ class Pool:
                     self._drop(reader)
             finally:
                 reader.lock.free()
+        if not self._opening.mine():
+            self._opening.run(self._close_strays)
+
+    def _close_strays(self) -> None:
+        """Close what was opened and is in nobody's hand; only the holder of `_opening` may call this."""
+        held = {id(self._writer)} | {id(reader.connection) for reader in self._readers}
+        for connection in list(self._known):
+            if id(connection) not in held:
+                with suppress(sqlite3.Error):  # it was not opened at all, or is closed
+                    connection.close()
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -175,6 +212,7 @@ class Pool:
         for reader in tuple(self._readers):
             reader.lock.run(reader.close)
         self.writing.run(self.discard_writer)
+        self._opening.run(self._close_strays)
 
     # --- forks ------------------------------------------------------------------------------------------------
 
@@ -194,6 +232,7 @@ class Pool:
                 if reader.lock.acquire(LOOK_S):
                     held.append(reader.lock)
                     reader.close()
+        self._close_strays()
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

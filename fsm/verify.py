@@ -291,6 +291,10 @@ def _fold(law: Law, record: Snapshot, history: Sequence[Receipt]) -> _Folded:
     after = create(machine, record.identity).after._replace(entered_at=first.at, updated_at=first.at)
     if (first.source, first.event) != (None, CREATE) or first.target != after.state:
         raise _Misfit("birth", record, f"it begins with {first.event!r} in {first.target!r}")
+    if first.at != record.identity.created_at:
+        raise _Misfit(
+            "birth", record, f"it was created at {record.identity.created_at}, its journal says {first.at}"
+        )
     _same(record, first, after)
     waited: float | None = None
     for one in history[1 : record.version + 1]:

@@ -74,7 +74,7 @@ def verify(registry: Registry) -> Iterator[Finding]:
     after: str | None = None
     while page := store.find(Query(limit=PAGE, after=after)):
         for snapshot in page:
-            yield from _execution(registry, snapshot.identity.id)
+            yield from _execution(registry, snapshot)
         after = page[-1].identity.id
     yield from _journal(store)
     yield from _orders(store)
@@ -117,22 +117,21 @@ def _machines(registry: Registry) -> Iterator[Finding]:
 # --- one execution ----------------------------------------------------------------------------------------------
 
 
-def _execution(registry: Registry, execution_id: str) -> Iterator[Finding]:
-    """Yield what is wrong with one execution; while others change it, it is looked at again."""
+def _execution(registry: Registry, record: Snapshot) -> Iterator[Finding]:
+    """Yield what is wrong with one execution; one that others change meanwhile is looked at again."""
     found: list[Finding] = []
     for _ in range(MAX_LOOKS):
         try:
-            before = registry.store.load(execution_id)
-            if before is None:
-                return  # it was pruned meanwhile
-            history = registry.store.history(execution_id)
-            found = list(_judge(registry, before, history))
-            after = registry.store.load(execution_id)
+            found = list(_judge(registry, record, registry.store.history(record.identity.id)))
+            now = registry.store.load(record.identity.id) if found else record
         except DamagedRecord as damage:
             found = [_damage(Damage(damage.table, damage.key, damage.column, damage.why))]
             break
-        if not found or after == before:
+        if now is None:
+            return  # it was pruned meanwhile
+        if now == record:
             break
+        record = now
     yield from found
 
 
@@ -227,11 +226,11 @@ def _relatives(registry: Registry, record: Snapshot, law: Law) -> Iterator[Findi
         yield Finding(
             "parent", identity.id, f"its parent {identity.parent_id} belongs to another user", _LEFT
         )
-    machine = registry.law_of(parent.identity.machine).machine
-    if not _told_to_stop(machine, parent, registry.store):
-        return
     mine = law.machine
     if mine.by_name[record.state].category in _OVER or "cancel" not in mine.by_source[record.state]:
+        return
+    machine = registry.law_of(parent.identity.machine).machine
+    if not _told_to_stop(machine, parent, registry.store):
         return
     orders = registry.store.orders(_before(identity.parent_id), 1)
     if not any(order.execution_id == identity.parent_id for order in orders):
@@ -292,6 +291,10 @@ def _fold(law: Law, record: Snapshot, history: Sequence[Receipt]) -> _Folded:
     after = create(machine, record.identity).after._replace(entered_at=first.at, updated_at=first.at)
     if (first.source, first.event) != (None, CREATE) or first.target != after.state:
         raise _Misfit("birth", record, f"it begins with {first.event!r} in {first.target!r}")
+    if first.at != record.identity.created_at:
+        raise _Misfit(
+            "birth", record, f"it was created at {record.identity.created_at}, its journal says {first.at}"
+        )
     _same(record, first, after)
     waited: float | None = None
     for one in history[1 : record.version + 1]:

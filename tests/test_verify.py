@@ -210,6 +210,7 @@ RECORD = {
     "a deadline of silence too early": ("idle", "due_at = since_at", "deadline"),
     "a deadline after the end": ("done", "due_at = 5, due_kind = 'total'", "deadline"),
     "a deadline as text": ("created", "due_at = 'never'", "damaged"),
+    "a creation at another time": ("created", "created_at = 5", "birth"),
     "an entry in the future": ("created", "since_at = since_at + 1e8", "future"),
     "a birth in the future": ("created", "born_at = born_at + 1e8", "future"),
     "tools that are no JSON": ("tools", "tools = '['", "damaged"),
@@ -269,7 +270,7 @@ def lived(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("lived") / "fsm.db"
     with fresh_tracker(f"sqlite:///{file}", clock=ManualClock(), machines=[ERRAND]) as tracker:
         live(tracker)
-        tracker.worker(ttl_s=9.0)
+        tracker.worker(ttl_s=9.0)._stop.set()  # its row stays
     return file
 
 

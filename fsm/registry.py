@@ -337,7 +337,7 @@ class Registry(LawBook):
                 if error.reason not in (_TOO_LATE_TO_CANCEL if command.event == "cancel" else _TOO_LATE):
                     stuck += 1
                     self.health.set_aside(
-                        command.execution_id, error.version, error, self.now(), event=command.event
+                        command.execution_id, error.version, str(error), self.now(), event=command.event
                     )
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
@@ -376,7 +376,9 @@ class Registry(LawBook):
         version = command.version
         if version is None:
             version = self._version_of(command.execution_id)
-        self.health.set_aside(command.execution_id, version, error, self.now(), event=command.event)
+        # An error of this library says by itself what is wrong; any other one is logged with its traceback.
+        said = one_line(error) if isinstance(error, FsmError) else error
+        self.health.set_aside(command.execution_id, version, said, self.now(), event=command.event)
 
     def _version_of(self, execution_id: str) -> int:
         """Return the version that an execution is at, or -1 if even that cannot be read."""

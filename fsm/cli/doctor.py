@@ -303,8 +303,7 @@ def _of(one: LoopHealth) -> str:
 
 
 def _poisoned(patient: Patient, poisoned: tuple[Stuck, ...]) -> Check:
-    damaged = getattr(patient.tracker._registry.store, "damaged", None)
-    broken = list(damaged()) if callable(damaged) else []
+    broken = patient.tracker._registry.store.damaged()
     if broken:
         names = _some([f"{one.table} {one.key} ({one.column} {one.why})" for one in broken])
         return Check(

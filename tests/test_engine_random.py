@@ -33,6 +33,10 @@ LIMITS = st.fixed_dictionaries(
 )
 
 
+HANGS_UP = {"hangs up": 1, "hangs up twice": 2, "hangs up for ever": 1_000}
+"""How often a caller is cancelled, once and then at each of the loop's next turns."""
+
+
 class Order(NamedTuple):
     """One execution to run, and what befalls it."""
 
@@ -57,7 +61,7 @@ ORDERS = st.builds(
     before=st.sampled_from([None, None, None, "no", "slow"]),
     streams=st.sampled_from([False, False, True]),
     cancel_at=st.one_of(st.none(), SHORT),
-    how=st.sampled_from(["handle", "fire", "caller", "time_out", "lapse"]),
+    how=st.sampled_from(["handle", "fire", "caller", "time_out", "lapse", *HANGS_UP]),
 )
 PLANS = st.fixed_dictionaries(
     {
@@ -85,10 +89,14 @@ async def _one(engine: Engine, tracker: Tracker, player: Player, order: Order) -
     if order.before is not None:
         options["before"] = [_slowly if order.before == "slow" else lambda _: "no"]
     agent = player.items if order.streams else player.agent
-    handle = await engine.submit(
-        agent, order.program, user_id=order.user, thread_id="t", timeouts=order.limits,
-        retry={"attempts_max": order.attempts, "backoff_s": 0.5}, **options,
-    )  # fmt: skip
+    options |= {
+        "user_id": order.user, "thread_id": "t", "timeouts": order.limits,
+        "retry": {"attempts_max": order.attempts, "backoff_s": 0.5},
+    }  # fmt: skip
+    if order.cancel_at is not None and order.how in HANGS_UP:
+        await _hang_up(engine.run(agent, order.program, **options), order.cancel_at, HANGS_UP[order.how])
+        return
+    handle = await engine.submit(agent, order.program, **options)
     if order.cancel_at is None:
         await handle.outcome()
         return
@@ -103,6 +111,20 @@ async def _one(engine: Engine, tracker: Tracker, player: Player, order: Order) -
         with contextlib.suppress(FsmError):
             await tracker.aio.fire(handle.id, fired)
     await handle.outcome()
+
+
+async def _hang_up(call: Any, after_s: float, times: int) -> None:
+    """Cancel a caller again and again, until it has left."""
+    caller = asyncio.ensure_future(call)
+    await asyncio.wait({caller}, timeout=after_s)
+    for _ in range(times):
+        if caller.done():
+            break
+        caller.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait({caller})
+    if not caller.cancelled():
+        caller.exception()  # whatever the agent came to
 
 
 async def _slowly(run: Any) -> None:

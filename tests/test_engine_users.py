@@ -236,7 +236,7 @@ def test_what_an_engine_remembers_of_slots_is_each_users_own(play):
 
 OF_THE_PLATFORM = {
     # The engine is the program's, not a user's: who runs it names the user each time.
-    Engine: "adopt agent late portal queued running serve stragglers".split(),
+    Engine: "adopt agent late left_open portal queued running serve stragglers".split(),
     Launcher: "close submit tracker".split(),
     # These belong to one execution, which somebody was given who could begin or adopt it; they take no id.
     Handle: "add_done_callback attended cancel done give_up outcome result state".split(),

@@ -231,6 +231,14 @@ def test_a_caller_that_is_cancelled_leaves_nothing(victim, how):
     assert points[0] > 0
 
 
+@pytest.mark.parametrize("victim", [_run, _execution, _child, _close], ids=lambda one: one.__name__[1:])
+def test_a_caller_that_is_cancelled_leaves_nothing_on_disk(tmp_path, victim):
+    """The same on SQLite, in real time, where the reads are done by threads."""
+    points: list[int] = []
+    on_disk(tmp_path, _hung_up(victim, "for ever", points), slots={"total": 1})
+    assert points[0] > 0
+
+
 ALL = "FSM_RANDOM_TIMES" in os.environ
 """Whether every victim is struck at every point. That takes six minutes, so it is done where more is drawn as well."""
 
@@ -624,6 +632,30 @@ def test_a_thread_that_goes_on_is_reported_until_it_ends():
         go_on.set()
         thread.join(60)
         assert engines[0].stragglers == {}
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_what_backs_off_is_called_off_with_its_engine(play, attempts):
+    """An engine that is closed calls off what backs off with its last attempt, and hands back what has another."""
+
+    async def scenario(engine, tracker):
+        async def fails():
+            raise ConnectionError("reset")
+
+        async def agent(run):
+            await run.call_model("m", fails, backoff=Backoff(attempts=3, initial_s=60.0, max_s=60.0))
+
+        handle = await engine.submit(agent, retry={"attempts_max": attempts}, **WHO)
+        while handle.state != "backing_off":
+            await asyncio.sleep(0.01)
+        await engine.close()
+        state = tracker.get(handle.id).state
+        assert state == ("cancelled" if attempts == 1 else "queued")
+        assert engine.left_open == ({} if attempts == 1 else {handle.id: "queued"})
+        if attempts > 1:
+            tracker.fire(handle.id, "cancel")
+
+    play(scenario)
 
 
 EXITS = """

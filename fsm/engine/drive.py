@@ -308,6 +308,8 @@ class Drive(Ending):
         """
         self._leaving = True
         await Undisturbed(self._leave(reason))
+        if not (self.link.ended or self.followed or self.home.elsewhere):
+            self.home.left_open(self.link)
 
     async def _leave(self, reason: str) -> None:
         """Stop because the process or the engine stops: hand the execution back if another may go on, else end it."""

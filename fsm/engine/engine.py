@@ -109,6 +109,15 @@ class Engine(Launcher):
         return self._home.straggling() if self._home is not None else {}
 
     @property
+    def left_open(self) -> dict[str, str]:
+        """What the engine let go of without ending it, when it was closed or its loop ended: its state, by its id.
+
+        It waits for a person, or has an attempt left for another worker; or the store did not take its end, and its
+        deadline ends it. What is not in here and was open has ended.
+        """
+        return dict(self._home.open) if self._home is not None else {}
+
+    @property
     def late(self) -> tuple[Late, ...]:
         """What agents came to after their execution had ended without them, the latest last."""
         return tuple(self._home.late) if self._home is not None else ()

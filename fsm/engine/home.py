@@ -30,7 +30,8 @@ POLL_S = 0.1
 PAGE = 2_000
 """So many of the journal's rows are read at a time."""
 MAX_LATE = 1_000
-"""So many late ends are remembered; older ones are in the log."""
+"""Maximum number of late ends, and of executions that were let go of, that are remembered; older ones are in the
+log."""
 
 
 class Late(NamedTuple):
@@ -82,6 +83,8 @@ class Home:
         self.late: deque[Late] = deque(maxlen=MAX_LATE)
         self.stragglers: dict[str, str] = {}
         """Agents that go on although their execution has ended: the agent's name by the execution's id."""
+        self.open: dict[str, str] = {}
+        """What was let go of and has not ended: the state in which it was left by the execution's id."""
         self.threads: dict[str, tuple[str, threading.Thread]] = {}
         """Threads of agents that go on although nobody waits for them, with the agent's name, by the execution's id."""
         self.elsewhere = False
@@ -210,6 +213,13 @@ class Home:
         """Skip an execution that cannot be gone on with here, for a while; the log says why."""
         registry = self.registry
         registry.health.set_aside(snapshot.identity.id, snapshot.version, error, registry.now())
+
+    def left_open(self, link: Link) -> None:
+        """Remember an execution that was let go of and has not ended; more than `MAX_LATE` are in the log alone."""
+        logger.info("%s is let go of, and is %s", link.id, link.snapshot.state)
+        while len(self.open) >= MAX_LATE:
+            del self.open[next(iter(self.open))]
+        self.open[link.id] = link.snapshot.state
 
     def goes_on(self, execution_id: str, agent: str, thread: threading.Thread) -> None:
         """Remember a thread that goes on although its execution has ended and nobody waits for it."""

@@ -122,8 +122,19 @@ class Link:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether another worker may go on with it: it waits, or has an attempt left."""
-        return self.waits(self.snapshot.state) or self.attempts_left
+        """Whether another worker may go on with it once it is let go of: the table says where that leads.
+
+        A call that backs off waits too, but without an attempt left it would be dead and not called off
+        (`tests/test_hostile_engine.py::test_what_backs_off_is_called_off_with_its_engine`).
+        """
+        snapshot, defaults = self.snapshot, self.machine.fact_defaults
+        for arrow in self.machine.by_source[snapshot.state].get("lapse", ()):
+            if all(
+                (DERIVED[fact](snapshot, {}) if fact in DERIVED else defaults.get(fact, False)) is wanted
+                for fact, wanted in arrow.literals
+            ):
+                return arrow.target not in self.machine.terminal
+        return False
 
     def waits(self, state: str) -> bool:
         """Whether a state is one in which the execution waits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from fsm.checks import text
 from fsm.errors import BadPayload
@@ -10,7 +11,7 @@ from fsm.errors import BadPayload
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
-def key_of(value: object, name: str = "key") -> str:
+def key_of(value: Any, name: str = "key") -> str:
     """Return a breaker's key, or a pattern of keys, as plain text.
 
     Args:

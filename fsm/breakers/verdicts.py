@@ -121,12 +121,13 @@ def throttled(retry_after_s: float | None = None) -> Verdict:
     Raises:
         BadPayload: It is no finite number of seconds from 0 on.
     """
-    if retry_after_s is not None and (found := seconds_of(retry_after_s)) is None:
+    found = None if retry_after_s is None else seconds_of(retry_after_s)
+    if found is None and retry_after_s is not None:
         raise BadPayload(
             "retry_after_s is a finite number of seconds, 0 or more, or None for the policy's cooldown, "
             f"not {text_of(retry_after_s) or 'an object that cannot be shown'}"
         )
-    return Verdict(Kind.THROTTLED, None if retry_after_s is None else found)
+    return Verdict(Kind.THROTTLED, found)
 
 
 def seconds_of(value: Any) -> float | None:

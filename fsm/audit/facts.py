@@ -150,7 +150,6 @@ def from_row(row: list[Any]) -> FileFacts:
     facts.functions = [Method(*item) for item in facts.functions]  # type: ignore[misc]
     facts.boxes = [Box(*item) for item in facts.boxes]  # type: ignore[misc]
     facts.local = [Finding(*item) for item in facts.local]  # type: ignore[misc]
-    slim(facts)
     return facts
 
 

@@ -137,7 +137,13 @@ def _says(pattern: re.Pattern[str], name: str) -> bool:
 
 def matches_name(name: str, patterns: list[str]) -> bool:
     """Say whether a dotted name is one of those that a configuration names, with or without their module."""
-    return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"*.{p}") for p in patterns)
+    return _any_of(tuple(patterns)).match(name) is not None
+
+
+@lru_cache(maxsize=64)
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    options = [fnmatch.translate(each) for p in patterns for each in (p, f"*.{p}")]
+    return re.compile("|".join(options) or "(?!)")
 
 
 _SHARED: Final = 4
@@ -551,6 +557,9 @@ def _tracker(  # noqa: C901, PLR0911, PLR0912 # a branch per family of evidence
     engine = "engine" in info.roles or _says(_AGENT, info.name)
     named = _says(_TRACKER_NAME, info.name)
     if engine and not named:
+        return None
+    if not kept and not named and not fact.parts:
+        # Most classes: nothing below could give a role to what keeps nothing and hands nothing on.
         return None
     setters = [m.name for m in fact.methods if m.sets_state and not (_DRIVES.match(m.name) and m.drives)]
     begins = [

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from fsm.errors import Reentered
 from fsm.forks import anew_after_fork
 from fsm.locks import Lock
 from fsm.supervised import Loop, keep_going
@@ -53,11 +52,9 @@ class Aftermath:
             self.dropped += 1
             return
         self._jobs.put(job)
-        if self._thread is None:
+        if self._thread is None and not self._starting.mine():  # otherwise the interrupted call starts it
             try:
                 self._starting.run(self._start)
-            except Reentered:
-                pass  # the interrupted call is starting it
             except RuntimeError:
                 self.dropped += 1  # no thread can be had; the job waits for the next one that can
 

@@ -223,11 +223,9 @@ class Committer:
         if self._closed:
             self._turn_away()  # looked at after append(): close() looks at the queue after it has closed
             return True
-        if self._thread is None:
+        if self._thread is None and not self._starting.mine():  # otherwise the interrupted call starts it
             try:
                 self._starting.run(self._start)
-            except Reentered:
-                pass  # the interrupted call is about to start it
             except RuntimeError:
                 if self._take_back(command):
                     return False
@@ -257,11 +255,7 @@ class Committer:
                 self._thread = me  # its start was interrupted
             self._turns.running = True
             while self._thread is me and not (self._closed and not self._queue):
-                batch: list[Command] = []
-                try:
-                    self._turn(batch)
-                except BaseException as error:  # noqa: BLE001 - whatever it is, this thread goes on
-                    self._failed(error, taken=len(batch))
+                self._one_turn()
         except BaseException as error:  # noqa: BLE001 - it came between two turns
             self._later(partial(self._turns.failed, error))
         finally:
@@ -270,6 +264,13 @@ class Committer:
                 self._thread = None
                 if self._queue and not self._closed:
                     self._starting.run(self._start)
+
+    def _one_turn(self) -> None:
+        batch: list[Command] = []
+        try:
+            self._turn(batch)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, this thread goes on
+            self._failed(error, taken=len(batch))
 
     def _turn(self, batch: list[Command]) -> None:
         """Wait for commands and commit a batch of them. Every caller of it is told, whatever happens."""

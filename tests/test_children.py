@@ -259,13 +259,13 @@ def test_an_end_without_children_writes_once(url, monkeypatch):
     with fresh_tracker(url) as tracker:
         alone = begun(tracker)
         store = tracker._registry.store
-        begin = store._transaction
+        write = store._write
         begun_ = []
 
-        def counted():
+        def counted(work):
             begun_.append(1)
-            return begin()
+            return write(work)
 
-        monkeypatch.setattr(store, "_transaction", counted)
+        monkeypatch.setattr(store, "_write", counted)
         tracker.fire(alone, "fail", fence=tracker.get(alone).fence)
         assert len(begun_) == 1

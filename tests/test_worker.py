@@ -196,9 +196,12 @@ def test_only_so_many_departed_workers_are_remembered(tracker):
     store = tracker._registry.store
     rows = [(f"worker_{number}", "w", 1.0, 0.0, 0.0, False) for number in range(DEPARTED + 5)]
     if isinstance(store, SqliteStore):
-        with store._transaction() as writer:
+
+        def write(writer):
             writer.executemany("INSERT INTO workers VALUES (?, ?, ?, ?, ?, ?)", rows)
             writer.execute("DELETE FROM workers")
+
+        store._write(write)
         kept = {row[0] for row in store._rows("SELECT id FROM departed")}
     else:
         for row in rows:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -130,18 +130,6 @@ class SqliteStore(Upkeep, SqliteBreakers):
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Let `work` write in one transaction: all of it or nothing, and nothing is left open however it ends."""
         return self._pool.writing.run(self._transact, work)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write in one transaction, as `_write` does, for blocks that no handler interrupts."""
-        with self._pool.writing:
-            writer = self._begin()
-            try:
-                yield writer
-            except BaseException as error:  # noqa: BLE001 - raised again
-                self._undo(error, writer, ending=False)
-            else:
-                self._end(writer)
 
     def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
         writer = self._begin()

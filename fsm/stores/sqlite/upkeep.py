@@ -5,13 +5,14 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fsm.stores.base import FUTURE_S, MAX_ERAS, SPARED_MAX, Due, Order, WorkerRow
 from fsm.stores.sqlite import rows as shapes
 from fsm.stores.sqlite.damage import Pages
 from fsm.timeline import Era, Known, Mark
+
+T = TypeVar("T")
 
 
 class _Connections(Protocol):
@@ -19,7 +20,7 @@ class _Connections(Protocol):
 
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
 
-    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]: ...
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T: ...
 
 
 _TERMINAL = "EXISTS (SELECT 1 FROM states WHERE machine = executions.machine AND name = state AND terminal)"
@@ -65,8 +66,7 @@ class Upkeep:
         """Take note that an order is carried out; nothing is written when there is none, as after most ends."""
         this = "FROM orders WHERE execution_id = ? AND version = ?"
         if self._rows(f"SELECT 1 {this}", order[:2]):
-            with self._transaction() as writer:
-                writer.execute(f"DELETE {this}", order[:2])
+            self._write(lambda writer: writer.execute(f"DELETE {this}", order[:2]))
 
     # --- time -------------------------------------------------------------------------------------------------
 
@@ -88,7 +88,8 @@ class Upkeep:
 
     def timeline_set(self: _Connections, era: str, before: Era | None, after: Era) -> Era:
         """Write an era's row, if it is as expected; the first process of a boot writes the first."""
-        with self._transaction() as writer:
+
+        def write(writer: sqlite3.Connection) -> Era:
             row = writer.execute(_ERA, (era,)).fetchone()
             now = None if row is None else Era(*shapes.ERAS.check(row))
             if now != before:
@@ -102,15 +103,18 @@ class Upkeep:
             writer.execute("DELETE FROM eras WHERE rowid <= (SELECT max(rowid) FROM eras) - ?", (MAX_ERAS,))
             return after
 
+        return self._write(write)
+
     def timeline_mark(self: _Connections, mark: Mark) -> None:
         """Keep a mark."""
-        with self._transaction() as writer:
-            writer.execute(
+        self._write(
+            lambda writer: writer.execute(
                 "INSERT INTO mark (id, steady_at, wall_at, monotonic_s) VALUES (1, ?, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET steady_at = excluded.steady_at, wall_at = excluded.wall_at, "
                 "monotonic_s = excluded.monotonic_s WHERE excluded.steady_at > mark.steady_at",
                 mark,
             )
+        )
 
     def due(self: _Connections, now: float, limit: int) -> list[Due]:
         """Return executions whose deadline has passed, from the index of deadlines alone."""
@@ -129,25 +133,28 @@ class Upkeep:
 
     def worker_add(self: _Connections, worker: WorkerRow) -> None:
         """Register a worker."""
-        with self._transaction() as writer:
-            writer.execute(
+        self._write(
+            lambda writer: writer.execute(
                 "INSERT INTO workers (id, name, ttl_s, started_at, renewed_at, lost) VALUES (?, ?, ?, ?, ?, ?)",
                 worker,
             )
+        )
 
     def worker_renew(self: _Connections, worker_id: str, now: Callable[[], float]) -> bool:
         """Renew a lease: one row, whatever the worker owns; its time is taken when the lock is held."""
-        with self._transaction() as writer:
+
+        def write(writer: sqlite3.Connection) -> bool:
             writer.execute("DELETE FROM spared WHERE id = ?", (worker_id,))
             renewed = writer.execute(
                 "UPDATE workers SET renewed_at = ? WHERE id = ? AND NOT lost", (now(), worker_id)
             )
             return renewed.rowcount == 1
 
+        return self._write(write)
+
     def worker_remove(self: _Connections, worker_id: str) -> None:
         """Forget a worker."""
-        with self._transaction() as writer:
-            writer.execute("DELETE FROM workers WHERE id = ?", (worker_id,))
+        self._write(lambda writer: writer.execute("DELETE FROM workers WHERE id = ?", (worker_id,)))
 
     def workers(self: _Connections) -> list[WorkerRow]:
         """Return every registered worker."""
@@ -164,8 +171,7 @@ class Upkeep:
                 break
             # Whoever could not renew stands in the same queue for the lock: they are let go first.
             asked_s = time.monotonic()
-            with self._transaction():
-                spare = time.monotonic() - asked_s >= STALL_S
+            spare = self._write(lambda _: time.monotonic()) - asked_s >= STALL_S
             time.sleep(CHANCE_S)
             before = suspects
             suspects = self._rows(
@@ -175,25 +181,12 @@ class Upkeep:
                 break
         if suspects:
             asked_s = time.monotonic()
-            with self._transaction() as writer:
-                spare = spare or time.monotonic() - asked_s >= STALL_S
-                at = now + time.monotonic() - began_s
-                writer.execute(
-                    "UPDATE workers SET renewed_at = ? WHERE NOT lost AND renewed_at > ?", (at, at + FUTURE_S)
-                )
-                ran_out = "NOT lost AND renewed_at + ttl_s < ?"
-                if spare:
-                    writer.execute(
-                        f"INSERT INTO spared (id, times) SELECT id, 1 FROM workers WHERE {ran_out} "
-                        "ON CONFLICT (id) DO UPDATE SET times = times + 1",
-                        (now,),
-                    )
-                    writer.execute(
-                        f"UPDATE workers SET renewed_at = ? WHERE {ran_out} AND "
-                        "(SELECT times FROM spared WHERE spared.id = workers.id) <= ?",
-                        (at, now, SPARED_MAX),
-                    )
-                writer.execute(f"UPDATE workers SET lost = 1 WHERE {ran_out}", (now,))
+
+            def write(writer: sqlite3.Connection) -> None:
+                began = time.monotonic()
+                _lose(writer, now, now + began - began_s, spare=spare or began - asked_s >= STALL_S)
+
+            self._write(write)
         return self._pages.all("SELECT id FROM workers WHERE lost ORDER BY id", (), shapes.ended)
 
     def owned(self: _Connections, worker_id: str, limit: int) -> list[tuple[str, int]]:
@@ -215,8 +208,9 @@ class Upkeep:
 
     def forget(self: _Connections, execution_ids: Sequence[str], keep: int = 0) -> int:
         """Delete ended executions with their journals, all in one transaction."""
-        gone = 0
-        with self._transaction() as writer:
+
+        def write(writer: sqlite3.Connection) -> int:
+            gone = 0
             writer.execute(_HORIZON)
             spare = writer.execute(_ENDED).fetchone()[0] - keep if keep else len(execution_ids)
             for execution_id in execution_ids:
@@ -229,4 +223,31 @@ class Upkeep:
                 if deleted.rowcount:
                     gone += 1
                     writer.executemany("DELETE FROM journal WHERE position = ?", positions)
-        return gone
+            return gone
+
+        return self._write(write)
+
+
+def _lose(writer: sqlite3.Connection, now: float, at: float, *, spare: bool) -> None:
+    """Mark the workers whose lease ran out as lost.
+
+    Args:
+        writer: A connection in a transaction.
+        now: The instant up to which a lease must last.
+        at: The instant of the transaction.
+        spare: Whether to give another term to those that may have been kept from renewing.
+    """
+    writer.execute("UPDATE workers SET renewed_at = ? WHERE NOT lost AND renewed_at > ?", (at, at + FUTURE_S))
+    ran_out = "NOT lost AND renewed_at + ttl_s < ?"
+    if spare:
+        writer.execute(
+            f"INSERT INTO spared (id, times) SELECT id, 1 FROM workers WHERE {ran_out} "
+            "ON CONFLICT (id) DO UPDATE SET times = times + 1",
+            (now,),
+        )
+        writer.execute(
+            f"UPDATE workers SET renewed_at = ? WHERE {ran_out} AND "
+            "(SELECT times FROM spared WHERE spared.id = workers.id) <= ?",
+            (at, now, SPARED_MAX),
+        )
+    writer.execute(f"UPDATE workers SET lost = 1 WHERE {ran_out}", (now,))

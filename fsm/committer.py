@@ -413,7 +413,7 @@ class Committer:
             due_at = step.after.due_at
             if due_at is not None and due_at < self.wake_at:
                 self.call("the alarm of the sweeper", self.on_earlier, due_at)
-            _warn(step)
+            self._look_for_undercut(step)
             if not self._instant:
                 self._remember(step.after)
             if self.watchers and (watch := self.watchers.get(command.execution_id)) is not None:
@@ -424,6 +424,12 @@ class Committer:
             if command.execution_id in lost:
                 command.outcome = None
                 this.again.append(command)
+
+    def _look_for_undercut(self, step: Step) -> None:
+        """Say that a question was asked whose execution ends before it expires; this thread itself never logs."""
+        after = step.after
+        if after.limit_s is not None and after.due_kind == "total" and step.source != after.state:
+            self._later(partial(_warn, step))
 
     def _let_watch(self, watch: Callable[[Step], None], step: Step) -> None:
         try:
@@ -528,11 +534,8 @@ def _closed() -> StoreUnavailable:
 
 
 def _warn(step: Step) -> None:
-    """Say that a question was asked whose execution ends before it expires."""
-    after = step.after
-    if after.limit_s is not None and after.due_kind == "total" and step.source != after.state:
-        payload = json.loads(step.payload_json) if step.payload_json else {}
-        logger.warning("%s: %s", after.identity.id, payload.get(UNDERCUT))
+    payload = json.loads(step.payload_json) if step.payload_json else {}
+    logger.warning("%s: %s", step.after.identity.id, payload.get(UNDERCUT))
 
 
 def _barred(outcome: Barred) -> FsmError:

@@ -11,6 +11,7 @@ from hypothesis import Phase, settings
 
 from fsm.testing import ManualClock, fresh_tracker
 from fsm.testing.steps import birth, committed, move, walk
+from fsm.timeline import Mark
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "fsm" / "samples" / "trajectories.jsonl"
@@ -59,6 +60,7 @@ def written_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         first = birth(id="open")
         started = move(first.after, "start", key="k")
         committed(tracker._registry.store, first, started, *walk(birth(id="ended"), "cancel"))
+        tracker._registry.store.timeline_mark(Mark(1.0, 1.0, 1.0))
     return file
 
 

@@ -30,8 +30,9 @@ def born(
 ) -> str:  # fmt: skip
     """Return raw SQL that brings an execution into being; as it stands a legal one."""
     return (
-        f"{how} INTO executions {BORN} SELECT '{one}', {machine}, 'a', 'u', 't', 1, 1, 1, '{state}', {version}, 1, 1, "
-        f"0, 0, 0, {position}, '{event}' WHERE 1"
+        f"{how} INTO executions {BORN[:-1]}, born) "
+        f"SELECT '{one}', {machine}, 'a', 'u', 't', 1, 1, 1, '{state}', {version}, 1, 1, "
+        f"0, 0, 0, {position}, '{event}', {position} WHERE 1"
     )
 
 

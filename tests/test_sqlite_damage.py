@@ -19,6 +19,7 @@ from fsm.stores.base import BreakerStore
 from fsm.stores.sqlite import damage as damages
 from fsm.sweeper import Sweeper
 from fsm.testing import ManualClock
+from fsm.timeline import Era, Mark
 from fsm.tracker import Tracker
 
 MINE = {"user_id": "ada", "thread_id": "t"}
@@ -91,7 +92,11 @@ def calls(tracker: Tracker, known: list[str]) -> Iterator[Callable[[], object]]:
         store.machines,
         store.damaged,
         store.inspect,
-        lambda: store.timeline("other", 0.0),
+        lambda: store.timeline("other"),
+        lambda: store.timeline(""),
+        lambda: store.timeline_set("other", None, Era(1.0)),
+        lambda: store.timeline_mark(Mark(1e11, 1e11, 1.0)),
+        lambda: store.born("ada", "k"),
     )
     yield lambda: list(verification.verify(registry))
     if isinstance(store, BreakerStore):
@@ -166,13 +171,17 @@ TABLES = {
     "executions": (
         "id agent user_id thread_id parent_id retry_of created_at attempts_max model_attempts_max metadata timeouts "
         "state version entered_at updated_at due_at due_kind attempt owner fence tools model_attempt not_before "
-        "breaker limit_s ending position event key payload born_at backoff_s backoff_cap_s since_at machine"
+        "breaker limit_s ending position event key payload born_at backoff_s backoff_cap_s since_at machine "
+        "paused_s suspended born born_key"
     ),
     "journal": "previous execution_id version machine event source target at attempt fence owner key payload",
     "machines": "content_hash name document sealed",
     "states": "name terminal stopping",
     "law": "source event target",
-    "eras": "era offset_s",
+    "eras": "era offset_s held_at begun_s lag_s drift_s even_s",
+    "mark": "steady_at wall_at monotonic_s",
+    "spared": "id times",
+    "places": "number id born",
     "workers": "id name ttl_s started_at renewed_at lost",
     "breakers": "key machine state version generation changed_at since until openings probes successes abandoned",
     "breaker_journal": "key version machine event source target generation at actor reason",

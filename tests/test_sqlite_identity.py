@@ -16,6 +16,7 @@ from sqlite_tools import rogue
 from fsm import ids
 from fsm.errors import BadPayload, ConfigurationError, NotAStore, StoreUnavailable
 from fsm.laws import record_of
+from fsm.locks import Lock
 from fsm.process import fresh_tracker
 from fsm.stores import MachineRecord, Order, Query, WorkerRow, open_store
 from fsm.stores.base import BreakerEntry, BreakerRow, BreakerStore, Store
@@ -247,8 +248,10 @@ def test_a_backup_is_a_store_for_a_new_process(tracker, file, url):
 def test_a_new_connection_knows_the_store_by_its_id(tracker, file):
     """When every connection was closed, the store id and the inode tell whether the file is still the same."""
     store = tracker._registry.store
-    with store._pool.writing, store._pool._quiet:
-        store._pool._close_all()  # as before a fork
+    locks: list[Lock] = []
+    store._pool.before_fork(locks)  # closes them all
+    for lock in locks:
+        lock.release()
     with closing(rogue(file)) as connection:
         connection.execute("DROP TRIGGER store_stays")
         connection.execute("UPDATE store SET token = 'another'")

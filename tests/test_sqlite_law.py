@@ -13,11 +13,12 @@ from fsm.errors import LeaseLost
 from fsm.laws import record_of
 from fsm.lifecycles import EXECUTION
 from fsm.records import Receipt
-from fsm.stores import Conflict
+from fsm.stores import Conflict, WorkerRow
 from fsm.stores.sqlite import connect as connecting
 from fsm.stores.sqlite.store import SqliteStore
 from fsm.testing import ManualClock, fresh_tracker
 from fsm.testing.steps import birth, committed, move, walk
+from fsm.timeline import Era, Mark
 from fsm.verify import verify
 
 ROGUE = {
@@ -146,6 +147,8 @@ WHOLE = {
         "key = x'00'", "payload = '['", "payload = '[]'", "payload = 'x'", "payload = x'7b7d'", "payload = ''",
         "not_before = 'x'", "not_before = 9e999", "limit_s = 'x'", "limit_s = -1", "breaker = x'00'",
         "ending = '{}'", "ending = 'x'", "entered_at = 'x'", "entered_at = 5", "since_at = 'x'", "since_at = 5",
+        "paused_s = 'x'", "paused_s = -1", "paused_s = 9e999", "paused_s = x'00'", "suspended = 2", "suspended = 'x'",
+        "suspended = 0.5", "suspended = x'00'", "born = 7", "born_key = 'x'",
         "since_at = since_at + 1e6", "entered_at = updated_at + 1, since_at = 9e999",
     )
 } | {
@@ -162,12 +165,15 @@ ROGUE |= {
         ("owner", "'w'"), ("tools", "'[]'"), ("ending", "'{}'"), ("due_at", "5"), ("due_at", "'x'"),
         ("due_kind", "'total'"), ("born_at", "'x'"), ("since_at", "9e999"), ("backoff_s", "-1"), ("key", "x'00'"),
         ("parent_id", "x'00'"), ("retry_of", "x'00'"), ("not_before", "5"), ("breaker", "'b'"), ("limit_s", "5"),
-        ("user_id", "x'00'"),
+        ("user_id", "x'00'"), ("born_key", "x'00'"), ("paused_s", "-1"), ("paused_s", "'x'"), ("paused_s", "9e999"),
+        ("suspended", "1"), ("suspended", "'x'"),
     )
 }  # fmt: skip
 ROGUE |= {
     "an execution born in the middle": born().replace("0, 0, 0, ", "1, 1, 0, "),
     "an id that is no text": born().replace("'new'", "x'00'"),
+    "a birth at another place": born().replace(f"{NEXT}, 'create', {NEXT}", f"{NEXT}, 'create', 0"),
+    "a birth at no place": born().replace(f"{NEXT}, 'create', {NEXT}", f"{NEXT}, 'create', 'x'"),
     "no attempts": born().replace("1, 1, 1, 'created'", "1, 0, 1, 'created'"),
     "the store id, changed": "UPDATE store SET token = 'x'",
     "the store id, deleted": "DELETE FROM store",
@@ -186,9 +192,34 @@ ROGUE |= {
     "an order, replacing": "INSERT OR REPLACE INTO orders VALUES ('open', 1, 'x')",
     "the timeline, moved": "UPDATE eras SET offset_s = offset_s + 86400",
     "the timeline, as text": "UPDATE eras SET offset_s = 'x'",
-    "the timeline, deleted": "DELETE FROM eras",
-    "a timeline of another boot, as text": "INSERT INTO eras VALUES ('boot', 'x')",
-    "a timeline of another boot, without end": "INSERT INTO eras VALUES ('boot', 9e999)",
+    **{
+        f"a timeline of another boot with {column} {value}": f"INSERT INTO eras ({given}) VALUES ('boot', {values})"
+        for column in ("offset_s", "held_at", "begun_s", "lag_s", "drift_s", "even_s")
+        for value in ("'x'", "9e999", "x'00'")
+        for given, values in (
+            [("era, offset_s", value)]
+            if column == "offset_s"
+            else [(f"era, offset_s, {column}", f"5, {value}")]
+        )
+    },
+    "a second mark": "INSERT INTO mark VALUES (2, 9e9, 1, 1)",
+    "a mark without a number": "INSERT INTO mark VALUES (NULL, 9e9, 1, 1)",
+    "a mark, as text": "INSERT INTO mark VALUES (1, 'x', 1, 1)",
+    "a mark without end": "INSERT OR REPLACE INTO mark VALUES (1, 9e999, 1, 1)",
+    "a mark by another clock": "INSERT OR REPLACE INTO mark VALUES (1, 9e9, 'x', 1)",
+    "a mark of bytes": "INSERT OR REPLACE INTO mark VALUES (1, 9e9, 1, x'00')",
+    "the mark, lowered": "UPDATE mark SET steady_at = steady_at - 1",
+    "the mark, of another time": "UPDATE mark SET wall_at = wall_at - 86400",
+    "the mark, renumbered": "UPDATE mark SET id = 2, steady_at = steady_at + 1",
+    "the mark, as text": "UPDATE mark SET steady_at = 'x'",
+    "the mark, without end": "UPDATE mark SET steady_at = 9e999",
+    "the mark, deleted": "DELETE FROM mark",
+    "nobody, spared": "INSERT INTO spared VALUES ('nobody', 1)",
+    "a place for what is there": "INSERT INTO places (id, born) VALUES ('open', 1)",
+    "a place without a position": "INSERT INTO places (id, born) VALUES ('x', 'x')",
+    "a place before all": "INSERT INTO places (id, born) VALUES ('x', -1)",
+    "a place of bytes": "INSERT INTO places (id, born) VALUES (x'00', 1)",
+    "a place far ahead": "INSERT INTO places VALUES (1000000, 'x', 1)",
     "a machine that is no document": "INSERT INTO machines (content_hash, name, document) VALUES ('x', 'x', 'x')",
     "a machine of bytes": "INSERT INTO machines (content_hash, name, document) VALUES ('x', 'x', x'7b7d')",
     "a worker without a time": "INSERT INTO workers VALUES ('w', 'w', 'x', 1, 1, 0)",
@@ -398,21 +429,66 @@ def test_a_worker_that_has_left_stays_away(written):
             with closing(rogue(written)) as connection, pytest.raises(sqlite3.IntegrityError, match="fsm: "):
                 connection.execute(sql)
             assert contents(written) == before, sql
-        assert store.worker_renew(here.id, 5.0)
+        assert store.worker_renew(here.id, lambda: 5.0)
         one = tracker.create("a", user_id="u", thread_id="t")
         with pytest.raises(LeaseLost):
             tracker.fire(one.id, "start", owner=gone.id)
         here._stop.set()
 
 
-def test_the_offset_of_a_boot_is_decided_once(written):
-    """Whoever writes an era again is passed over in silence: the first who asked has decided."""
+def test_an_era_is_begun_once_and_replaced_as_a_whole(written):
+    """Whoever begins an era again is passed over in silence; only who names its row as it is replaces it."""
+    first, later = Era(5.0, 4.0, 1.0), Era(4.0)
     with closing(SqliteStore(f"sqlite:///{written}")) as store:
-        assert store.timeline("boot", 5.0) == 5.0
+        assert store.timeline_set("boot", None, first) == first
         with closing(rogue(written)) as connection:
-            connection.execute("INSERT INTO eras VALUES ('boot', 99)")
-            connection.execute("INSERT OR REPLACE INTO eras VALUES ('boot', 99)")
-        assert store.timeline("boot", 7.0) == 5.0
+            connection.execute("INSERT INTO eras (era, offset_s) VALUES ('boot', 99)")
+            connection.execute("INSERT OR REPLACE INTO eras (era, offset_s) VALUES ('boot', 99)")
+        assert store.timeline_set("boot", None, Era(7.0)) == first
+        assert store.timeline("boot").era == first
+        assert store.timeline_set("boot", first, later) == later
+        assert store.timeline("boot").era == later
+
+
+def test_a_mark_only_rises(written):
+    """A mark that is not above the one that is kept is passed over in silence, whoever writes it."""
+    with closing(SqliteStore(f"sqlite:///{written}")) as store:
+        top = Mark(8e9, 8e9, 1.0)
+        store.timeline_mark(top)
+        store.timeline_mark(Mark(7e9, 9e9, 2.0))
+        with closing(rogue(written)) as connection:
+            connection.execute("INSERT OR REPLACE INTO mark VALUES (1, 8e9, 1, 1)")
+        assert store.timeline("").mark == top
+
+
+def test_the_place_of_what_was_deleted_stays(written):
+    """No raw SQL moves or forgets the place of a deleted execution, from which pages go on."""
+    with closing(SqliteStore(f"sqlite:///{written}")) as store:
+        assert store.forget(["ended"]) == 1
+        [place] = store._rows("SELECT * FROM places")
+        assert place[1] == "ended"
+        for sql in (
+            "UPDATE places SET born = born + 1", "UPDATE places SET id = 'x'", "DELETE FROM places",
+            "INSERT OR REPLACE INTO places VALUES (1000000, 'x', 1)", "INSERT INTO places VALUES (NULL, 'x', 0.5)",
+        ):  # fmt: skip
+            with closing(rogue(written)) as connection, pytest.raises(sqlite3.IntegrityError, match="fsm: "):
+                connection.execute(sql)
+        assert store._rows("SELECT * FROM places") == [place]
+
+
+def test_a_worker_is_spared_one_time_after_the_other(url):
+    """No raw SQL counts the terms that a worker was given otherwise than one by one."""
+    file = Path(url.removeprefix("sqlite:///"))
+    with closing(SqliteStore(url)) as store:
+        store.worker_add(WorkerRow("w", "w", 1.0, 0.0, 0.0, False))
+        assert store.lose(100.0, spare=True) == []
+        for sql in (
+            "UPDATE spared SET times = 9", "UPDATE spared SET times = 'x'", "UPDATE spared SET id = 'v'",
+            "INSERT OR REPLACE INTO spared VALUES ('w', -5)", "INSERT OR REPLACE INTO spared VALUES (x'00', 1)",
+        ):  # fmt: skip
+            with closing(rogue(file)) as connection, pytest.raises(sqlite3.IntegrityError, match="fsm: "):
+                connection.execute(sql)
+        assert store._rows("SELECT * FROM spared") == [("w", 1)]
 
 
 def test_a_breaker_holds_what_its_columns_say(url):

@@ -216,6 +216,13 @@ def test_a_question_that_nobody_answers_expires(tracker, clock):
     assert last(tracker, execution_id).payload["kind"] == "input"
 
 
+def logged(tracker):
+    """Wait until what the committer leaves to another thread is done."""
+    done = threading.Event()
+    tracker._registry.aftermath.later(done.set)
+    assert done.wait(60)
+
+
 def test_a_total_of_ones_own_is_a_limit_on_everything_and_says_so(tracker, clock, caplog):
     """A total_s that the execution brought ends its questions too: log and journal say so when one is asked."""
     execution_id = begin(tracker, "start", "think", timeouts={"total_s": 3600.0})
@@ -229,8 +236,10 @@ def test_a_total_of_ones_own_is_a_limit_on_everything_and_says_so(tracker, clock
     assert receipt.payload["question"] == "ok?"
     assert "total_s ends in 3600 s" in receipt.payload["undercut"]
     assert last(tracker, execution_id) == receipt
+    logged(tracker)
     assert caplog.text.count("before the question expires") == 1
     tracker.fire(execution_id, "progress", fence=tracker.get(execution_id).fence)
+    logged(tracker)
     assert caplog.text.count("before the question expires") == 1
     clock.advance(3601.0)
     assert tracker.sweep().timed_out == 1

@@ -76,6 +76,101 @@ CREATE TABLE places (
 
 CREATE TRIGGER execution_leaves_its_place AFTER DELETE ON executions
 BEGIN
-    INSERT OR REPLACE INTO places (id, born) VALUES (OLD.id, OLD.born);
+    -- A number even in a damaged record: its deletion must not be refused for it.
+    INSERT OR REPLACE INTO places (id, born) VALUES (OLD.id, max(0, CAST(OLD.born AS INTEGER)));
     DELETE FROM places WHERE number <= (SELECT max(number) FROM places) - 100000;
+END;
+
+-- --- what these columns hold, whoever writes (see 0007_whole.sql) -------------------------------------------------
+
+CREATE TRIGGER era_begins_whole BEFORE INSERT ON eras
+WHEN NOT (
+    (NEW.held_at BETWEEN -1e12 AND 1e12) IS NOT 0
+    AND NEW.begun_s BETWEEN -1.7976931348623157e308 AND 1.7976931348623157e308
+    AND NEW.lag_s BETWEEN -1.7976931348623157e308 AND 1.7976931348623157e308
+    AND NEW.drift_s BETWEEN -1.7976931348623157e308 AND 1.7976931348623157e308
+    AND NEW.even_s BETWEEN -1.7976931348623157e308 AND 1.7976931348623157e308
+)
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: an era is whole: every column is a number');
+END;
+
+CREATE TRIGGER mark_begins BEFORE INSERT ON mark
+BEGIN
+    SELECT CASE
+        WHEN NOT (
+            NEW.id IS 1 AND NEW.steady_at BETWEEN -1e12 AND 1e12 AND NEW.wall_at BETWEEN -1e12 AND 1e12
+            AND (NEW.monotonic_s BETWEEN -1.7976931348623157e308 AND 1.7976931348623157e308) IS NOT 0
+        ) THEN RAISE (ABORT, 'fsm: there is one mark, and it is two instants')
+        WHEN EXISTS (SELECT 1 FROM mark WHERE steady_at >= NEW.steady_at) THEN RAISE (IGNORE)
+    END;
+END;
+
+CREATE TRIGGER mark_rises BEFORE UPDATE ON mark
+WHEN NOT (
+    NEW.id IS 1 AND NEW.steady_at > OLD.steady_at
+    AND NEW.steady_at BETWEEN -1e12 AND 1e12 AND NEW.wall_at BETWEEN -1e12 AND 1e12
+    AND (NEW.monotonic_s BETWEEN -1.7976931348623157e308 AND 1.7976931348623157e308) IS NOT 0
+)
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: the mark rises, and is two instants');
+END;
+
+CREATE TRIGGER mark_kept BEFORE DELETE ON mark
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: the mark rises, and is never deleted');
+END;
+
+CREATE TRIGGER spared_begins BEFORE INSERT ON spared
+WHEN NOT (typeof(NEW.id) = 'text' AND NEW.times IS 1 AND EXISTS (SELECT 1 FROM workers WHERE id = NEW.id))
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: a worker is spared one time after the other');
+END;
+
+CREATE TRIGGER spared_goes_on BEFORE UPDATE ON spared
+WHEN NOT (NEW.id IS OLD.id AND NEW.times IS OLD.times + 1)
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: a worker is spared one time after the other');
+END;
+
+CREATE TRIGGER place_begins BEFORE INSERT ON places
+WHEN NOT (
+    typeof(NEW.id) = 'text' AND typeof(NEW.born) = 'integer' AND NEW.born >= 0
+    AND NOT EXISTS (SELECT 1 FROM executions WHERE id = NEW.id)
+)
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: a place is that of a deleted execution');
+END;
+
+-- A number far ahead would make the older ones be forgotten.
+CREATE TRIGGER place_in_order AFTER INSERT ON places
+WHEN NEW.number IS NOT coalesce((SELECT max(number) FROM places WHERE number <> NEW.number), 0) + 1
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: places are numbered in their order');
+END;
+
+CREATE TRIGGER place_stays BEFORE UPDATE ON places
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: the place of a deleted execution stays');
+END;
+
+CREATE TRIGGER place_kept BEFORE DELETE ON places
+WHEN OLD.number > (SELECT max(number) FROM places) - 100000
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: the place of a deleted execution stays');
+END;
+
+CREATE TRIGGER execution_born_at_its_place BEFORE INSERT ON executions
+WHEN NOT (
+    typeof(NEW.born) = 'integer' AND NEW.born IS NEW.position AND typeof(NEW.born_key) <> 'blob'
+    AND NEW.paused_s BETWEEN 0 AND 1.7976931348623157e308
+)
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: an execution is born at the position of its first row, with a key that is text');
+END;
+
+CREATE TRIGGER execution_pauses BEFORE UPDATE OF paused_s ON executions
+WHEN NOT (NEW.paused_s BETWEEN OLD.paused_s AND 1.7976931348623157e308)
+BEGIN
+    SELECT RAISE (ABORT, 'fsm: the time for which an execution has waited for people never falls');
 END;

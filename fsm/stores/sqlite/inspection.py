@@ -38,7 +38,21 @@ _ENDLESS = "SELECT id FROM executions WHERE typeof(due_at) NOT IN ('real', 'inte
 _SILENT = """
     SELECT key FROM breakers WHERE NOT EXISTS (SELECT 1 FROM breaker_journal WHERE breaker_journal.key = breakers.key)
 """
-_TIMELESS = "SELECT era FROM eras WHERE typeof(offset_s) NOT IN ('real', 'integer')"
+_NO_NUMBER = "SELECT {key} FROM {table} WHERE typeof({column}) NOT IN ('real', 'integer'{null})"
+_NUMBERS = (
+    *(("eras", "era", column, "") for column in ("offset_s", "begun_s", "lag_s", "drift_s", "even_s")),
+    ("eras", "era", "held_at", ", 'null'"),
+    *(("mark", "id", column, "") for column in ("steady_at", "wall_at")),
+    ("mark", "id", "monotonic_s", ", 'null'"),
+)
+_SPARED = """
+    SELECT id FROM spared
+    WHERE typeof(times) <> 'integer' OR NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = spared.id)
+"""
+_PLACES = """
+    SELECT id FROM places
+    WHERE typeof(born) <> 'integer' OR EXISTS (SELECT 1 FROM executions WHERE executions.id = places.id)
+"""
 _BACK = "SELECT id FROM departed WHERE EXISTS (SELECT 1 FROM workers WHERE workers.id = departed.id)"
 _LAWLESS = """
     SELECT content_hash FROM machines WHERE sealed AND json_valid(document) AND EXISTS (
@@ -59,7 +73,12 @@ _QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("machines", "sealed", "is not set: its states and rows were never completed", _UNSEALED),
     ("machines", "law", "has no row for an event of its document", _LAWLESS),
     ("breakers", "key", "has no line in the journal", _SILENT),
-    ("eras", "offset_s", "is no number", _TIMELESS),
+    *(
+        (table, column, "is no number", _NO_NUMBER.format(table=table, column=column, key=key, null=null))
+        for table, key, column, null in _NUMBERS
+    ),
+    ("spared", "times", "is no count of a worker that is there", _SPARED),
+    ("places", "born", "is no position of an execution that was deleted", _PLACES),
     ("departed", "id", "is registered again although it has left", _BACK),
     *((table, "id", _ALONE, _ONE.format(table=table)) for table in ("horizon", "store", "bygone")),
 )

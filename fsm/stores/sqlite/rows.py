@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from fsm.errors import DamagedRecord
 from fsm.records import Identity, Receipt, Snapshot
 from fsm.stores.base import Beat, BreakerEntry, BreakerRow, Due, Order, WorkerRow
+from fsm.timeline import Era, Mark
 from fsm.timeouts import Timeouts
 
 MAX_INSTANT = 1e12
@@ -311,6 +312,23 @@ def ended(row: Row) -> str:
 def order(row: Row) -> Order:
     """Return an order."""
     return Order._make(ORDERS.check(row))
+
+
+def era(row: Row) -> Era:
+    """Return an era; raises `DamagedRecord` if a column is no number."""
+    return Era._make(_finite(ERAS, row))
+
+
+def mark(row: Row) -> Mark:
+    """Return a mark; raises `DamagedRecord` if a column is no number."""
+    return Mark._make(_finite(MARKS, row))
+
+
+def _finite(shape: Shape, row: Row) -> Row:
+    for name, value in zip(shape.columns, shape.check(row), strict=True):
+        if value is not None and not -_MOST <= value <= _MOST:
+            raise shape.damage(row, name, "is without end")
+    return row
 
 
 def worker(row: Row) -> WorkerRow:

@@ -48,8 +48,10 @@ _ERA = "SELECT offset_s, held_at, begun_s, lag_s, drift_s, even_s FROM eras WHER
 # The last commit tells when its execution entered its state, on both clocks.
 _LAST = """
     SELECT since_at, entered_at FROM executions
-    WHERE id = (SELECT execution_id FROM journal ORDER BY position DESC LIMIT 1) AND since_at > 0
+    WHERE id = (SELECT execution_id FROM journal ORDER BY position DESC LIMIT 1)
+        AND since_at BETWEEN 1e-9 AND 1e12 AND entered_at BETWEEN -1e12 AND 1e12
 """
+_RENEWED = "SELECT renewed_at FROM workers WHERE renewed_at BETWEEN -1e12 AND 1e12"
 STALL_S = 0.5
 """A wait for the write lock from which on the workers may have been kept from renewing, in seconds."""
 CHANCE_S = 0.15
@@ -94,16 +96,13 @@ class Upkeep:
         """Return what is known of an era, and where the timeline was last seen if it is new."""
         rows = self._rows(_ERA, (era,))
         if rows:
-            return Known(Era(*shapes.ERAS.check(rows[0])), None, None)
-        marks = [
-            Mark(*shapes.MARKS.check(row))
-            for row in self._rows("SELECT steady_at, wall_at, monotonic_s FROM mark")
-        ]
+            return Known(shapes.era(rows[0]), None, None)
+        marks = [shapes.mark(row) for row in self._rows("SELECT steady_at, wall_at, monotonic_s FROM mark")]
         marks += [Mark(*shapes.LAST.check(row)) for row in self._rows(_LAST)]
         # A process that is an era of its own needs the monotonic clock's reading, which commits do not tell.
         mark = max(marks[:1] if not era else marks, key=lambda one: one.steady_at, default=None)
         instants = [one.steady_at for one in marks]
-        instants += [row[0] for row in self._rows("SELECT renewed_at FROM workers")]
+        instants += [row[0] for row in self._rows(_RENEWED)]
         return Known(None, mark, max(instants, default=None))
 
     def timeline_set(self: _Connections, era: str, before: Era | None, after: Era) -> Era:
@@ -111,7 +110,7 @@ class Upkeep:
 
         def write(writer: sqlite3.Connection) -> Era:
             row = writer.execute(_ERA, (era,)).fetchone()
-            now = None if row is None else Era(*shapes.ERAS.check(row))
+            now = None if row is None else shapes.era(row)
             if now != before:
                 return now or after
             writer.execute("DELETE FROM eras WHERE era = ?", (era,))

@@ -447,7 +447,7 @@ class Registry(LawBook):
         """Return what an earlier creation with the same key made, if it was the same creation."""
         first = self.load(first_id, identity.user_id)
         made = first.identity._replace(
-            id=identity.id, created_at=identity.created_at, born_at=identity.born_at
+            id=identity.id, created_at=identity.created_at, born_at=identity.born_at, depth=identity.depth
         )
         if made == identity:
             return self.show(first)

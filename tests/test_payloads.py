@@ -16,7 +16,8 @@ from pydantic import Field, create_model
 from fsm import EXECUTION, BadPayload, Fact, FsmError, Machine
 from fsm.decide import DERIVED
 from fsm.machine import row, state
-from fsm.payloads import MAX_BYTES, PAYLOADS, Codec, Payload, register_payload
+from fsm.payloads import MAX_BYTES, PAYLOADS, Codec, Ending, Payload, register_payload
+from fsm.results import jsonable
 
 CODEC = Codec(EXECUTION, frozenset(DERIVED))
 
@@ -165,6 +166,14 @@ def cyclic() -> list[Any]:
     return value
 
 
+def _ends(event: str) -> bool:
+    return issubclass(PAYLOADS.get(event, Payload), Ending)
+
+
+def _misnamed(bad: dict[Any, Any], why: str) -> bool:
+    return not set(bad) <= {"retryable", "retry_in_s", "error", "kind", "result"} or "Extra" in why
+
+
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("think", {"thought": 1}, "thought: Extra inputs are not permitted"),
     ("complete", {"results": 1}, "results: Extra inputs are not permitted"),
@@ -214,6 +223,51 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+ENDS = [(event, bad) for event, bad, why in BAD if _ends(event) and not _misnamed(bad, why)]
+BAD = [one for one in BAD if not (_ends(one[0]) and not _misnamed(one[1], one[2]))]
+
+
+@pytest.mark.parametrize(("event", "bad"), ENDS)
+def test_an_end_is_never_refused_for_a_value(event: str, bad: dict[str, Any]) -> None:
+    """What does not fit an end is coerced, clipped or left out, and what cannot be told apart is said in the note."""
+    fields, text = CODEC.encode(event, bad)
+    assert text is not None
+    written = json.loads(text)
+    assert len(text.encode()) <= MAX_BYTES
+    assert set(written) <= {*bad, "note"}
+    ((name, value),) = bad.items()
+    assert written.get(name) == jsonable(value) or "note" in written
+    assert fields.get("note") == written.get("note")
+
+
+def test_an_error_may_be_the_exception_itself() -> None:
+    """An exception becomes its message, type and traceback; what its caller says besides stays."""
+    text = CODEC.encode("fail", {"error": ValueError("no such order"), "retryable": True})[1]
+    written = json.loads(text or "")
+    assert (written["error"], written["error_type"], written["retryable"]) == (
+        "no such order",
+        "ValueError",
+        True,
+    )
+    assert "ValueError: no such order" in written["traceback"]
+    said = json.loads(CODEC.encode("fail", {"error": KeyError(1), "error_type": "mine"})[1] or "")
+    assert said["error_type"] == "mine"
+
+
+def test_a_long_end_is_clipped_with_a_mark() -> None:
+    """A long text keeps its beginning, a traceback its end, a large result its beginning in a form that says so."""
+    written = json.loads(
+        CODEC.encode("fail", {"error": "x" * 10_001, "traceback": "y" * 100_001 + "!"})[1] or ""
+    )
+    assert len(written["error"]) == 10_000
+    assert written["error"].endswith("…")
+    assert written["traceback"].startswith("…")
+    assert written["traceback"].endswith("!")
+    large = json.loads(CODEC.encode("complete", {"result": "z" * MAX_BYTES})[1] or "")["result"]
+    assert large["truncated"] is True
+    assert large["characters"] == MAX_BYTES + 2
+
+
 @pytest.mark.parametrize(("event", "bad", "why"), BAD)
 def test_what_does_not_fit_is_refused_with_what_is_wrong(event: str, bad: dict[str, Any], why: str) -> None:
     """A payload that does not fit is one typed error that names the event and the field, and is short."""
@@ -234,21 +288,22 @@ def test_a_refusal_lists_the_fields_that_the_event_takes() -> None:
 
 
 def test_what_is_accepted_can_be_read_back_at_any_depth() -> None:
-    """A nesting is either refused or can be read by every reader: there is no depth between the two."""
+    """A nesting is either kept as text or can be read by every reader: there is no depth between the two."""
     for depth in range(1, 300, 7):
         for as_dict in (False, True):
-            try:
-                assert result_of(nested(depth, as_dict=as_dict)) == nested(depth, as_dict=as_dict)
-            except BadPayload:
-                assert depth > 100
+            kept = result_of(nested(depth, as_dict=as_dict))
+            assert kept == nested(depth, as_dict=as_dict) or (depth > 100 and isinstance(kept, str))
 
 
 def test_a_payload_up_to_the_limit_is_taken() -> None:
     """The limit counts the whole text in bytes, and its last byte is allowed."""
     frame = len('{"result":""}')
     assert len(CODEC.encode("complete", {"result": "x" * (MAX_BYTES - frame)})[1] or "") == MAX_BYTES
+    assert '"truncated":true' in (
+        CODEC.encode("complete", {"result": "x" * (MAX_BYTES - frame + 1)})[1] or ""
+    )
     with pytest.raises(BadPayload):
-        CODEC.encode("complete", {"result": "x" * (MAX_BYTES - frame + 1)})
+        CODEC.encode("think", {"data": "x" * MAX_BYTES})
 
 
 # --- own machines --------------------------------------------------------------------------------------------

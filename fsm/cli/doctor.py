@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.table import Table
@@ -81,8 +81,14 @@ class Patient(NamedTuple):
     report: HealthReport
 
 
+VerifyOption = Annotated[
+    bool,
+    typer.Option("--verify", help="Fold every journal through the table as well; it may take minutes."),
+]
+
+
 @teaching
-def doctor_command(store: StoreOption = None, json: JsonOption = False) -> None:
+def doctor_command(store: StoreOption = None, verify: VerifyOption = False, json: JsonOption = False) -> None:
     """Examine a store and the processes that work on it; say what is wrong and what to do next.
 
     Nothing is changed: a file that is not there is not created, and an older one is not migrated. The exit code is 0
@@ -100,7 +106,7 @@ def doctor_command(store: StoreOption = None, json: JsonOption = False) -> None:
     if patient is not None:
         poisoned = tuple(islice(stuck(patient.tracker._registry), MAX_STUCK))
         checks.append(_poisoned(patient, poisoned))
-        for look in CHECKS:
+        for look in (*CHECKS, *((_verified,) if verify else ())):
             checks += _looked(look, patient)
     verdict = _worst(checks)
     if json:
@@ -109,6 +115,21 @@ def doctor_command(store: StoreOption = None, json: JsonOption = False) -> None:
         _print(url, verdict, checks)
     if verdict == "fail":
         raise typer.Exit(FOUND)
+
+
+def _verified(patient: Patient) -> Iterator[Check]:
+    """Fold every journal, and name the first records that do not fit."""
+    from fsm.verify import verify  # noqa: PLC0415 - only when it is asked for
+
+    found = 0
+    for finding in verify(patient.tracker._registry):
+        found += 1
+        if found <= MAX_SHOWN:
+            yield Check("verify", "fail", f"{finding.code}: {finding.row}: {finding.message}", finding.fix)
+    if found > MAX_SHOWN:
+        yield Check("verify", "fail", f"{found - MAX_SHOWN} more findings", "restore the store from a backup")
+    if not found:
+        yield Check("verify", "ok", "every journal folds to its record", "")
 
 
 # --- before anything is opened ------------------------------------------------------------------------------------

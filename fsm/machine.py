@@ -512,4 +512,7 @@ def _outcome_of(events: set[str]) -> OutcomeKind:
     """Return the outcome of a state that these events lead to; see `Machine.outcomes`."""
     if events - {event for event, _ in _MEANS}:
         return "success"
-    return next((outcome for event, outcome in _MEANS if event in events), "success")
+    for event, outcome in _MEANS:
+        if event in events:
+            return outcome
+    return "success"

@@ -10,7 +10,7 @@ import contextvars
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from fsm.errors import StoreUnavailable
 from fsm.forks import anew_after_fork
@@ -55,7 +55,7 @@ class Reader:
         """
         import asyncio  # noqa: PLC0415 - loaded by those who use it
 
-        call = partial(contextvars.copy_context().run, function, *args, **kwargs)
+        call = cast("Callable[[], T]", partial(contextvars.copy_context().run, function, *args, **kwargs))
         threads = self._started()
         if threads is None:
             return call()  # the store is closed, and says so without waiting

@@ -245,7 +245,7 @@ class Tracker(Scope):
 class UserTracker(Scope):
     """The tracker narrowed to one user; get it from ``tracker.for_user(user_id)``."""
 
-    _user_id: str
+    _user_id: str  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never None here
 
     def __init__(self, *_: object, **__: object) -> None:
         raise ConfigurationError("the tracker of one user comes from get_tracker().for_user(user_id)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -62,5 +63,5 @@ def _streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         # What a terminal cannot show is replaced; UTF-8 cannot show half a character, and shows it as an escape.
         utf = (stream.encoding or "").lower().startswith("utf")
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace" if utf else "replace")

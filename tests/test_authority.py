@@ -145,7 +145,9 @@ def test_a_machine_that_says_nothing_new_keeps_its_hash() -> None:
     """The words that came later into the grammar count in a machine's hash only where they are used."""
     plain = Machine(name="m", initial="a", states=(state("a", "running"), state("b", "terminal")),
                     transitions=(row("a", "go", "b"), row("a", "cancel", "b")))  # fmt: skip
-    assert plain.content_hash == "5f36da139482fbeb14586b0f5414e0c3"  # as before there were outcomes and authorities
+    assert (
+        plain.content_hash == "5f36da139482fbeb14586b0f5414e0c3"
+    )  # as before there were outcomes and authorities
     owned = plain.model_copy(
         update={"transitions": (row("a", "go", "b", by="owner"), row("a", "cancel", "b"))}
     )

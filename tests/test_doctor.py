@@ -374,7 +374,7 @@ def test_orders_that_are_not_carried_out(url, monkeypatch):
         parent = begun(tracker)
         begun(tracker, parent_id=parent)
         monkeypatch.setattr(registries.Registry, "carry_out", lambda _registry, _command: None)
-        tracker.fire(parent, "fail")
+        tracker.fire(parent, "fail", fence=1)
     _, _, checks = examined(url)
     assert verdicts(checks)["orders"] == ["warn"]
 

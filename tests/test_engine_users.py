@@ -339,4 +339,4 @@ def test_every_method_for_asyncio_is_in_the_matrix():
     """No awaited method is left out of the two matrices without a reason."""
     public = {name for name in dir(AsyncTracker) if not name.startswith("_")}
     covered = {what.split()[0] for what in (*FOREIGN, *EMPTY)}
-    assert public - covered == {"sweep", "prune", "position", "machines"} | {"for_user"}
+    assert public - covered == {"sweep", "prune", "position", "machines", "health"} | {"for_user"}

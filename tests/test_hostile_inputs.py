@@ -180,7 +180,7 @@ ODD: dict[str, Callable[[], Any]] = {
 
 USUAL: dict[str, dict[str, Any]] = {
     "create": {"agent": "a", "user_id": "ada", "thread_id": "t"},
-    "fire": {"execution_id": None, "event": "progress"},
+    "fire": {"execution_id": None, "event": "progress", "fence": 1},
     "get": {"execution_id": None},
     "history": {"execution_id": None},
     "durations": {"execution_id": None},
@@ -188,6 +188,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "machine_of": {"execution_id": None},
     "find": {},
     "counts": {},
+    "health": {},
     "subscribe": {"after": 0, "follow": False},
     "worker": {},
     "sweep": {},

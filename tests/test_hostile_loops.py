@@ -22,7 +22,7 @@ from fsm import worker as workers
 from fsm.clock import ManualClock
 from fsm.errors import BadPayload, ConfigurationError, LeaseLost, StoreUnavailable
 from fsm.machine import Machine, row, state
-from fsm.payloads import PAYLOADS, Cancel, Lapse, TimeOut
+from fsm.payloads import PAYLOADS, Cancel, Lapse, Payload, TimeOut
 from fsm.process import configure, fresh_tracker
 from fsm.records import Retry
 from fsm.stores.base import Order
@@ -102,7 +102,10 @@ def test_what_is_set_aside_is_tried_when_it_changes_or_its_pause_has_passed(stor
     """A record that was set aside is skipped for a while, is tried at once at another version, and then forgotten."""
     tries = []
 
-    class Counted(TimeOut):
+    class Counted(Payload):
+        kind: str | None = None
+        late_s: float | None = None
+
         @model_validator(mode="after")
         def judge(self):
             tries.append(1)
@@ -253,8 +256,8 @@ def test_a_poisoned_child_and_a_poisoned_order_keep_no_other_one(store, clock, m
         first, second = begun(tracker), begun(tracker)
         bad = begun(tracker, machine="mine", parent_id=first)
         sibling, cousin = begun(tracker, parent_id=first), begun(tracker, parent_id=second)
-        tracker.fire(first, "fail")
-        tracker.fire(second, "fail")
+        tracker.fire(first, "fail", fence=1)
+        tracker.fire(second, "fail", fence=1)
         assert [tracker.get(one).state for one in (bad, sibling, cousin)] == [
             "starting",
             "cancelling",
@@ -276,7 +279,7 @@ def test_an_order_whose_children_cannot_be_read_keeps_no_other_one(store, clock,
                 families.append(
                     (parent, tracker.create("a", user_id="ada", thread_id="t", parent_id=parent).id)
                 )
-                tracker.fire(parent, "fail")
+                tracker.fire(parent, "fail", fence=1)
         real, bad = registry.call_off, families[1][0]
 
         def call_off(order: Order) -> int:
@@ -447,7 +450,9 @@ def test_a_callback_that_raises_hurts_no_commit(store, clock, caplog):
         registry.committer.on_earlier, registry.committer.wake_at = broken, float("inf")
         made = tracker.create("a", user_id="u", thread_id="t", timeouts={"queue_s": 5.0})
         registry.committer.watchers[made.id] = broken
-        receipts = [tracker.fire(made.id, event) for event in ("start", "think")]
+        receipts = [
+            tracker.fire(made.id, event, fence=fence) for fence, event in enumerate(("start", "think"))
+        ]
         assert [one.version for one in receipts] == [1, 2]
         assert tracker.get(made.id).state == "thinking"
         assert len(heard) == 3
@@ -654,7 +659,7 @@ def test_a_duration_without_measure_is_refused(clock, seconds):
             lambda: overdue(tracker, timeouts={"total_s": seconds}),
             lambda: overdue(tracker, retry={"backoff_s": seconds}),
             lambda: overdue(tracker, retry={"backoff_cap_s": seconds}),
-            lambda: tracker.fire(one, "fail", retry_in_s=seconds),
+            lambda: tracker.fire(one, "call_model", retry_in_s=seconds),
             lambda: tracker.fire(one, "await_input", expires_s=seconds),
         ):
             with pytest.raises(BadPayload):

@@ -31,10 +31,10 @@ CALLS: dict[str, list[Call]] = {
     ],
     "fire": [
         lambda it, one: it.fire(one, "cancel"),
-        lambda it, one: it.fire(one, "think", fence=it.get(one).fence),
+        lambda it, one: it.fire(one, "think", fence=1),
         lambda it, one: it.fire(one, "no_such_event", x=1),
-        lambda it, one: it.fire(one, "progress", fence=it.get(one).fence, note=object()),
-        lambda it, one: it.fire(one, "think", fence=it.get(one).fence, key="used"),
+        lambda it, one: it.fire(one, "progress", fence=1, note=object()),
+        lambda it, one: it.fire(one, "think", fence=1, key="used"),
         lambda it, one: it.fire(one, "start", key="used"),
         lambda it, one: it.fire(one, "progress", fence=1),
         lambda it, one: it.fire(one, "lapse"),
@@ -79,7 +79,7 @@ TURNED: list[Call] = [
 ]
 """Calls that name another user outright: these are refused, whether that user has anything or not."""
 NOBODYS = {  # what is everybody's or the process's, and therefore no attribute of one user's tracker
-    "breakers", "clock", "close", "closed", "machines", "position", "prune", "store_url", "sweep", "worker",
+    "breakers", "clock", "close", "closed", "health", "machines", "position", "prune", "store_url", "sweep", "worker",
     "worker_id",
 }  # fmt: skip
 

@@ -90,6 +90,7 @@ def test_every_public_method_is_in_the_matrix():
         "store_url",
         "position",
         "machines",
+        "health",
     }
     faces = {"aio", "for_user"}
     assert public - covered == of_the_platform | faces

@@ -126,7 +126,7 @@ def _forbid(dice: Dice, driver: Driver, _fresh: set[Arrow]) -> Move:
     event, payload = dice.pick(forbidden[reason])
     fence: int | None = None
     if not oracle.bare and dice.one_in(3):
-        reason, fence = "fenced", subject.twin.fence + dice.pick((-1, 1))
+        reason, fence = "fenced", subject.twin.fence + dice.pick((-1, 1) if subject.twin.fence else (1, 2))
         event = dice.pick(machine.events)
         fitting = [base for arrow, base in oracle.enabled(subject.twin) if arrow.event == event]
         payload = fitting[0] if fitting else oracle.least(event)

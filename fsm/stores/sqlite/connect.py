@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qs, unquote
 
 from fsm.errors import NotAStore, StoreTooNew, StoreUnavailable
@@ -109,11 +109,18 @@ def connect(
         path: The file.
         synchronous: FULL survives power loss; NORMAL survives a crash of the process.
         create: Make the file if it is not there; otherwise a file that was moved away is an error, not a new file.
-        factory: Makes the connection, with the arguments of `sqlite3.Connection`.
+        factory: Makes the connection, with the arguments of `sqlite3.connect`.
     """
     where = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
     opened_on = file_id(path)
-    connection = factory(where, timeout=0, isolation_level=None, check_same_thread=False, uri=True)
+    connection: Connection = sqlite3.connect(
+        where,
+        timeout=0,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=True,
+        factory=cast("Any", factory),
+    )
     try:
         connection.opened_on = opened_on
         patiently(lambda: connection.execute(f"PRAGMA synchronous={synchronous}"), str(path))

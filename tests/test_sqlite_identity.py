@@ -260,6 +260,7 @@ def test_a_new_connection_knows_the_store_by_its_id(tracker, file):
 def test_a_log_that_is_deleted_is_noticed(suffix, tracker, file, url, monkeypatch):
     """Without its -wal or -shm a process acknowledges nothing more; what it did acknowledge is there after its end."""
     monkeypatch.setattr(identity, "BESIDE_S", 0.0)
+    tracker._registry.store._file._look_at = 0.0
     tracker.fire(tracker.one, "progress")  # looks from now on each time
     file.with_name(file.name + suffix).unlink()
     with pytest.raises(StoreUnavailable, match=f"{suffix} was deleted") as caught:

@@ -73,7 +73,11 @@ class Outcome:
         if make is not None:
             return make(self, end)
         # It could not even be begun, or it was handed back.
-        return self.error or ExecutionLost(self.execution_id, self.state)
+        if self.error is None or isinstance(self.error, asyncio.CancelledError):
+            lost = ExecutionLost(self.execution_id, self.state)
+            lost.__cause__ = self.error  # raised itself, it would look like a cancellation of whoever waits
+            return lost
+        return self.error
 
 
 def outcome_of(drive: Drive) -> Outcome:

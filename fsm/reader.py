@@ -55,7 +55,7 @@ class Reader:
         """
         import asyncio  # noqa: PLC0415 - loaded by those who use it
 
-        call = partial(contextvars.copy_context().run, function, *args, **kwargs)
+        call: Callable[[], T] = partial(contextvars.copy_context().run, function, *args, **kwargs)
         threads = self._started()
         if threads is None:
             return call()  # the store is closed, and says so without waiting

@@ -230,7 +230,7 @@ class Tracker(Scope):
 class UserTracker(Scope):
     """The tracker narrowed to one user; get it from ``tracker.for_user(user_id)``."""
 
-    _user_id: str
+    _user: str
 
     def __init__(self, *_: object, **__: object) -> None:
         raise ConfigurationError("the tracker of one user comes from get_tracker().for_user(user_id)")
@@ -239,20 +239,20 @@ class UserTracker(Scope):
     def _of(cls, registry: Registry, user_id: str) -> Self:
         self = object.__new__(cls)
         self._registry = registry
-        self._user_id = user_id
+        self._user = self._user_id = user_id
         return self
 
     def _sees(self, user_id: str | None) -> bool:
-        return user_id is None or user_id == self._user_id
+        return user_id is None or user_id == self._user
 
     def _filter(self, user_id: str | None) -> str | None:  # noqa: ARG002 - there is one answer
-        return self._user_id
+        return self._user
 
     def _own(self, user_id: str | None) -> str:
         """Return this tracker's user, unless another one is named."""
         if not self._sees(optional_text("user_id", user_id)):
             raise BadPayload(f"this tracker is narrowed to one user and cannot act for {shown(user_id)}")
-        return self._user_id
+        return self._user
 
     def create(  # noqa: PLR0913 - what an execution is born with
         self,

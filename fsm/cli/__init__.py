@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -30,7 +31,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):  # nobody reads, or the disk is full: Python would complain again at exit
+    except (OSError, ValueError):  # the reader has gone, or the disk is full: Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = code or 2
     sys.exit(code)
@@ -62,5 +63,5 @@ def _streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         # What a terminal cannot show is replaced; UTF-8 cannot show half a character, and shows it as an escape.
         utf = (stream.encoding or "").lower().startswith("utf")
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace" if utf else "replace")

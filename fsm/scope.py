@@ -168,7 +168,7 @@ class Scope:
         """Return a page of executions in the order of their creation.
 
         Paging is stable: pass the last id of a page as `after` and nothing is seen twice or missed, whatever is
-        created meanwhile.
+        created in between.
 
         Args:
             state: A state, or several.

@@ -31,7 +31,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):  # nobody reads, or the disk is full: Python would complain again at exit
+    except (
+        OSError,
+        ValueError,
+    ):  # the reader has gone, or the disk is full: Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = code or 2
     sys.exit(code)

@@ -93,7 +93,7 @@ def answer_command(
 
 
 def _what_now(tracker: Tracker, one: Execution) -> str:
-    """Return who goes on with an execution that nobody owns, as far as the registry knows."""
+    """Return who goes on with an execution without an owner, as far as the registry knows."""
     if one.owner is not None:
         return f" and was taken by {one.owner}."
     living = sum(not worker.lost for worker in tracker._registry.store.workers())

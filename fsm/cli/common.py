@@ -221,7 +221,7 @@ def made_since(tracker: Tracker, after: str, user: str | None = None) -> Iterato
 
 
 def call_off(tracker: Tracker, made: Iterable[Execution]) -> None:
-    """Cancel those executions that are still open: their driver was stopped, and nobody goes on with them."""
+    """Cancel those executions that are still open: their driver was stopped."""
     for one in made:
         if not one.ended:
             with suppress(Refused):  # its driver ends it just now

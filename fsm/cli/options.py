@@ -1,7 +1,7 @@
 """The options and arguments that commands share, each checked in one place.
 
 An option with an empty value is a usage error and never the same as no option: ``--user "$USER_ID"`` with an unset
-variable names nobody, and must not show everybody's.
+variable must not show everybody's.
 """
 
 from __future__ import annotations

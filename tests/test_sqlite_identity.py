@@ -326,10 +326,7 @@ def test_a_symbolic_link_is_the_file_that_it_leads_to(tracker, file, tmp_path):
     for name in (link, tmp_path / "folder" / file.name):
         with fresh_tracker(f"sqlite:///{name}") as other:
             version = other.fire(tracker.one, "progress", fence=other.get(tracker.one).fence).version
-            assert (
-                tracker.fire(tracker.one, "progress", fence=1).version
-                == version + 1
-            )
+            assert tracker.fire(tracker.one, "progress", fence=1).version == version + 1
     with fresh_tracker(f"sqlite:///{link}") as other:
         link.unlink()
         link.symlink_to(backup(file))
@@ -400,9 +397,7 @@ def test_a_forked_child_keeps_to_the_file_of_its_parent(tracker, file):
     assert forked(tracker, lambda: tracker.get(tracker.one).version) == "1"
     replace_by_backup(file)
     assert "another file" in forked(tracker, lambda: tracker.get(tracker.one).version)
-    assert "another file" in forked(
-        tracker, lambda: tracker.fire(tracker.one, "progress", fence=1)
-    )
+    assert "another file" in forked(tracker, lambda: tracker.fire(tracker.one, "progress", fence=1))
 
 
 # --- names ----------------------------------------------------------------------------------------------------------

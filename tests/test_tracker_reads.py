@@ -90,7 +90,7 @@ def test_a_page_is_read_from_an_index_in_its_order(url, filters):
                 plans.extend(row[3] for row in real(f"EXPLAIN QUERY PLAN {sql}", values))
             return real(sql, values)
 
-        store._rows = explained
+        store._rows = store._pages._rows = explained
         assert tracker.find(after=one.id, **filters) == []
         assert plans
         assert all(plan.startswith("SEARCH executions USING INDEX executions_") for plan in plans), plans

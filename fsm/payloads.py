@@ -13,7 +13,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from uuid import UUID
 
 from pydantic import (
     AllowInfNan,
@@ -25,10 +30,10 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pydantic_core import ErrorDetails, PydanticSerializationError, to_jsonable_python
+from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from fsm.errors import BadPayload
-from fsm.results import clipped, described, jsonable
+from fsm.results import clipped, described, jsonable, type_of
 from fsm.supervised import one_line
 from fsm.timeouts import MAX_SECONDS
 
@@ -350,8 +355,8 @@ def ending(model: type[Payload], payload: Mapping[str, Any]) -> dict[str, Any]:
         payload: The fields, by name.
     """
     given = dict(payload)
-    error = given.get("error")
-    if isinstance(error, BaseException):
+    error: Any = given.get("error")
+    if issubclass(type(error), BaseException):  # what an object says of its own class may raise
         given = (
             {name: value for name, value in described(error).items() if name in model.model_fields}
             | given
@@ -367,7 +372,7 @@ def ending(model: type[Payload], payload: Mapping[str, Any]) -> dict[str, Any]:
             if _fits(model, name, candidate):
                 fitting[name] = candidate
                 if _lossy(value, candidate):
-                    changed.append(f"{name} ({type(value).__name__}) is kept in part, or as text")
+                    changed.append(f"{name} ({type_of(value)}) is kept in part, or as text")
                 break
         else:
             changed.append(f"{name} was left out: {clipped(str(jsonable(value)))}")
@@ -377,6 +382,8 @@ def ending(model: type[Payload], payload: Mapping[str, Any]) -> dict[str, Any]:
     return fitting
 
 
+_SAID_IN_FULL = (date, time, timedelta, Decimal, Enum, PurePath, UUID, bytes)
+"""What is written as text and can be told from it."""
 FIELD_BYTES = MAX_BYTES // 4
 """The largest JSON text, in bytes, that a field keeps whole in a payload that had to be made to fit."""
 
@@ -388,25 +395,26 @@ def _fits(model: type[Payload], name: str, value: Any) -> bool:
         return len(readable(name, text)) <= FIELD_BYTES
     except ValidationError as error:
         return not any(problem["loc"][:1] == (name,) for problem in error.errors(include_url=False))
-    except (BadPayload, PydanticSerializationError, RecursionError, UnicodeError):
+    except Exception:  # noqa: BLE001 - a value's own method may raise anything
         return False
 
 
 def _lossy(value: Any, candidate: Any) -> bool:
     """Return whether a value cannot be told from what stands for it: a tuple's list says all that the tuple did."""
-    try:
-        return bool(to_jsonable_python(value, inf_nan_mode="strings") != candidate)
-    except Exception:  # noqa: BLE001 - a serializer of the user's own: whatever it raises
+    if issubclass(type(value), str):
+        return bool(candidate != value)
+    if isinstance(candidate, dict) and candidate.get("truncated") is True:
         return True
+    return isinstance(candidate, str) and not issubclass(type(value), _SAID_IN_FULL)
 
 
 def _coerced(name: str, value: Any) -> Iterator[Any]:
     """Yield what may stand for a value, the closest first: as JSON, as text, as the end of a text."""
-    if isinstance(value, str):
+    if issubclass(type(value), str):
         value = value.encode("utf-8", "replace").decode()  # a lone surrogate is a text that no store takes
     data = jsonable(value, FIELD_BYTES)
     yield data
-    text = value if isinstance(value, str) else data if isinstance(data, str) else json.dumps(data)
+    text = value if issubclass(type(value), str) else data if isinstance(data, str) else json.dumps(data)
     keep = (MAX_TRACEBACK if name == "traceback" else MAX_LINE) - 1
     yield f"…{text[-keep:]}" if name == "traceback" else f"{text[:keep]}…" if len(text) > keep else text
 

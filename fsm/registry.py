@@ -189,7 +189,8 @@ class Registry(LawBook):
             check_limits(chosen, limits)
         tries = model(Retry, retry, "retry") or Retry()
         user_id = text("user_id", user_id)
-        repeated = key is not None and self.store.born(user_id, text("key", key)) is not None
+        key = optional_text("key", key)
+        repeated = key is not None and self.store.born(user_id, key) is not None
         depth = 0
         if parent_id is not None and not repeated:  # what it leaned on then may have ended since
             parent = self._parent(parent_id, user_id)

@@ -319,9 +319,10 @@ def test_odd_payloads_are_accepted_or_refused_whole(event, either):
                 one = either.create("a", user_id="ada", thread_id="t").id
                 way = {"enqueue": "", "complete": "start think process_results finish"}.get(event, "start")
                 for step in way.split():
-                    either.fire(one, step)
+                    either.fire(one, step, fence=either.get(one).fence)
             before = either.position()
-            refused, _ = attempt(partial(either.fire, one, event, **{field: odd()}))
+            given = {"fence": either.get(one).fence, field: odd()}
+            refused, _ = attempt(partial(either.fire, one, event, **given))
             assert not refused or either.position() == before, (event, field, said)
     sound(either)
 

@@ -1332,7 +1332,7 @@ def test_the_store_fails_while_an_execution_calls_a_model(clock, monkeypatch):
             raise TimeoutError("the provider")
 
         with pytest.raises(TimeoutError, match="the provider"):
-            tracker.breakers.call_model(tracker, one.id, "k", ask)
+            tracker.breakers.call_model(tracker, one.id, "k", ask, fence=1)
         assert state(tracker.breakers) == "open"
 
 

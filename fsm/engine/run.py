@@ -113,6 +113,11 @@ class Run:
         return json.loads(text) if text else {}
 
     @property
+    def resumed(self) -> bool:
+        """Whether the execution was begun before: a later attempt, or one that went on after a question."""
+        return self.link.snapshot.fence > 1
+
+    @property
     def attempt(self) -> int:
         """Which try this is; the first is 1."""
         return self.link.snapshot.attempt

@@ -131,6 +131,11 @@ class SyncRun:
         return self.run.metadata
 
     @property
+    def resumed(self) -> bool:
+        """Whether the execution was begun before."""
+        return self.run.resumed
+
+    @property
     def attempt(self) -> int:
         """Which try this is."""
         return self.run.attempt

@@ -237,7 +237,7 @@ class _Call:
 
     async def earlier(self, run: Run) -> bool:
         """Whether an earlier attempt of this execution left a checkpoint; its open questions are taken over."""
-        if run.attempt == 1 or not getattr(self.graph, "checkpointer", None):
+        if not run.resumed or not getattr(self.graph, "checkpointer", None):
             return False
         state = await self._state()
         if (state.metadata or {}).get(_EXECUTION) != run.id:

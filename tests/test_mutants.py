@@ -150,7 +150,7 @@ MUTANTS = (
         "an internal transition is not written down",
         "no acknowledged transition is lost",
         "stores/memory.py",
-        "            rows.append(receipt)\n",
+        "            rows[0] = after\n            rows.append(receipt)\n",
         "            if before.state != after.state:\n                rows.append(receipt)\n",
     ),
     Mutant(
@@ -226,8 +226,8 @@ MUTANTS = (
         "a deadline fires early",
         "a healthy execution is never declared dead",
         "stores/memory.py",
-        "if snapshot.due_at <= now:",
-        "if snapshot.due_at <= now + 1.0:",
+        "while self._due and self._due[0][0] <= now and",
+        "while self._due and self._due[0][0] <= now + 5.0 and",
         "test_time.py::test_progress_keeps_an_idle_execution_alive",
     ),
     Mutant(

@@ -38,7 +38,7 @@ class Clock(Protocol):
     def era(self) -> str:
         """Return a name for the origin of `monotonic`: two clocks of one era can be compared with each other.
 
-        A name that begins with `ALONE` or `APART` is that of one process, whoever else may have it.
+        A name that begins with `ALONE` or `APART` is that of one process, even if another process has the same name.
         """
         ...
 

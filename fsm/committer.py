@@ -237,7 +237,7 @@ class Committer:
         return True
 
     def _take_back(self, command: Command) -> bool:
-        """Return whether nobody has taken the command out of the queue."""
+        """Return whether the command is still in the queue."""
         try:
             self._queue.remove(command)
         except (ValueError, IndexError):

@@ -1,6 +1,6 @@
 """How a registry is: its loops and those of other processes, what is set aside, leases, what is overdue, clocks.
 
-`examine` only reads, and `stuck` decides without committing: whoever asks changes nothing.
+`examine` only reads, and `stuck` decides without committing: asking changes nothing.
 """
 
 from __future__ import annotations

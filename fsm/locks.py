@@ -29,7 +29,7 @@ _Exit = Callable[[type[BaseException] | None, BaseException | None, TracebackTyp
 
 
 class Lock:
-    """A lock that refuses the thread that holds it, and begins anew in a forked child.
+    """A lock that refuses the thread that holds it, and starts over in a forked child.
 
     Attributes:
         mine: Returns whether the calling thread holds it.
@@ -66,7 +66,7 @@ class Lock:
     @property
     def __exit__(self) -> _Exit:  # noqa: PYI036, PLE0302, RUF100 - it returns the function
         # The interpreter's own function, which a ``with`` statement asks for before it enters. One written here
-        # could be interrupted before its first line, and nobody would release the lock.
+        # could be interrupted before its first line, and nothing would release the lock.
         leave: _Exit = self.mutex.__exit__
         return leave
 
@@ -100,7 +100,7 @@ class Lock:
         self.mutex.release()
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child, unless the one thread that it has holds it and will release it."""
+        """Start over in a forked child, unless the one thread that it has holds it and will release it."""
         if not self.mine():
             self.mutex._at_fork_reinit()  # noqa: SLF001 - as the threading module does with its own
 
@@ -208,5 +208,5 @@ class Bell:
             except Empty:
                 return self._set
             if self._queue.empty():
-                self._queue.put(None)  # for whoever else waits
+                self._queue.put(None)  # for the next one that waits
         return self._set

@@ -261,7 +261,7 @@ class Execution(BaseModel):
         timeouts: The limits that apply; ``timeouts.model_fields_set`` names those that it brought, the others are the
             machine's.
         metadata: What its creator noted; a copy of its own.
-        ended_as: What kind of end it came to, as its machine declares: success, error, timeout, cancelled or lost;
+        ended_as: What kind of end it reached, as its machine declares: success, error, timeout, cancelled or lost;
             ``None`` while it is open.
         outcome: Why it ended, in one word, kept apart from the state.
         result: What it returned.

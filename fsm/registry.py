@@ -555,7 +555,7 @@ class Registry(LawBook):
                 return "over"
         except StoreUnavailable:
             raise
-        except Exception as error:  # noqa: BLE001 - a machine that cannot be read keeps nobody else's child
+        except Exception as error:  # noqa: BLE001 - a machine that cannot be read keeps no other child
             self.health.set_aside(execution_id, child.version, error, now, event="cancel")
             return _STUCK
         payload = {"reason": f"its parent was ended by {order.event!r}", "by": order.execution_id}

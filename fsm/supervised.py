@@ -215,7 +215,7 @@ class Health:
         self._aside.clear()
 
     def call(self, name: str, function: Callable[..., object], *args: object) -> None:
-        """Call a function that must hurt nobody; an error is logged once and counted under `name`, never raised.
+        """Call a function that must not fail its caller; an error is logged once, counted under `name`, never raised.
 
         Several functions share a name, so that a success of one says nothing of another: none is counted.
         """
@@ -250,7 +250,7 @@ class Health:
         self._aside[key] = Aside(execution_id, version, reason, since_at, failures, now + pause_s, event)
 
     def _room(self, now: float) -> bool:
-        """Return whether one more can be set aside; what nobody has met again since its pause passed makes room."""
+        """Return whether one more can be set aside; what was not met again since its pause passed makes room."""
         if len(self._aside) >= MAX_ASIDE:
             for key, aside in list(self._aside.items()):
                 if aside.retry_at <= now:
@@ -303,7 +303,7 @@ def keep_going(
 ) -> None:
     """Take turns in this thread until told to stop.
 
-    In the main thread KeyboardInterrupt and SystemExit end it. In any other thread nobody means the thread by them: a
+    In the main thread KeyboardInterrupt and SystemExit end it. In any other thread they are not meant for the thread: a
     validator of a user's that calls ``sys.exit`` fails one turn.
 
     Args:

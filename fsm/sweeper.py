@@ -30,7 +30,7 @@ TIME_OUT = "time_out"
 BATCH = 500
 """So many passed deadlines are handled in one transaction."""
 MAX_BATCHES = 2_000
-"""So many batches at most in one sweep; where it stops, the next one goes on."""
+"""Maximum number of batches in one sweep; where it stops, the next one goes on."""
 JOIN_S = 30.0
 """How long the end of a process waits for a sweep that is under way, in seconds."""
 

@@ -1,7 +1,7 @@
-"""A few threads of one registry for what waits for a disk, so that nobody else's blocking calls stand before it.
+"""A few threads of one registry for what waits for a disk, so that no other blocking call stands before it.
 
 asyncio's default executor belongs to the whole program: a handful of `asyncio.to_thread` calls of one agent occupy it,
-and then nobody's reads are done. These threads are used by the library alone.
+and then no reads are done. These threads are used by the library alone.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Threads:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in one of the threads, in the caller's context.
 
-        A caller that is cancelled meanwhile does not stop a call that has begun. Where no thread can be had (the
+        A caller that is cancelled during it does not stop a call that has begun. Where no thread can be had (the
         interpreter is shutting down, the registry is closed), the call is made at once on this thread.
         """
         import asyncio  # noqa: PLC0415 - loaded by those who use it
@@ -100,6 +100,6 @@ class Threads:
             pool.shutdown(wait=False)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: the parent's threads are not here."""
+        """Start over in a forked child: the parent's threads are not here."""
         self._starting = threading.Lock()
         self._pool = None

@@ -15,7 +15,7 @@ up to `TRUSTED_S`            It is counted at once.
 up to `COUNTED_S`            It is counted, but nothing is timed out that was not overdue before, until the wall
                              clock has run evenly for `SETTLE_S`. If it is set back before that, the difference is
                              taken back.
-more                         Nothing is counted: nobody can tell a year of power-off from a wrong clock.
+more                         Nothing is counted: a year of power-off cannot be told from a wrong clock.
 ===========================  ================================================================================
 
 Three properties follow. The timeline never moves forward but with the monotonic clock once an era has begun, so no

@@ -53,7 +53,7 @@ class _Folded(NamedTuple):
 
 
 def verify(registry: Registry) -> Iterator[Finding]:
-    """Look through a store and yield what does not fit. Others may go on writing meanwhile.
+    """Look through a store and yield what does not fit. Other processes may go on writing.
 
     Args:
         registry: The registry; its machines and payload models decide what can be folded.
@@ -118,7 +118,7 @@ def _machines(registry: Registry) -> Iterator[Finding]:
 
 
 def _execution(registry: Registry, record: Snapshot) -> Iterator[Finding]:
-    """Yield what is wrong with one execution; one that others change meanwhile is looked at again."""
+    """Yield what is wrong with one execution; one that changes during it is looked at again."""
     found: list[Finding] = []
     for _ in range(MAX_LOOKS):
         try:
@@ -128,7 +128,7 @@ def _execution(registry: Registry, record: Snapshot) -> Iterator[Finding]:
             found = [_damage(Damage(damage.table, damage.key, damage.column, damage.why))]
             break
         if now is None:
-            return  # it was pruned meanwhile
+            return  # it was pruned in between
         if now == record:
             break
         record = now

@@ -28,7 +28,7 @@ RENEWALS_PER_LEASE = 3
 PAGE = 500
 """So many executions are handed back at a time."""
 MAX_PAGES = 10_000
-"""So many pages at most at once; a later sweep goes on with what is left."""
+"""Maximum number of pages at once; a later sweep goes on with what is left."""
 JOIN_S = 30.0
 """How long the end of a worker waits for a renewal that is under way, in seconds."""
 LEASE = "lease"
@@ -150,7 +150,7 @@ def lapse(registry: Registry, worker_id: str) -> int:
     """Take everything away from a worker that is lost or leaves.
 
     Each execution goes back to the queue for its next attempt, or is dead if none is left: the table decides. One
-    that has moved on to another owner meanwhile is left alone, and one that cannot be taken away by this process is
+    that has moved on to another owner is left alone, and one that cannot be taken away by this process is
     set aside and passed over.
 
     Args:

@@ -78,7 +78,7 @@ class Cache:
             return {}
         if raw is None or len(raw) >= MOST_BYTES or raw[:_DIGEST] != self._digest(raw[_DIGEST:]):
             return {}
-        # Whoever wrote the right digest wrote the lines as well.
+        # The process that wrote the right digest wrote the lines as well.
         lines = (line.split(b" ", 1) for line in raw[_DIGEST:].splitlines())
         return {key.decode("ascii"): row for key, row in lines}
 

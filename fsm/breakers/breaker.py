@@ -9,7 +9,7 @@ one after another and may wait for a disk. Neither is entered while anybody's ca
 
 What goes wrong in here (a classifier that raises, a store, a log handler) is logged and counted, and never replaces
 what the call itself came to. An interrupt at any line loses no probe: what a ``with`` block holds is known by a weak
-reference from before it is asked for until it is settled, and one that nobody holds any more is given back by the
+reference from before it is asked for until it is settled, and one that is not held any more is given back by the
 next one who asks, looks or polls (`reap`).
 """
 
@@ -76,7 +76,7 @@ class Call:
     Attributes:
         generation: The breaker's generation when the permit was given.
         token: The name of the probe that it is, ``None`` for an ordinary call.
-        started: When it began, in monotonic seconds; ``None`` if nobody asked then.
+        started: When it began, in monotonic seconds; ``None`` if the time was not asked for.
     """
 
     __slots__ = ("generation", "started", "token")
@@ -140,7 +140,7 @@ class Breaker:
         self._adopt(shared.rows.get(key, self.row))
 
     def renew_locks(self) -> None:
-        """Begin anew in a forked child: another thread of the parent may be inside, and its probes are not ours."""
+        """Start over in a forked child: another thread of the parent may be inside, and its probes are not ours."""
         self._noting = Section()
         self._changing = Section()
         self._out: dict[str, Callable[[], object]] = {}
@@ -158,7 +158,7 @@ class Breaker:
         self._noting.run(self._govern, policy, classifier)
 
     def _govern(self, policy: Policy, classifier: Classifier) -> None:
-        self.fast_in = self.fast_out = self.fast_call = 0  # nobody passes by while it is half done
+        self.fast_in = self.fast_out = self.fast_call = 0  # no call takes the fast path while it is half done
         self.classifier = classifier
         if policy != self.policy:
             self._recorder = Recorder(policy)
@@ -175,7 +175,7 @@ class Breaker:
 
     @property
     def calls(self) -> int:
-        """How many calls there were, whatever they came to."""
+        """Number of calls, whatever their verdict."""
         return self.succeeded + sum(self.tally.values())
 
     @property
@@ -196,7 +196,7 @@ class Breaker:
         """Return a permit; may wait for a disk while the breaker is not closed.
 
         Args:
-            held: If the permit is a probe, it counts as given back once nobody refers to this any more. Without it
+            held: If the permit is a probe, it counts as given back once nothing refers to this any more. Without it
                 the caller alone gives it back.
 
         Raises:
@@ -250,7 +250,7 @@ class Breaker:
         raise self._refusal(self.row)
 
     def lose(self, token: str | None) -> None:
-        """Note that nobody will settle a probe any more, whoever still refers to its permit (a traceback may)."""
+        """Note that a probe is settled by no caller any more, even if a traceback still refers to its permit."""
         if token is not None:
             self._out[token] = _nobody
 
@@ -440,7 +440,7 @@ class Breaker:
             self._adopt(row)
 
     def catch_up(self) -> None:
-        """Write what the store missed while it was down, and give back what nobody holds any more."""
+        """Write what the store missed while it was down, and give back what is not held any more."""
         if self.pending:
             self._changing.run(self._shared.mend, self)
         self.reap()
@@ -531,4 +531,4 @@ class Breaker:
 
 
 def _nobody() -> None:
-    """Stand for the permit of a probe that nobody will settle."""
+    """Stand for the permit of a probe that no caller will settle."""

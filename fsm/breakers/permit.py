@@ -259,7 +259,7 @@ class _Handover:
         self._call: Call | None = None
 
     def take(self) -> Call | None:
-        """Take the permit; for nobody it is given back, and none is taken twice.
+        """Take the permit; without a taker it is given back, and none is taken twice.
 
         An executor that can start no thread raises, and may run what it was handed all the same, later.
         """
@@ -300,7 +300,7 @@ async def take_async(breaker: Breaker, held: object | None = None) -> Call:
     handover = _Handover(breaker, held)
     try:
         call = await _in_thread(handover.take)
-        assert call is not None  # noqa: S101 - whoever waits is not gone
+        assert call is not None  # noqa: S101 - a caller that waits is not gone
     except BaseException as error:
         given = handover.leave()
         if given is not None:

@@ -75,7 +75,7 @@ class _Course:
         return function()
 
     async def limited(self, function: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
-        """Make one try that may take so many seconds."""
+        """Make one try with a limit of seconds."""
         self.tries += 1
         async with asyncio.timeout(timeout_s):
             return await function()

@@ -393,7 +393,7 @@ class Breakers(Calling):
 
         Args:
             key: The breaker.
-            limit: So many lines at the most.
+            limit: Maximum number of lines.
             before: Only lines before this position: that of the first line of the page that is known already.
 
         Raises:

@@ -36,7 +36,7 @@ MAX_PENDING = 200
 PAGE = 500
 """So many lines of the journal are read at a time."""
 MAX_PAGES = 1_000
-"""So many pages of the journal are read in one look; the next look goes on from there."""
+"""Maximum number of pages of the journal that are read in one look; the next look goes on from there."""
 MAX_COMPLAINTS = 100
 """Maximum number of different mistakes of others (classifiers, hooks, stores) that are logged; all are counted."""
 

@@ -49,7 +49,7 @@ MAX_PARTS = 1_000
 MAX_HEADERS = 1_000
 """Maximum number of headers that are looked through for one that is written in another case."""
 MAX_SAID = 10_000
-"""So many characters of an error message are searched."""
+"""Maximum number of characters of an error message that are searched."""
 MAX_HEADER = 200
 """A header that is longer, in characters, is no number and no date."""
 

@@ -216,7 +216,7 @@ def _looked(look: Callable[[Patient], Iterable[Check]], patient: Patient) -> lis
     """Return what a check found; one that cannot be made fails, and the others are made all the same."""
     try:
         return list(look(patient))
-    except Exception as error:  # noqa: BLE001 - a doctor who faints helps nobody
+    except Exception as error:  # noqa: BLE001 - one failed check must not hide the others
         return [Check(look.__name__.strip("_"), "fail", f"could not be examined: {one_line(error)}")]
 
 

@@ -148,14 +148,14 @@ async def _drain(made: AsyncGenerator[Any, Any], emit: Emit) -> None:
 
 
 _DRAINED: Any = object()
-"""What a generator came to whose items were taken."""
+"""The result of a generator whose items were taken."""
 
 
 def _neither(agent: Agent, made: Any) -> BadPayload:
     """Return the error of a plain function that returned a coroutine: what it got is the run of a plain function."""
     kind = "an asynchronous generator" if inspect.isasyncgen(made) else "a coroutine"
     if inspect.iscoroutine(made):
-        made.close()  # otherwise Python complains that nobody has awaited it
+        made.close()  # otherwise Python warns that it was never awaited
     return BadPayload(
         f"the agent {agent.name!r} is a plain function, which runs in a thread with a SyncRun, and returned {kind}, "
         "which needs a Run: write it as 'async def', give the coroutine function itself or a functools.partial of it, "

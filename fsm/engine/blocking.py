@@ -47,7 +47,7 @@ def thread_of_its_own(function: Callable[[], T], name: str) -> tuple[asyncio.Fut
         try:
             loop.call_soon_threadsafe(tell, result, error)
         except RuntimeError:
-            return  # the loop was closed: nobody waits any more
+            return  # the loop was closed: no caller waits any more
 
     thread = threading.Thread(
         target=contextvars.copy_context().run, args=(work,), name=f"fsm-{name}"[:60], daemon=True

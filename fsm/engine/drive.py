@@ -108,7 +108,7 @@ class Drive(Ending):
         try:
             if not leaves or event in link.machine.by_source[link.snapshot.state]:
                 registry.carry_all([registry.order(link.id, event, payload)])
-        except Exception as error:  # noqa: BLE001 - a callback of the event loop: nobody else would clean up
+        except Exception as error:  # noqa: BLE001 - a callback of the event loop: nothing else would clean up
             logger.warning("%s: it was not begun, and could not be ended: %s", link.id, one_line(error))
         finally:
             self.finish()

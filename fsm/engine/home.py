@@ -86,7 +86,7 @@ class Home:
         self.open: dict[str, str] = {}
         """What was let go of and has not ended: the state in which it was left by the execution's id."""
         self.threads: dict[str, tuple[str, threading.Thread]] = {}
-        """Threads of agents that go on although nobody waits for them, with the agent's name, by the execution's id."""
+        """Threads of agents that no caller waits for any more, with the agent's name, by the execution's id."""
         self.elsewhere = False
         """Whether this is a forked child's copy of what its parent drives."""
         self._ways: dict[str, Ways] = {}
@@ -161,7 +161,7 @@ class Home:
             logger.error("a task of the engine failed", exc_info=error)
 
     def see_to(self, coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Carry something out in a task of the engine's own, to its end, whoever is cancelled meanwhile.
+        """Carry something out in a task of the engine's own, to its end, whichever caller is cancelled.
 
         Args:
             coroutine: What to do; it has a limit of its own.
@@ -177,14 +177,14 @@ class Home:
     ) -> T:
         """Carry something out in a task of the engine's own, and wait for it.
 
-        A caller that is cancelled meanwhile waits once more, until what was done is undone; cancelled again, it
+        A caller that is cancelled during it waits once more, until what was done is undone; cancelled again, it
         leaves, and the engine goes on with that alone
         (`tests/test_hostile_engine.py::test_a_caller_that_is_cancelled_leaves_nothing`).
 
         Args:
             coroutine: What to do; it has a limit of its own.
             name: The task's name.
-            undo: Takes what it came to if its caller was cancelled.
+            undo: Takes its result if its caller was cancelled.
         """
         task = self._start(Undisturbed(coroutine), name)
         try:
@@ -222,7 +222,7 @@ class Home:
         self.open[link.id] = link.snapshot.state
 
     def goes_on(self, execution_id: str, agent: str, thread: threading.Thread) -> None:
-        """Remember a thread that goes on although its execution has ended and nobody waits for it."""
+        """Remember a thread that goes on although its execution has ended and no caller waits for it."""
         self.threads = {one: known for one, known in self.threads.items() if known[1].is_alive()}
         self.threads[execution_id] = (agent, thread)
 

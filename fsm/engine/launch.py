@@ -113,14 +113,14 @@ class Launcher:
             options["metadata"] = called_with(options["metadata"], args, kwargs)
         registry = home.registry
         _check_machine(registry.machine_for(options["machine"]))
-        # Before anything is awaited: who comes meanwhile has to find the queue as long as it is.
+        # Before anything is awaited: a later caller has to find the queue as long as it is.
         seat.queue_up(bounded=True)
         bear = self._bear(
             home, seat, agent.name, user_id=user_id, thread_id=thread_id, parent_id=parent_id, retry_of=retry_of,
             **{name: own(option) for name, option in options.items()},
         )  # fmt: skip
         if registry.store.instant:
-            link = await bear  # nothing is waited for, so nobody can be cancelled meanwhile
+            link = await bear  # nothing is waited for, so no cancel can arrive
         else:
             link = await home.through(bear, "fsm-birth", undo=lambda link: self._unwanted(home, seat, link))
         run = Run(link, seat, self._child_of(link), answers)
@@ -144,7 +144,7 @@ class Launcher:
             if link is not None:
                 link.close()
                 if isinstance(error, StoreUnavailable) and error.committed is None:
-                    # Its caller is told that nobody can tell; if it was born, nobody drives it.
+                    # Its caller is told that the outcome is unknown; if it was born, nothing drives it.
                     home.see_to(self._call_off(home, link.id), "fsm-call-off")
             raise
         return link
@@ -160,7 +160,7 @@ class Launcher:
                 raise
 
     async def _unwanted(self, home: Home, seat: Seat, link: Link) -> None:
-        """Call off an execution whose caller was cancelled while it was being born: nobody would drive it."""
+        """Call off an execution whose caller was cancelled while it was being born: nothing would drive it."""
         try:
             await self._call_off(home, link.id)
         finally:
@@ -252,7 +252,7 @@ class Launcher:
         args, kwargs = registration.called_with
         conduct = self._conduct_of(agent, UNSET, (), ())
         seat = Seat(home, snapshot.identity.user_id, agent.name, free=snapshot.identity.parent_id is not None)
-        link = Link(home, snapshot, machine)  # from here on nothing raises: whoever listens has to be driven
+        link = Link(home, snapshot, machine)  # from here on nothing raises: what listens has to be driven
         link.look()
         drive = Drive(
             home, link, seat, Run(link, seat, self._child_of(link), answers), agent, args, kwargs, conduct
@@ -321,7 +321,7 @@ class Launcher:
     async def close(self) -> None:
         """Stop everything that runs here: agents are cancelled, their executions handed back or cancelled.
 
-        A caller that is cancelled meanwhile leaves; the engine goes on closing. An agent that does not stop keeps it
+        A caller that is cancelled during it leaves; the engine goes on closing. An agent that does not stop keeps it
         for no longer than `patience_s`; `stragglers` says which.
         """
         home = self._home

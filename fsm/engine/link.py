@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def unknown_failure(error: BaseException) -> StoreUnavailable:
-    """Return an error that nobody below the engine expected, as one that callers know how to deal with."""
+    """Return an error that no layer below the engine expected, as one that callers know how to deal with."""
     return StoreUnavailable(f"an unexpected error below the engine: {one_line(error)}", committed=None)
 
 
@@ -304,7 +304,7 @@ class Link:
     async def order(self, event: str, payload: Mapping[str, Any]) -> Receipt:
         """Fire an event as somebody from outside does, who owns nothing; where the execution is now is not looked at.
 
-        A caller that is cancelled meanwhile does not undo it.
+        A caller that is cancelled during it does not undo it.
 
         Raises:
             Refused: The table says no.
@@ -370,7 +370,7 @@ class Link:
             raise
 
     def _came_to(self, command: Command) -> Receipt:
-        """Return what a command came to; an error that nobody below expected is one of the store."""
+        """Return the outcome of a command; an error that no layer below expected is one of the store."""
         try:
             return self.home.registry.receipt(command)
         except FsmError:

@@ -75,7 +75,8 @@ class Outcome:
         # It could not even be begun, or it was handed back.
         if self.error is None or isinstance(self.error, asyncio.CancelledError):
             lost = ExecutionLost(self.execution_id, self.state)
-            lost.__cause__ = self.error  # raised itself, it would look like a cancellation of whoever waits
+            # Raised itself, it would look like a cancellation of the caller that waits.
+            lost.__cause__ = self.error
             return lost
         return self.error
 
@@ -183,7 +184,7 @@ class Handle:
     async def give_up(self, reason: str) -> None:
         """Call it off and wait until it is over, whether or not the store takes the cancel.
 
-        A caller that is cancelled meanwhile leaves; the engine goes on with it.
+        A caller that is cancelled during it leaves; the engine goes on with it.
 
         Args:
             reason: Why.
@@ -193,7 +194,7 @@ class Handle:
     async def _give_up(self, reason: str) -> None:
         try:
             await self.cancel(reason)
-        except Exception as error:  # noqa: BLE001 - whatever it is, nobody waits for the agent any more
+        except Exception as error:  # noqa: BLE001 - whatever it is, no caller waits for the agent any more
             logger.warning(
                 "%s: the cancel was not taken, the agent is stopped all the same: %s",
                 self.id,

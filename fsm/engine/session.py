@@ -114,7 +114,7 @@ class Session:
             drive.finish()
 
     async def _over(self, drive: Drive, error: BaseException | None) -> None:
-        """Say how the body ended, in a task of the engine's own: a caller that is cancelled meanwhile leaves."""
+        """Say how the body ended, in a task of the engine's own: a caller that is cancelled during it leaves."""
         await drive.home.through(self._end(drive, error), "fsm-session-end")
 
     async def _end(self, drive: Drive, error: BaseException | None) -> None:

@@ -143,7 +143,7 @@ class Dismissible(Coroutine[Any, Any, T]):
         """Close it: `GeneratorExit` runs its ``finally`` blocks, which cannot wait for anything any more."""
         try:
             self._coroutine.close()
-        except BaseException:  # noqa: BLE001 - whatever an agent raises there, nobody waits for it any more
+        except BaseException:  # noqa: BLE001 - whatever an agent raises there, no caller waits for it any more
             self.ignored = True
             _kept.append(self._coroutine)
 

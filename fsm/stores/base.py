@@ -276,8 +276,8 @@ class Store(Protocol):
     def find(self, query: Query) -> list[Snapshot]:
         """Return the executions that fit, in the order in which their births were committed.
 
-        What is committed after a page was read comes after its last execution, so that whoever pages sees everything
-        once, whatever the ids are.
+        What is committed after a page was read comes after its last execution, so that paging shows everything once,
+        whatever the ids are.
         """
         ...
 
@@ -474,7 +474,7 @@ def open_store(url: str) -> Store:
 # --- breakers -------------------------------------------------------------------------------------------------
 
 BREAKER_LINES = 1_000
-"""So many lines of each breaker's journal are kept, the newest; a row of its own is kept for every key for ever."""
+"""Maximum number of lines of each breaker's journal that are kept, the newest; each key keeps its row for ever."""
 LAST = 2**63 - 1
 """A position that no line of a journal reaches."""
 
@@ -574,7 +574,7 @@ class BreakerStore(Protocol):
 
         Args:
             after: Only lines after this position.
-            limit: So many at the most: the first of them, or the last ones if `before` is given.
+            limit: Maximum number: the first of them, or the last ones if `before` is given.
             key: Only lines of this key.
             before: Only lines before this position; `LAST` for the end of the journal.
         """

@@ -6,7 +6,7 @@ since an execution changes its state far more often than anybody asks; a query s
 a heap that is put right lazily: an entry is only ever too early, never too late.
 
 An exception may arise between any two bytecodes (Ctrl-C, no memory). A step is committed when it is noted as `_torn`,
-in one bytecode: what is left undone is done by whoever takes the lock next, and everything that follows from the
+in one bytecode: what is left undone is done by the next holder of the lock, and everything that follows from the
 records is then built from them (`tests/test_hostile_core.py` interrupts every line).
 """
 
@@ -255,7 +255,7 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         self._torn = None
 
     def _index(self) -> None:
-        """Build every index anew, from the records and their journals alone."""
+        """Rebuild every index from the records and their journals alone."""
         last = self._journal.last
         self._by_agent, self._by_user, self._by_thread, self._by_parent = Index(), Index(), Index(), Index()
         self._ids, self._by_state, self._by_owner, self._born_keys = [], {}, {}, {}

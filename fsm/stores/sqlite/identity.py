@@ -1,7 +1,7 @@
 """Which file a connection is on, and whether that is still the file that the store's name names.
 
 A process that has a file open goes on writing into it after it was deleted, renamed, or replaced by a backup, and
-every new connection opens whatever bears the name by then: two truths in one process, and receipts that nobody will
+every new connection opens whatever bears the name by then: two truths in one process, and receipts that no reader will
 find again. So each connection notes what it was opened on (the file's device and inode, those of its ``-wal`` and
 ``-shm``, and the store id that is written inside), and that is compared with what the names mean now:
 

@@ -50,7 +50,7 @@ class _Reader:
     def __init__(self) -> None:
         self.lock = Lock("a read of the store")
         self.connection: sqlite3.Connection | None = None
-        self.sound = False  # whether the last use of the connection came to its end
+        self.sound = False  # whether the last use of the connection was completed
 
     def close(self) -> None:
         connection, self.sound = self.connection, False
@@ -63,7 +63,7 @@ class Pool:
     """The connections of this process to one file.
 
     An interrupt may end any call here at any point. So nothing is counted: a reader is in use if somebody holds its
-    lock, and a connection whose use did not come to its end is closed by whoever takes it next.
+    lock, and a connection whose use was not completed is closed by its next user.
     """
 
     def __init__(self, path: Path, synchronous: str, writer: sqlite3.Connection) -> None:
@@ -90,7 +90,7 @@ class Pool:
         if self._closed:
             raise StoreUnavailable(f"{self.path}: the store is closed: configure() the tracker anew")
 
-    # Both are called by the holder of `_opening` only: a connection that is nobody's then is left of an interrupt.
+    # Both are called by the holder of `_opening` only: a connection without an owner then is left of an interrupt.
 
     def _open_writer(self) -> None:
         self._writer = connect(self.path, self._synchronous, factory=self._make)
@@ -183,7 +183,7 @@ class Pool:
             if reader in self._idle or reader.lock.mine():
                 continue
             try:
-                if reader.lock.acquire(0):  # whoever is about to use it opens it again
+                if reader.lock.acquire(0):  # its next user opens it again
                     self._drop(reader)
             finally:
                 reader.lock.free()
@@ -191,7 +191,7 @@ class Pool:
             self._opening.run(self._close_strays)
 
     def _close_strays(self) -> None:
-        """Close what was opened and is in nobody's hand; only the holder of `_opening` may call this."""
+        """Close what was opened and has no owner; only the holder of `_opening` may call this."""
         held = {id(self._writer)} | {id(reader.connection) for reader in self._readers}
         for connection in list(self._known):
             if id(connection) not in held:
@@ -217,7 +217,7 @@ class Pool:
     # --- forks ------------------------------------------------------------------------------------------------
 
     def before_fork(self, held: list[Lock]) -> None:
-        """Wait until nobody uses a connection, close them all, and let nobody open one.
+        """Wait until no connection is in use, close them all, and let none be opened.
 
         Args:
             held: Takes the locks to release after the fork.

@@ -22,7 +22,7 @@ from fsm.timeline import Era, Mark
 from fsm.timeouts import Timeouts
 
 MAX_INSTANT = 1e12
-"""An instant is at most so many seconds away from 1970; the file's law says the same."""
+"""Maximum distance of an instant from 1970, in seconds; the file's law says the same."""
 MAX_COUNT = 2**60
 """A count (a version, an attempt, a position) is at most so large: one more must still fit into 64 bits."""
 MAX_SIGNATURES = 4096

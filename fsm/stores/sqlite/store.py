@@ -83,7 +83,7 @@ _HISTORY = f"""
     FROM chain JOIN journal USING (position) WHERE position > :after ORDER BY position LIMIT :limit
 """
 _BY_KEY = "SELECT id FROM executions WHERE user_id = ? AND born_key = ?"
-# Where a page goes on: after an execution that is there, that was deleted, or that nobody remembers.
+# Where a page goes on: after an execution that is there, that was deleted, or that is not remembered.
 _PLACE = """
     SELECT coalesce(
         (SELECT born FROM executions WHERE id = :id),

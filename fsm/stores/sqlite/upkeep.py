@@ -190,7 +190,7 @@ class Upkeep:
         for _ in range(MAX_CHANCES):
             if not suspects or spare:
                 break
-            # Whoever could not renew stands in the same queue for the lock: they are let go first.
+            # Workers that could not renew stand in the same queue for the lock: they go first.
             asked_s = time.monotonic()
             spare = self._write(lambda _: time.monotonic()) - asked_s >= STALL_S
             time.sleep(CHANCE_S)

@@ -106,8 +106,8 @@ class Committer:
         self._turns = loop or Loop("committer", time.time)
         self._later = later or _at_once
         self._ailing = False
-        # What calls a watcher or the alarm: an error of theirs is not one of the commit, which has happened.
-        self.call: Callable[..., None] = _call
+        # Notes the error of a watcher or of the alarm, which is not one of the commit: that has happened.
+        self.misheard: Callable[[str, BaseException], object] = _misheard
         self._closed = False
         self._leading = Lock("a commit")
         self._starting = Lock("the start of a thread")
@@ -412,12 +412,12 @@ class Committer:
             command.effects = step.effects
             due_at = step.after.due_at
             if due_at is not None and due_at < self.wake_at:
-                self.call("the alarm of the sweeper", self.on_earlier, due_at)
+                self._let_hear("the alarm of the sweeper", self.on_earlier, due_at)
             self._look_for_undercut(step)
             if not self._instant:
                 self._remember(step.after)
             if self.watchers and (watch := self.watchers.get(command.execution_id)) is not None:
-                self.call("a watcher of commits", self._let_watch, watch, step)
+                self._let_hear("a watcher of commits", watch, step)
         for execution_id in lost:
             self._known.pop(execution_id, None)
         for command in this.leaning:
@@ -431,11 +431,12 @@ class Committer:
         if after.limit_s is not None and after.due_kind == "total" and step.source != after.state:
             self._later(partial(_warn, step))
 
-    def _let_watch(self, watch: Callable[[Step], None], step: Step) -> None:
+    def _let_hear(self, name: str, function: Callable[..., object], *args: object) -> None:
+        """Call a function that hears of a commit. An error of its own is noted later: this thread never logs."""
         try:
-            watch(step)
-        except Exception as error:  # noqa: BLE001 - it is committed, whatever a watcher makes of it
-            self._later(partial(self._turns.failed, error))
+            function(*args)
+        except Exception as error:  # noqa: BLE001 - it is committed, whatever a listener makes of it
+            self._later(partial(self.misheard, name, error))
 
     def _remember(self, snapshot: Snapshot) -> None:
         execution_id = snapshot.identity.id
@@ -513,12 +514,9 @@ class Committer:
         return snapshot
 
 
-def _call(name: str, function: Callable[..., object], *args: object) -> None:
-    """Call a function that hears of a commit; an error of its own is logged, and nothing else."""
-    try:
-        function(*args)
-    except Exception:
-        logger.exception("%s failed", name)
+def _misheard(name: str, error: BaseException) -> None:
+    """Log the error of a function that hears of commits."""
+    logger.error("%s failed", name, exc_info=error)
 
 
 def _nobody(_due_at: float) -> None:

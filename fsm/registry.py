@@ -134,7 +134,7 @@ class Registry(LawBook):
         self.committer = Committer(
             store, self.law_of, loop=self.health.loop("committer"), later=self.aftermath.later
         )
-        self.committer.call = self.health.call
+        self.committer.misheard = self.health.failed
         self.pulse = Pulse(store, self.health, clock, self.now, self._named)
         self.health.stirred = self.pulse.stirred
         for machine in machines:

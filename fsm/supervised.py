@@ -222,7 +222,11 @@ class Health:
         try:
             function(*args)
         except Exception as error:  # noqa: BLE001 - the purpose of this method
-            self.loop(name).failed(error)
+            self.failed(name, error)
+
+    def failed(self, name: str, error: BaseException) -> None:
+        """Count and log the error of a function that is called in no loop."""
+        self.loop(name).failed(error)
 
     def set_aside(
         self, execution_id: str, version: int, error: BaseException | str, now: float, *, event: str = ""

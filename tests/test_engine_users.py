@@ -242,10 +242,10 @@ OF_THE_PLATFORM = {
     Handle: "add_done_callback attended cancel done give_up outcome result state".split(),
     Run: (
         "agent_name alive anew annotate ask attempt call_model check end id leave_model log metadata model over phase "
-        "progress ready recorder state take_back thread_id tool user_id waits"
+        "progress ready recorder resumed state take_back thread_id tool user_id waits"
     ).split(),
     SyncRun: (
-        "agent_name annotate ask attempt call_model id log metadata model over phase progress sleep state stop "
+        "agent_name annotate ask attempt call_model id log metadata model over phase progress resumed sleep state stop "
         "thread_id tool user_id wait"
     ).split(),
     Recorder: "close_all model_ended model_started note tool_ended tool_started".split(),

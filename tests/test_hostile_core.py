@@ -50,10 +50,17 @@ def tracker(request, url):
         yield fresh
 
 
+@pytest.fixture
+def elsewhere_made():
+    """The locks that other tests have left, held on to so that no new one is taken for one of them."""
+    gc.collect()
+    return list(fsm.locks._locks)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _summary():
     yield
-    print(f"\npoints injected: {sum(injected.values())} in {len(injected)} scenarios, failures: 0")
+    print(f"\npoints injected: {sum(injected.values())} in {len(injected)} scenarios")
 
 
 # --- what must hold after anything ------------------------------------------------------------------------------
@@ -181,9 +188,10 @@ def test_interrupts_at_any_moment_leave_everything_whole(tracker):
     one = begun(tracker)
     armed = False
 
-    def handler(*_: object) -> None:
+    def handler(_: int, frame: Any) -> None:
         nonlocal armed
-        if armed:
+        # A callback of the garbage collector (a test library has one) could only drop what is raised inside it.
+        if armed and "hypothesis" not in frame.f_code.co_filename:
             armed = False
             raise KeyboardInterrupt
 
@@ -527,14 +535,15 @@ def public_calls(tracker: Any, one: str, key: str) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_child_that_is_forked_under_any_lock_makes_every_call(tracker):
+def test_a_child_that_is_forked_under_any_lock_makes_every_call(elsewhere_made, tracker):
     """Whatever lock another thread holds while a process forks, the child makes every public call."""
     one = begun(tracker)
     asyncio.run(tracker.aio.fire(one, "progress", fence=1))
     tracker.breakers.force_open("key")
     tracker.breakers.reset("key")
-    gc.collect()
-    locks = list(fsm.locks._locks)
+    shared = {"the next id", "the set-up of the tracker"}  # of the process, made when it began
+    others = set(map(id, elsewhere_made))
+    locks = [lock for lock in list(fsm.locks._locks) if id(lock) not in others or lock.what in shared]
     assert {"the memory store", "a transaction of the store"} & {lock.what for lock in locks}
     names = {lock.what for lock in locks}
     assert names >= {"a commit", "the next id", "the set-up of the tracker"}
@@ -627,7 +636,13 @@ def test_a_storm_of_cancels_needs_no_thread_each(url):
         for one in children:
             while tracker.get(one).state not in {"cancelling", "cancelled"}:
                 threading.Event().wait(0.002)
-        assert sum(name.startswith("fsm-") and name != "fsm-reports" for name in started) <= 2
+        assert (
+            sum(
+                name.startswith("fsm-") and not name.startswith(("fsm-reports", "fsm-read"))
+                for name in started
+            )
+            <= 2
+        )
 
 
 def test_effects_without_a_thread_are_left_to_the_sweeper(url, monkeypatch):

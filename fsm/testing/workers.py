@@ -116,7 +116,7 @@ class SimulatedRegistry(Registry):
         self._laws = simulation.laws  # every worker runs the same program: made ready once, not at every boot
         self._acknowledged = partial(simulation.checker.acknowledged, process)
         self.committer = _SimulatedCommitter(way, self.law_of, simulation.loop)
-        self.committer.call = self.health.call
+        self.committer.misheard = self.health.failed
         self.health.stirred = None  # a thread of the system's own has no place in a simulation
         rng = Random(f"ids {simulation.seed} {process.name}")
         self.ids = IdMaker(lambda: int(clock.wall() * 1e9), rng.randbytes)

@@ -127,6 +127,8 @@ class Registry(LawBook):
         anew_after_fork(self)
         self.worker: Leaseholder | None = None
         self.closing: list[Callable[[], None]] = []
+        self.parts: dict[type, object] = {}
+        """What the layers above made for this registry, by its type; it lives as long as the registry."""
         self.listeners: dict[Callable[[], None], None] = {}  # a set that keeps its order, so that runs replay
         self.rng = random.Random()  # noqa: S311 - jitter, not a secret
         self.steady = SteadyClock(store, clock)

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -15,6 +16,7 @@ from tracker_tools import ERRAND, begun
 import fsm.process as tracking
 from fsm import (
     ConfigurationError,
+    Engine,
     FsmError,
     NotAStore,
     Refused,
@@ -321,3 +323,30 @@ def test_threads_that_ask_while_trackers_come_and_go(alone):
     for thread in threads:
         thread.join(60)
     assert wrong == []
+
+
+@pytest.mark.parametrize("where", ["memory://", "sqlite"])
+def test_a_closed_tracker_is_collected(where, url):
+    """Nothing keeps a closed tracker's registry in memory, whatever of it was used."""
+
+    async def agent(run):
+        async with run.model("m"):
+            return 1
+
+    async def scenario(tracker) -> None:
+        async with Engine(tracker) as engine:
+            await engine.run(agent, user_id="u", thread_id="t")
+        assert [one async for one in tracker.aio.subscribe(after=0, follow=False)]
+
+    def use() -> weakref.ref[object]:
+        with fresh_tracker(url if where == "sqlite" else where) as tracker:
+            tracker.breakers.force_open("k")
+            with tracker.worker():
+                asyncio.run(scenario(tracker))
+            tracker.sweep()
+            assert tracker.health().loops is not None
+            return weakref.ref(tracker._registry)
+
+    left = use()
+    gc.collect()
+    assert left() is None

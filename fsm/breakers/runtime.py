@@ -537,28 +537,21 @@ def breakers_of(registry: Registry) -> Breakers:
     Args:
         registry: The registry.
     """
-    breakers = _by_registry.get(registry)
-    return breakers if breakers is not None else _founding.run(_found, registry)
+    breakers = registry.parts.get(Breakers)
+    return breakers if isinstance(breakers, Breakers) else _founding.run(_found, registry)
 
 
 def _found(registry: Registry) -> Breakers:
-    breakers = _by_registry.get(registry)
-    if breakers is None:
-        # By a weak reference: the breakers must not keep the registry alive that they are found by.
-        owner = weakref.ref(registry)
-        made = Breakers(
-            registry.store, registry.clock, worker=lambda: _worker_of(owner()), health=registry.health
+    breakers = registry.parts.get(Breakers)
+    if not isinstance(breakers, Breakers):
+        breakers = Breakers(
+            registry.store, registry.clock, worker=lambda: registry.worker_id, health=registry.health
         )
-        registry.closing.append(made.close)
-        breakers = _by_registry.setdefault(registry, made)
+        registry.closing.append(breakers.close)
+        registry.parts[Breakers] = breakers
     return breakers
 
 
-def _worker_of(registry: Registry | None) -> str:
-    return "" if registry is None else registry.worker_id
-
-
-_by_registry: weakref.WeakKeyDictionary[Registry, Breakers] = weakref.WeakKeyDictionary()
 _founding = Section()
 
 

@@ -749,3 +749,40 @@ def test_a_lock_refuses_its_own_thread_only():
         assert lock.mine()
         assert not elsewhere(lock.mine)
     assert elsewhere(lambda: lock.run(int)) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_an_interrupt_around_a_fork_is_delivered_after_it(url):
+    """Ctrl-C at any line of what a fork does first and last drops nothing of it, and arrives when the fork is over."""
+    with fresh_tracker(f"{url}?synchronous=NORMAL") as tracker:
+        one = begun(tracker)
+        pool = tracker._registry.store._pool
+
+        def fork() -> None:
+            pool_module._before_fork()
+            assert pool._writer is None
+            assert all(reader.connection is None for reader in pool._readers)
+            assert pool.writing.mine()
+            assert pool._opening.mine()
+            pool_module._after_fork_in_parent()
+
+        delivered: list[int] = []
+        whole_hooks = 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pool_module, "interrupt_main", lambda: delivered.append(1))
+            patch.setattr(pool_module, "LOOK_S", 0.0)
+            for point in points("around a fork", fork, ["stores/sqlite/pool.py"], raising(KeyboardInterrupt)):
+                if point.raised is not None:
+                    # Only a line that comes before or after the work itself lets an interrupt out.
+                    assert point.where.split()[-1] in {"_before_fork", "_through", "_after_fork_in_parent"}, (
+                        point
+                    )
+                    while pool_module._stopped:
+                        pool_module._after_fork_in_child()
+                    pool_module._interrupts.clear()
+                whole_hooks += point.raised is None
+                free(tracker)
+                assert tracker.get(one).version == 1  # opens what the next fork has to close
+        assert whole_hooks > 20
+        assert delivered

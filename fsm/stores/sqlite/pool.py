@@ -11,6 +11,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import weakref
+from _thread import interrupt_main
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -29,6 +30,8 @@ MAX_READERS = 8
 """So many idle connections for reading are kept."""
 LOOK_S = 0.01
 """How often a fork looks whether a reader is done, in seconds."""
+MAX_INTERRUPTS = 1_000
+"""Maximum number of interrupts that the work around a fork is taken up again after."""
 
 
 class _Connection(Connection):
@@ -219,40 +222,95 @@ class Pool:
     def before_fork(self, held: list[Lock]) -> None:
         """Wait until no connection is in use, close them all, and let none be opened.
 
+        What an interrupt has ended is completed by another call.
+
         Args:
             held: Takes the locks to release after the fork.
         """
         for lock in (self.writing, self._opening):
-            held.append(lock)
-            lock.acquire()
+            _take(lock, held)
         self.discard_writer()
         for reader in tuple(self._readers):
             # One without a connection may wait for `_opening`; it opens none until we release that.
             while reader.connection is not None:
-                if reader.lock.acquire(LOOK_S):
-                    held.append(reader.lock)
+                _take(reader.lock, held, LOOK_S)
+                if reader.lock.mine():
                     reader.close()
         self._close_strays()
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-_forking = threading.RLock()  # a handler may fork while its thread is about to fork
-_stopped: list[list[Lock]] = []
+_forking = Lock("a fork")
+_stopped: list[
+    list[Lock]
+] = []  # a list for each fork under way: a handler may fork while its thread is about to
+_interrupts: list[BaseException] = []
+
+
+def _take(lock: Lock, held: list[Lock], timeout: float = -1) -> None:
+    """Take a lock for the length of a fork, unless this thread has it."""
+    if not lock.mine():
+        if lock not in held:
+            held.append(lock)  # first: what is listed and not held is passed over in the end
+        lock.acquire(timeout)
+
+
+def _through(work: Callable[[], None]) -> None:
+    """Do what must be complete around a fork. Python would drop an interrupt here, and the rest of the work with it.
+
+    Args:
+        work: Can be interrupted and done again.
+    """
+    for _ in range(MAX_INTERRUPTS):
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised or delivered after the fork
+            _interrupts.append(error)
+        else:
+            return
 
 
 def _before_fork() -> None:
-    _forking.acquire()
     held: list[Lock] = []
-    _stopped.append(held)
-    for pool in list(_pools):
-        pool.before_fork(held)
+
+    def hold() -> None:
+        if not any(one is held for one in _stopped):
+            _stopped.append(held)
+        _take(_forking, held)
+        for pool in list(_pools):
+            pool.before_fork(held)
+
+    _through(hold)
 
 
-def _after_fork() -> None:
-    for lock in reversed(_stopped.pop()):
-        if lock.mine():
-            lock.release()
-    _forking.release()
+def _let_go() -> None:
+    held = _stopped[-1]
+    while held:
+        if held[-1].mine():
+            held[-1].release()
+        held.pop()
 
 
-at_fork(_after_fork, before=_before_fork, in_parent=_after_fork)
+def _after_fork_in_child() -> None:
+    _through(_let_go)
+    _stopped.pop()
+    _interrupts.clear()
+
+
+def _after_fork_in_parent() -> None:
+    _through(_let_go)
+    _stopped.pop()
+    if _stopped or not _interrupts:
+        return
+    interrupts = tuple(_interrupts)
+    _interrupts.clear()
+    for error in interrupts:
+        if not isinstance(error, KeyboardInterrupt):
+            raise error  # nothing that is raised here goes further, but Python prints it
+    # In a moment, when this function cannot swallow it any more.
+    timer = threading.Timer(LOOK_S, interrupt_main)
+    timer.daemon = True
+    timer.start()
+
+
+at_fork(_after_fork_in_child, before=_before_fork, in_parent=_after_fork_in_parent)

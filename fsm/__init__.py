@@ -9,6 +9,7 @@ receipt = tracker.fire(execution.id, "start")
 
 from typing import TYPE_CHECKING, Any
 
+from fsm.core.records import Execution, Receipt, Retry
 from fsm.errors import (
     BadPayload,
     BreakerOpen,
@@ -37,12 +38,11 @@ from fsm.errors import (
     UnknownMachine,
 )
 from fsm.lifecycles import BREAKER, EXECUTION
-from fsm.machine import Category, Fact, Machine, State, Transition
-from fsm.process import configure, get_tracker
-from fsm.records import Execution, Receipt, Retry
-from fsm.retention import Retention
-from fsm.timeouts import Timeouts
-from fsm.tracker import Tracker
+from fsm.machine.machine import Category, Fact, Machine, State, Transition
+from fsm.machine.timeouts import Timeouts
+from fsm.tracker.process import configure, get_tracker
+from fsm.tracker.retention import Retention
+from fsm.tracker.tracker import Tracker
 
 if TYPE_CHECKING:
     from fsm.engine import Engine

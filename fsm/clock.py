@@ -1,8 +1,8 @@
 """Time comes in from outside: the wall clock for records, the monotonic clock for waits.
 
-The two are never mixed. A wall clock may jump by an hour; nothing that waits looks at it. `fsm.timeline` makes of the
-monotonic clock the timeline on which deadlines lie, and says what a boot, a suspended machine and a wrong wall clock do
-to it.
+The two are never mixed. A wall clock may jump by an hour; nothing that waits looks at it. `fsm.core.timeline` makes
+of the monotonic clock the timeline on which deadlines lie, and says what a boot, a suspended machine and a wrong
+wall clock do to it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from fsm.forks import at_fork
-from fsm.locks import Lock
+from fsm.concurrency.forks import at_fork
+from fsm.concurrency.locks import Lock
 
 ALONE = "process-"
 """How the name of an era begins that is one process: its monotonic clock is compared with no other's."""

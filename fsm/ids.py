@@ -14,9 +14,9 @@ import uuid
 from collections.abc import Callable
 from typing import Literal, NamedTuple, NewType
 
+from fsm.concurrency.locks import Lock
 from fsm.errors import MalformedId
-from fsm.locks import Lock
-from fsm.shown import kind_of
+from fsm.errors.shown import kind_of
 
 ExecutionId = NewType("ExecutionId", str)
 WorkerId = NewType("WorkerId", str)

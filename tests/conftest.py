@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
+from fsm.core.timeline import Mark
 from fsm.testing import ManualClock, fresh_tracker
-from fsm.testing.steps import birth, committed, move, walk
-from fsm.timeline import Mark
+from fsm.testing.conformance.steps import birth, committed, move, walk
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "fsm" / "samples" / "trajectories.jsonl"
 
-pytest.register_assert_rewrite("engine_tools")
+pytest.register_assert_rewrite("tests.support.engine_tools")
 # A commit is green or red, the same for everybody: what is drawn depends on the test alone. To look for what nobody
 # has seen yet, set FSM_RANDOM_TIMES to 20, say: everything is drawn anew then, and the engine's programs 20 times.
 settings.register_profile("default", deadline=None, derandomize="FSM_RANDOM_TIMES" not in os.environ)
@@ -41,7 +41,7 @@ def traces() -> list[Path]:
 @pytest.fixture(params=["memory", "simulated"])
 def play(request):
     """Run a scenario in virtual time, on a store that commits at once or on one that takes its time."""
-    import engine_tools  # noqa: PLC0415 - the engine, for those who need it
+    from tests.support import engine_tools  # noqa: PLC0415 - the engine, for those who need it
 
     return {"memory": engine_tools.in_memory, "simulated": engine_tools.simulated}[request.param]
 

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from hostile_tools import held
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fsm import MalformedId, ids
 from fsm.ids import KINDS, IdMaker, Kind
+from tests.support.hostile_tools import held
 
 kinds = st.sampled_from(KINDS)
 # Newer Pythons warn of what is proved harmless here: a fork while other threads run.

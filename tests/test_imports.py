@@ -43,7 +43,7 @@ def test_importing_the_library_loads_no_face_of_it():
     assert not [
         one
         for one in modules
-        if one.startswith(("fsm.cli", "fsm.web", "fsm.testing", "fsm.diagram", "fsm.aio"))
+        if one.startswith(("fsm.cli", "fsm.web", "fsm.testing", "fsm.diagram", "fsm.tracker.aio"))
     ]
 
 
@@ -61,7 +61,7 @@ def test_the_testing_helpers_need_no_pytest():
     assert "pytest" not in roots(loaded_by("from fsm.testing import fresh_tracker, ManualClock"))
 
 
-@pytest.mark.parametrize("name", ["fsm.clock", "fsm.tracker"])
+@pytest.mark.parametrize("name", ["fsm.clock", "fsm.tracker.tracker"])
 def test_the_plugin_loads_what_it_needs_when_it_is_used(name):
     """The pytest plugin itself imports nothing of the library; its fixtures do when they are asked for."""
     source = "import fsm.testing.plugin, inspect; print(inspect.getsource(fsm.testing.plugin))"
@@ -77,7 +77,7 @@ def test_the_library_works_where_there_are_no_forks(tmp_path):
         "import os, signal, sys\n"
         "del os.register_at_fork, os.fork, signal.pthread_sigmask\n"
         "from fsm import Engine\n"
-        "from fsm.process import configure\n"
+        "from fsm.tracker.process import configure\n"
         "engine = Engine(configure(sys.argv[1]))\n"
         "print(engine.run_sync(lambda: 7, user_id='ada', thread_id='t'))\n"
     )

@@ -90,8 +90,8 @@ decorators nested on one breaker       each asks for itself; put one breaker aro
 from fsm.breakers.core import BreakerFacts, BreakerRefusal, BreakerStep, decide_breaker
 from fsm.breakers.permit import Permit
 from fsm.breakers.policy import Consecutive, CountWindow, Policy, SlowCalls, TimeWindow
+from fsm.breakers.registry import Breakers
 from fsm.breakers.retry import Backoff
-from fsm.breakers.runtime import Breakers
 from fsm.breakers.status import BreakersStatus, BreakerStatus
 from fsm.breakers.verdicts import (
     CANCELLED,

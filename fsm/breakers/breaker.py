@@ -31,6 +31,7 @@ from fsm.breakers.core import (
     unseen,
     wait_s,
 )
+from fsm.breakers.counters import Recorder, Standing
 from fsm.breakers.foreign import DROPPED, say, storable, why_of
 from fsm.breakers.policy import Policy
 from fsm.breakers.section import Section
@@ -47,7 +48,6 @@ from fsm.breakers.verdicts import (
     of_error,
     sound,
 )
-from fsm.breakers.windows import Recorder, Standing
 from fsm.errors import BreakerOpen
 from fsm.stores.base import BreakerRow
 

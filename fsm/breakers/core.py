@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fsm.breakers.policy import Policy
 from fsm.breakers.verdicts import Kind, Verdict
 from fsm.lifecycles.breaker import BREAKER
-from fsm.machine import Arrow
+from fsm.machine.machine import Arrow
 from fsm.stores.base import BreakerRow
 
 PROBE_WAIT_S = 1.0

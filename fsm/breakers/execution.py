@@ -20,7 +20,7 @@ from fsm.errors import BreakerOpen, Refused
 
 if TYPE_CHECKING:
     from fsm.breakers.breaker import Breaker
-    from fsm.records import Receipt
+    from fsm.core.records import Receipt
 
 
 class AsyncFires(Protocol):

@@ -25,7 +25,7 @@ from fsm.clock import Clock
 from fsm.errors import BadPayload
 
 if TYPE_CHECKING:
-    from fsm.breakers.runtime import Breakers
+    from fsm.breakers.registry import Breakers
 
 logger = logging.getLogger(__name__)
 

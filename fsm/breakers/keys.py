@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fsm.checks import text
+from fsm.core.arguments import text
 from fsm.errors import BadPayload
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

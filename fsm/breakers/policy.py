@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from fsm.timeouts import Seconds
+from fsm.machine.timeouts import Seconds
 
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)]
 Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]

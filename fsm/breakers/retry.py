@@ -22,7 +22,7 @@ from fsm.breakers.core import PASSING
 from fsm.breakers.execution import Fires, ModelCall
 from fsm.breakers.foreign import say, why_of
 from fsm.errors import BreakerOpen, Refused
-from fsm.timeouts import Seconds
+from fsm.machine.timeouts import Seconds
 
 if TYPE_CHECKING:
     from fsm.breakers.breaker import Breaker

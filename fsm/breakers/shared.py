@@ -18,8 +18,8 @@ from fsm.breakers.foreign import DROPPED, read, say, storable, text_of
 from fsm.breakers.section import Section
 from fsm.clock import Clock
 from fsm.errors import FsmError, StoreUnavailable
-from fsm.laws import record_of
 from fsm.lifecycles.breaker import BREAKER
+from fsm.registry.catalog import record_of
 from fsm.stores.base import LAST, BreakerEntry, BreakerRow, BreakerStore, Store
 
 if TYPE_CHECKING:

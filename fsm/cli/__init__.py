@@ -46,7 +46,7 @@ def last_resort(error: BaseException) -> int:
         import traceback  # noqa: PLC0415 - for those who asked for it
 
         traceback.print_exception(error)
-    from fsm.supervised import one_line  # noqa: PLC0415 - seldom needed
+    from fsm.concurrency.supervised import one_line  # noqa: PLC0415 - seldom needed
 
     sys.stderr.write(f"fsm: {one_line(error)}. This is a bug; FSM_DEBUG=1 shows the traceback\n")
     return BUG

@@ -20,11 +20,11 @@ from fsm.cli.common import (
     teaching,
 )
 from fsm.cli.options import JsonOption, StoreOption, said, usable
+from fsm.core.records import Execution
 from fsm.errors import Refused
-from fsm.machine import Category
-from fsm.records import Execution
-from fsm.scope import Scope
-from fsm.tracker import Tracker
+from fsm.machine.machine import Category
+from fsm.tracker.scope import Scope
+from fsm.tracker.tracker import Tracker
 
 SHOWN = 100
 """So many open questions are listed."""

@@ -30,13 +30,13 @@ from fsm.cli import last_resort
 from fsm.cli.options import JsonOption, StoreOption
 from fsm.clock import Clock
 from fsm.errors import FsmError, Refused
-from fsm.machine import Category, Machine
-from fsm.process import DEFAULT_STORE, configure
-from fsm.scope import Scope
-from fsm.tracker import Tracker
+from fsm.machine.machine import Category, Machine
+from fsm.tracker.process import DEFAULT_STORE, configure
+from fsm.tracker.scope import Scope
+from fsm.tracker.tracker import Tracker
 
 if TYPE_CHECKING:
-    from fsm.records import Execution
+    from fsm.core.records import Execution
 
 FOUND = 1
 COULD_NOT = 2

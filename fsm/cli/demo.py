@@ -17,7 +17,7 @@ from fsm import ids as ids_made
 from fsm.cli.common import call_off, made_since, open_tracker, out, say_stopped, teaching
 from fsm.cli.options import StoreOption, finite
 from fsm.cli.watch import frame
-from fsm.records import Execution, Receipt
+from fsm.core.records import Execution, Receipt
 
 if TYPE_CHECKING:
     from fsm.cli.show import Show

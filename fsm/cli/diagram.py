@@ -18,8 +18,8 @@ from fsm.diagram.path import Path as Way
 from fsm.diagram.path import path_of
 from fsm.diagram.render import render_png, render_svg
 from fsm.errors import FsmError
-from fsm.export import to_scxml, to_xstate
-from fsm.machine import Machine
+from fsm.machine.export import to_scxml, to_xstate
+from fsm.machine.machine import Machine
 
 FINDING = 1
 USAGE = 2

@@ -27,10 +27,10 @@ from fsm.cli.common import (
     store_url,
     teaching,
 )
+from fsm.concurrency.supervised import one_line
 from fsm.errors import FsmError
-from fsm.health import HealthReport, LoopHealth, Stuck, stuck
-from fsm.supervised import one_line
-from fsm.tracker import Tracker
+from fsm.tracker.health import HealthReport, LoopHealth, Stuck, stuck
+from fsm.tracker.tracker import Tracker
 
 WIDTH = 80
 """Number of columns that the report takes at most."""
@@ -119,7 +119,7 @@ def doctor_command(store: StoreOption = None, verify: VerifyOption = False, json
 
 def _verified(patient: Patient) -> Iterator[Check]:
     """Fold every journal, and name the first records that do not fit."""
-    from fsm.verify import verify  # noqa: PLC0415 - only when it is asked for
+    from fsm.tracker.verify import verify  # noqa: PLC0415 - only when it is asked for
 
     found = 0
     for finding in verify(patient.tracker._registry):

@@ -30,8 +30,8 @@ from fsm.cli.options import (
     UserOption,
     usable,
 )
-from fsm.machine import Machine
-from fsm.records import Execution, Receipt
+from fsm.core.records import Execution, Receipt
+from fsm.machine.machine import Machine
 
 ID_WIDTH = 31
 """An id is never cut off: it is what people copy."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from fsm.errors import FsmError, InvalidMachine
 from fsm.lifecycles import BREAKER, EXECUTION
-from fsm.machine import Machine
+from fsm.machine.machine import Machine
 
 SHIPPED = {"execution": EXECUTION, "breaker": BREAKER}
 """The machines that have a name of their own on the command line."""

@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from fsm.checks import text
+from fsm.core.arguments import text
 from fsm.errors import BadPayload
 
 T = TypeVar("T")

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 from fsm.clock import Clock, SystemClock
 from fsm.engine import Engine, Slots
-from fsm.reenact import MAX_AT_ONCE, Pace, Played, play
+from fsm.replay.agents import MAX_AT_ONCE, Pace, Played, play
+from fsm.replay.trajectory import Trajectory
+from fsm.simulation.loop import SteppedLoop
+from fsm.simulation.observed import EPOCH_S
+from fsm.simulation.workers import SimulatedClock
 from fsm.stores.base import Store, open_store
-from fsm.testing.loop import SteppedLoop
-from fsm.testing.observed import EPOCH_S
-from fsm.testing.workers import SimulatedClock
-from fsm.tracker import Tracker
-from fsm.trajectory import Trajectory
+from fsm.tracker.tracker import Tracker
 
 BACK_S = 86_400.0
 """A virtual replay begins so many seconds ago, so that its journal does not lie in the future."""
@@ -85,7 +85,7 @@ class Stage:
         pace: Pace,
         **options: Any,
     ) -> Played:
-        """Play recordings; see `fsm.reenact.play`. An interrupt ends what is open through the table."""
+        """Play recordings; see `fsm.replay.agents.play`. An interrupt ends what is open through the table."""
         at_once = min(at_once, MAX_AT_ONCE)
         engine = Engine(
             tracker,

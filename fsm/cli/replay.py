@@ -38,12 +38,12 @@ from fsm.cli.common import (
 )
 from fsm.cli.options import JsonOption, StoreOption, finite, usable
 from fsm.lifecycles.execution import EXECUTION
-from fsm.process import configure
-from fsm.replay import MAX_JOBS, ReplayClock, Replayed, Summary, replay
-from fsm.trajectory import MalformedLine, Trajectory, read_line
+from fsm.replay.events import MAX_JOBS, ReplayClock, Replayed, Summary, replay
+from fsm.replay.trajectory import MalformedLine, Trajectory, read_line
+from fsm.tracker.process import configure
 
 MAX_AGENTS = 10_000
-"""So many recordings at most are played by agents at once; the same as `fsm.reenact.MAX_AT_ONCE`."""
+"""So many recordings at most are played by agents at once; the same as `fsm.replay.agents.MAX_AT_ONCE`."""
 SHOWN = 10
 """So many malformed lines, refusals and open executions are listed on a terminal; the JSON has more."""
 
@@ -191,7 +191,7 @@ def _as_agents(
     json: bool,
 ) -> None:
     from fsm.cli.reenact import Stage  # noqa: PLC0415 - it brings the engine along
-    from fsm.reenact import Pace  # noqa: PLC0415 - as above
+    from fsm.replay.agents import Pace  # noqa: PLC0415 - as above
 
     stage = Stage(virtual=virtual)
     tracker = configure(stage.store(store_url(store)), clock=stage.clock)

@@ -10,12 +10,12 @@ from random import Random
 from typing import Any, NamedTuple
 
 from fsm.breakers import Backoff, Consecutive, Policy
+from fsm.core.records import Receipt, Retry
 from fsm.engine import Engine, Handle, Run, Slots, SyncRun
 from fsm.errors import BreakerOpen, Refused
 from fsm.ids import execution_id
-from fsm.records import Receipt, Retry
-from fsm.timeouts import Timeouts
-from fsm.tracker import Tracker
+from fsm.machine.timeouts import Timeouts
+from fsm.tracker.tracker import Tracker
 
 FLEET = 30
 """So many executions are started, spread over the first half of the time; sub-agents come on top."""

@@ -18,10 +18,10 @@ from fsm.cli.common import (
     teaching,
 )
 from fsm.cli.options import JsonOption, StoreOption, file_path, finite, usable
+from fsm.concurrency.supervised import BACKOFF_S, keep_going
 from fsm.errors import FsmError
-from fsm.retention import Retention, archive_to, would_prune
-from fsm.supervised import BACKOFF_S, keep_going
-from fsm.tracker import Tracker
+from fsm.tracker.retention import Retention, archive_to, would_prune
+from fsm.tracker.tracker import Tracker
 
 MIN_AGE_S = 3600.0
 """What ended less long ago, in seconds, is deleted with --yes alone."""

@@ -23,10 +23,10 @@ from fsm.cli.common import (
 )
 from fsm.cli.inspect import executions_table
 from fsm.cli.options import JsonOption, StoreOption, UserOption, finite
-from fsm.machine import Category, Machine
-from fsm.records import Receipt
-from fsm.scope import Scope
-from fsm.tracker import Tracker
+from fsm.core.records import Receipt
+from fsm.machine.machine import Category, Machine
+from fsm.tracker.scope import Scope
+from fsm.tracker.tracker import Tracker
 
 OPEN = (Category.PENDING, Category.RUNNING, Category.WAITING, Category.STOPPING)
 MAX_BAR = 40

@@ -8,7 +8,7 @@ from pathlib import Path
 from fsm.diagram.dot import to_dot
 from fsm.diagram.mermaid import to_mermaid
 from fsm.diagram.render import render_svg
-from fsm.machine import Machine
+from fsm.machine.machine import Machine
 
 
 def committed(machine: Machine) -> dict[str, bytes]:

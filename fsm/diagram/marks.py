@@ -9,7 +9,7 @@ from enum import Enum
 from fsm.diagram.path import Path, Triple, Visit
 from fsm.diagram.plan import Label
 from fsm.errors import FsmError
-from fsm.machine import Machine
+from fsm.machine.machine import Machine
 
 Mark = int | Triple
 """What was never taken: the index of a row of the table, or one arrow as (source, event, target)."""

@@ -18,17 +18,17 @@ Whatever the agent does, its execution ends through the table: with its result, 
 cancels it, a cancel, or the end of the process.
 """
 
+from fsm.engine.admission import Slots
 from fsm.engine.answers import Answer
+from fsm.engine.calls import ModelPhase, ToolPhase
+from fsm.engine.connection import RunOver
 from fsm.engine.engine import Engine
-from fsm.engine.home import Late
-from fsm.engine.link import RunOver
 from fsm.engine.outcome import Handle, Outcome
-from fsm.engine.phases import ModelPhase, ToolPhase
 from fsm.engine.recorder import Recorder
-from fsm.engine.registered import Registered
+from fsm.engine.resume import Registered
 from fsm.engine.run import Run, current_run
-from fsm.engine.slots import Slots
-from fsm.engine.sync import SyncRun
+from fsm.engine.runtime import Late
+from fsm.engine.threads import SyncRun
 
 __all__ = [
     "Answer",

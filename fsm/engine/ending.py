@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from fsm.engine.agents import Agent
-from fsm.engine.conduct import Conduct
-from fsm.engine.home import Home, Late
-from fsm.engine.link import Link, RunOver
+from fsm.core.records import Receipt
+from fsm.core.results import clipped, described, jsonable, why
+from fsm.engine.connection import Link, RunOver
+from fsm.engine.functions import Agent
+from fsm.engine.policy import Conduct
 from fsm.engine.run import UNHEARD, Run
+from fsm.engine.runtime import Home, Late
 from fsm.engine.tasks import Dismissible
 from fsm.errors import BadPayload, BreakerOpen, LimitReached, PrerequisiteFailed, Refused, StoreUnavailable
-from fsm.records import Receipt
-from fsm.results import clipped, described, jsonable, why
 
 logger = logging.getLogger(__name__)
 

@@ -12,22 +12,22 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from fsm.checks import seconds
-from fsm.engine.agents import Agent
-from fsm.engine.conduct import Conduct, Hook
-from fsm.engine.fleet import map_over
-from fsm.engine.home import POLL_S, Home, Late
+from fsm.concurrency.supervised import keep_going_async
+from fsm.core.arguments import seconds
+from fsm.core.records import Retry
+from fsm.engine.admission import Slots
+from fsm.engine.block import Session
+from fsm.engine.functions import Agent
 from fsm.engine.launch import UNSET, Launcher
+from fsm.engine.mapping import map_over
 from fsm.engine.outcome import Handle, Outcome
-from fsm.engine.registered import Registered, waiting_for
-from fsm.engine.session import Session
-from fsm.engine.slots import Slots
+from fsm.engine.policy import Conduct, Hook
+from fsm.engine.resume import Registered, waiting_for
+from fsm.engine.runtime import POLL_S, Home, Late
 from fsm.errors import BadPayload, ConfigurationError, StoreUnavailable
-from fsm.machine import Machine
-from fsm.records import Retry
-from fsm.supervised import keep_going_async
-from fsm.timeouts import Timeouts
-from fsm.tracker import Tracker
+from fsm.machine.machine import Machine
+from fsm.machine.timeouts import Timeouts
+from fsm.tracker.tracker import Tracker
 
 if TYPE_CHECKING:
     from fsm.engine.portal import Portal

@@ -10,28 +10,28 @@ from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from fsm.checks import text
-from fsm.command import Command, own
-from fsm.engine.agents import Agent
+from fsm.concurrency.supervised import Health
+from fsm.core.arguments import text
+from fsm.engine.admission import Slots
 from fsm.engine.answers import Answer, answer_of
-from fsm.engine.conduct import Conduct, Hook, Value
-from fsm.engine.drive import Drive
+from fsm.engine.connection import Link
+from fsm.engine.driver import Drive
 from fsm.engine.ending import FEW_TRIES, few_tries
-from fsm.engine.exits import watch_exit
-from fsm.engine.home import Home, Seat
-from fsm.engine.link import Link
+from fsm.engine.functions import Agent
 from fsm.engine.outcome import Handle, Outcome
-from fsm.engine.registered import Registered, Registration, called_with
+from fsm.engine.policy import Conduct, Hook, Value
+from fsm.engine.resume import Registered, Registration, called_with
 from fsm.engine.run import ChildStarter, Run
-from fsm.engine.slots import Slots
+from fsm.engine.runtime import Home, Seat
+from fsm.engine.shutdown import watch_exit
 from fsm.errors import BadPayload, ConfigurationError, StoreUnavailable
-from fsm.machine import Machine
-from fsm.process import get_tracker
-from fsm.supervised import Health
-from fsm.tracker import Tracker
+from fsm.machine.machine import Machine
+from fsm.registry.command import Command, own
+from fsm.tracker.process import get_tracker
+from fsm.tracker.tracker import Tracker
 
 if TYPE_CHECKING:
-    from fsm.records import Snapshot
+    from fsm.core.records import Snapshot
 
 logger = logging.getLogger(__name__)
 

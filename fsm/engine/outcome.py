@@ -9,12 +9,12 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fsm.concurrency.supervised import one_line
 from fsm.errors import ExecutionCancelled, ExecutionFailed, ExecutionLost, ExecutionTimedOut
-from fsm.machine import OutcomeKind
-from fsm.supervised import one_line
+from fsm.machine.machine import OutcomeKind
 
 if TYPE_CHECKING:
-    from fsm.engine.drive import Drive
+    from fsm.engine.driver import Drive
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
+from fsm.concurrency.supervised import Health, keep_going
 from fsm.errors import ConfigurationError
-from fsm.supervised import Health, keep_going
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

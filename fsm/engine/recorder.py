@@ -6,10 +6,10 @@ import logging
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-from fsm.engine.link import RunOver
-from fsm.engine.phases import ModelPhase, ToolPhase
+from fsm.core.results import jsonable
+from fsm.engine.calls import ModelPhase, ToolPhase
+from fsm.engine.connection import RunOver
 from fsm.errors import FsmError
-from fsm.results import jsonable
 
 if TYPE_CHECKING:
     from fsm.engine.run import Run

@@ -15,18 +15,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from fsm.core.results import clipped, jsonable
 from fsm.engine.answers import Answer, answer_of, asked
-from fsm.engine.link import RunOver
-from fsm.engine.phases import Fires, ModelPhase, ToolPhase
+from fsm.engine.calls import Fires, ModelPhase, ToolPhase
+from fsm.engine.connection import RunOver
 from fsm.errors import BreakerOpen, Refused
-from fsm.results import clipped, jsonable
 
 if TYPE_CHECKING:
     from fsm.breakers import Backoff
-    from fsm.engine.home import Seat
-    from fsm.engine.link import Link
+    from fsm.engine.connection import Link
     from fsm.engine.outcome import Handle
     from fsm.engine.recorder import Recorder
+    from fsm.engine.runtime import Seat
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from fsm.engine import Run, current_run
-from fsm.engine.sync import SyncRun
+from fsm.engine.threads import SyncRun
 from fsm.integrations.common import ToolAnsweredError
 
 try:

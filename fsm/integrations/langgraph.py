@@ -36,10 +36,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
+from fsm.core.results import jsonable
 from fsm.engine import Answer, Run
 from fsm.errors import ConfigurationError, FsmError, LimitReached
 from fsm.integrations.common import MAX_QUESTIONS, TooManyQuestions, cut
-from fsm.results import jsonable
 
 try:
     from langchain_core.callbacks import BaseCallbackManager

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from fsm.engine import Run
-from fsm.engine.sync import SyncRun
+from fsm.engine.threads import SyncRun
 from fsm.integrations.common import ToolAnsweredError
 
 try:

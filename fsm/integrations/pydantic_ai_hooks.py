@@ -31,7 +31,7 @@ from pydantic_ai.tools import (
 )
 
 from fsm.engine import Answer, Run, current_run
-from fsm.engine.phases import ToolPhase
+from fsm.engine.calls import ToolPhase
 from fsm.integrations.pydantic_ai_models import Breaker, TrackedModel, at_home, unless_over
 
 Question = Callable[[ToolCallPart, Mapping[str, Any]], str]

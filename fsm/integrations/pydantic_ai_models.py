@@ -15,7 +15,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import RunContext
 
 from fsm.engine import Run, RunOver
-from fsm.engine.phases import ModelPhase
+from fsm.engine.calls import ModelPhase
 from fsm.errors import BreakerOpen
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ state go through the table.
 
 from __future__ import annotations
 
-from fsm.machine import Fact, Machine, row, state
+from fsm.machine.machine import Fact, Machine, row, state
 
 # fmt: off
 STATES = (

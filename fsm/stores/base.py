@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+from fsm.core.records import Receipt, Snapshot, Step
+from fsm.core.timeline import Era, Known, Mark
 from fsm.errors import NotAStore
-from fsm.records import Receipt, Snapshot, Step
-from fsm.timeline import Era, Known, Mark
 
 
 class Conflict(NamedTuple):

@@ -18,14 +18,14 @@ from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
+from fsm.concurrency.locks import Lock, freeing
+from fsm.core.records import CANCEL_CHILDREN, Receipt, Snapshot, Step, receipt_of
+from fsm.core.timeline import Era, Known, Mark
 from fsm.errors import Reentered, StoreUnavailable
-from fsm.locks import Lock, freeing
-from fsm.records import CANCEL_CHILDREN, Receipt, Snapshot, Step, receipt_of
 from fsm.stores.base import MAX_ERAS, PLACES, Barred, Conflict, Damage, Due, MachineRecord, Order, Query
 from fsm.stores.memory_breakers import MemoryBreakers
 from fsm.stores.memory_index import CHUNK, Index, Journal
 from fsm.stores.memory_workers import MemoryWorkers
-from fsm.timeline import Era, Known, Mark
 
 _PARTS = (None, None)
 """What is torn: no step, only what follows from the records."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from fsm.locks import Lock
+from fsm.concurrency.locks import Lock
 from fsm.stores.base import BREAKER_LINES, BreakerEntry, BreakerRow
 
 

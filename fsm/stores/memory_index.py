@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
-from fsm.records import Receipt
+from fsm.core.records import Receipt
 
 CHUNK = 1024
 """The journal is kept in pieces of so many positions, so that old ones can be let go of."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fsm.locks import Lock
+from fsm.concurrency.locks import Lock
 from fsm.stores.base import BEAT_KEPT_S, DEPARTED, FUTURE_S, MAX_BEATS, SPARED_MAX, Beat, WorkerRow
 
 

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from fsm.diagram import render_svg, to_dot
-from fsm.executor import Executor, Question
 from fsm.lifecycles import BREAKER, EXECUTION
-from fsm.machine import Arrow, Machine
+from fsm.machine.executor import Executor, Question
+from fsm.machine.machine import Arrow, Machine
 
 Observer = Callable[[Machine, Arrow], None]
 Trigger = Callable[[Question], bool]

@@ -12,9 +12,11 @@ import pytest
 
 if TYPE_CHECKING:
     from fsm.clock import ManualClock
-    from fsm.tracker import Tracker
+    from fsm.tracker.tracker import Tracker
 
-pytest.register_assert_rewrite("fsm.testing.reading", "fsm.testing.steps", "fsm.testing.writing")
+pytest.register_assert_rewrite(
+    "fsm.testing.conformance.reading", "fsm.testing.conformance.steps", "fsm.testing.conformance.writing"
+)
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def clock() -> ManualClock:
 @pytest.fixture
 def tracker(clock: ManualClock) -> Iterator[Tracker]:
     """A fresh tracker in memory on the test's clock; `get_tracker()` returns it as long as the test runs."""
-    from fsm.process import fresh_tracker  # noqa: PLC0415 - as above
+    from fsm.tracker.process import fresh_tracker  # noqa: PLC0415 - as above
 
     with fresh_tracker(clock=clock) as fresh:
         yield fresh

@@ -23,7 +23,7 @@ import circuitbreaker  # noqa: E402
 import purgatory  # noqa: E402
 import pybreaker  # noqa: E402
 
-from fsm.process import fresh_tracker  # noqa: E402
+from fsm.tracker.process import fresh_tracker  # noqa: E402
 
 CALLS = 20_000
 ROUNDS = 25

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 from registry import Raw, in_threads
 
 from fsm import Engine, Tracker
-from fsm.engine.slots import Admission, Slots
+from fsm.engine.admission import Admission, Slots
+from fsm.simulation.loop import SteppedLoop
+from fsm.simulation.workers import SimulatedClock
 from fsm.testing import fresh_tracker
-from fsm.testing.loop import SteppedLoop
-from fsm.testing.workers import SimulatedClock
 
 PAIRS = 10
 """So many model phases and so many tool phases has a run."""

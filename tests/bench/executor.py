@@ -16,10 +16,10 @@ from collections.abc import Callable
 import transitions
 
 from fsm import EXECUTION
-from fsm.decide import DERIVED, Facts, create, decide
-from fsm.machine import Arrow
-from fsm.payloads import Codec
-from fsm.records import Identity, Step
+from fsm.core.decide import DERIVED, Facts, create, decide
+from fsm.core.payloads import Codec
+from fsm.core.records import Identity, Step
+from fsm.machine.machine import Arrow
 
 GOAL = 0.2
 LOOP = ("think", "call_model", "run_tools", "process_results")

@@ -28,7 +28,7 @@ import transitions
 
 from fsm.lifecycles.execution import EXECUTION
 from fsm.testing import fresh_tracker
-from fsm.tracker import Tracker
+from fsm.tracker.tracker import Tracker
 
 CYCLE = ("call_model", "think")
 """What every measured execution does, over and over: two transitions between two phases."""

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fsm.testing.faults import CALM, STORM, Chaos
-from fsm.testing.loop import SteppedLoop
-from fsm.testing.scenarios import fleet
-from fsm.testing.simulation import Simulation
+from fsm.simulation.faults import CALM, STORM, Chaos
+from fsm.simulation.loop import SteppedLoop
+from fsm.simulation.scenarios import fleet
+from fsm.simulation.simulation import Simulation
 
 GOAL = 100_000
 TASKS = 100

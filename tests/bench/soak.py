@@ -15,10 +15,10 @@ import resource
 from pathlib import Path
 
 from fsm.clock import ManualClock
-from fsm.process import fresh_tracker
-from fsm.retention import Retention
-from fsm.sweeper import Sweeper
-from fsm.tracker import Tracker
+from fsm.tracker.process import fresh_tracker
+from fsm.tracker.retention import Retention
+from fsm.tracker.sweeper import Sweeper
+from fsm.tracker.tracker import Tracker
 
 KEPT = 2_000
 MONTHS_S = 90 * 86_400.0

@@ -38,10 +38,10 @@ from pathlib import Path
 
 from fsm import EXECUTION
 from fsm.clock import SystemClock
+from fsm.core.records import fold
 from fsm.errors import FsmError, StoreUnavailable
-from fsm.process import configure
-from fsm.records import fold
-from fsm.tracker import Tracker
+from fsm.tracker.process import configure
+from fsm.tracker.tracker import Tracker
 
 THREADS = 3
 LEASE_S = 3.0

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 from fsm.clock import ManualClock
-from fsm.committer import MAX_BATCH
-from fsm.process import configure, fresh_tracker
-from fsm.tracker import Tracker
-from fsm.worker import Worker
+from fsm.registry.committer import MAX_BATCH
+from fsm.tracker.process import configure, fresh_tracker
+from fsm.tracker.tracker import Tracker
+from fsm.tracker.worker import Worker
 
 DUE = 1_000
 FEW = 10_000

@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from fsm.concurrency.forks import at_fork
+from fsm.concurrency.locks import Lock, inside
 from fsm.errors import StoreUnavailable
-from fsm.forks import at_fork
-from fsm.locks import Lock, inside
 from fsm.stores.sqlite.connect import connect, patiently
 from fsm.stores.sqlite.identity import Connection
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fsm.core.records import Identity, Receipt, Snapshot
+from fsm.core.timeline import Era, Mark
 from fsm.errors import DamagedRecord
-from fsm.records import Identity, Receipt, Snapshot
+from fsm.machine.timeouts import Timeouts
 from fsm.stores.base import Beat, BreakerEntry, BreakerRow, Due, Order, WorkerRow
-from fsm.timeline import Era, Mark
-from fsm.timeouts import Timeouts
 
 MAX_INSTANT = 1e12
 """Maximum distance of an instant from 1970, in seconds; the file's law says the same."""

@@ -14,8 +14,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
+from fsm.core.records import CANCEL_CHILDREN, Receipt, Snapshot, Step, receipt_of
 from fsm.errors import BadPayload, DamagedRecord, FsmError, NotAStore, StoreUnavailable
-from fsm.records import CANCEL_CHILDREN, Receipt, Snapshot, Step, receipt_of
 from fsm.stores.base import Barred, Conflict, Damage, MachineRecord, Query
 from fsm.stores.sqlite import rows as shapes
 from fsm.stores.sqlite.breakers import SqliteBreakers

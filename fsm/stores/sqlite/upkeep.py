@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from fsm.core.timeline import Era, Known, Mark
 from fsm.stores.base import (
     BEAT_KEPT_S,
     FUTURE_S,
@@ -20,7 +21,6 @@ from fsm.stores.base import (
 )
 from fsm.stores.sqlite import rows as shapes
 from fsm.stores.sqlite.damage import Pages
-from fsm.timeline import Era, Known, Mark
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Threads, locks and forks: what must hold in any process."""

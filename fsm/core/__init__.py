@@ -1,0 +1,1 @@
+"""Pure: what follows from a record, an event and a table."""

@@ -1,0 +1,499 @@
+"""The one decision: given a record, an event and facts, what follows from the table?
+
+`decide` is pure. It knows no clock, no store and no randomness; time is a fact. It returns a `Step` (what shall be
+committed, as data) or a `Refusal` (why nothing is), and changes nothing (after xstate's pure transition function).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from itertools import product
+from typing import Any, NamedTuple
+
+from fsm.core.records import Identity, Snapshot, Step
+from fsm.errors import Refusal
+from fsm.machine.machine import CREATE, Arrow, Machine
+from fsm.machine.timeouts import Limits
+
+UNDERCUT = "undercut"
+"""The key under which the journal says of a question that it cannot be answered as long as its expiry promises."""
+MAX_OPEN_TOOLS = 1000
+"""More tool calls than this cannot be open at once; the next one is refused with the reason ``limit``."""
+
+
+class Facts(NamedTuple):
+    """What a decision is made on, beside the record.
+
+    Attributes:
+        at: The instant, in seconds since the epoch.
+        payload: The event's payload with its defaults.
+        payload_json: The given part of it as text.
+        fence: The caller's fence, or ``None`` for a caller that owns nothing.
+        key: The idempotency key, which goes into the journal.
+        worker: Who becomes the owner if the event claims the execution and the payload names nobody.
+        now: The instant on the steady timeline, where deadlines are laid; `at` if nothing is said.
+        version: Refuse as stale unless this is still the record's version; ``None`` for whatever it is.
+        holder: Refuse as stale unless this worker still owns it; ``None`` for whoever does.
+        jitter: A number from 0 to 1, drawn at random by the caller; it shortens a backoff.
+        narrowed: Whether the caller is a user: a row of the system is not theirs.
+        ordered: Whether the library itself asks (a sweeper, a parent's end): it needs no fence.
+    """
+
+    at: float
+    payload: Mapping[str, Any]
+    payload_json: str | None = None
+    fence: int | None = None
+    key: str | None = None
+    worker: str | None = None
+    now: float | None = None
+    version: int | None = None
+    holder: str | None = None
+    jitter: float = 0.0
+    narrowed: bool = False
+    ordered: bool = False
+
+
+# --- facts that the record itself answers -----------------------------------------------------------------
+
+
+def _find_tool(snapshot: Snapshot, payload: Mapping[str, Any]) -> int | None:
+    """Return the index of the open call that a close means: by call id, by name, else the oldest."""
+    name, call_id = payload.get("name"), payload.get("call_id")
+    for index, (open_name, open_id) in enumerate(snapshot.tools):
+        if (call_id is None or open_id == call_id) and (name is None or open_name == name):
+            return index
+    return None
+
+
+DERIVED: dict[str, Callable[[Snapshot, Mapping[str, Any]], bool]] = {
+    "owned": lambda snapshot, _: snapshot.owner is not None,
+    "attempts_left": lambda snapshot, _: snapshot.attempt < snapshot.identity.attempts_max,
+    "model_attempts_left": lambda snapshot, _: snapshot.model_attempt < snapshot.identity.model_attempts_max,
+    "tools_open": lambda snapshot, _: bool(snapshot.tools),
+    "tool_known": lambda snapshot, payload: _find_tool(snapshot, payload) is not None,
+}
+"""The facts that need no payload field of their own; any machine may ask them."""
+
+
+class _Question:
+    """What the executor is asked; it stands in for a model and is thrown away afterwards."""
+
+    __slots__ = ("arrow", "defaults", "payload", "snapshot", "state")
+
+    def __init__(self, snapshot: Snapshot, payload: Mapping[str, Any], defaults: Mapping[str, bool]) -> None:
+        self.state = snapshot.state
+        self.snapshot = snapshot
+        self.payload = payload
+        self.defaults = defaults
+        self.arrow: Arrow | None = None
+
+    def ask(self, fact: str) -> bool:
+        derive = DERIVED.get(fact)
+        if derive is not None:
+            return derive(self.snapshot, self.payload)
+        answer = self.payload.get(fact)
+        return self.defaults[fact] if answer is None else answer is True
+
+
+# --- changes of the record that commit with the state ---------------------------------------------------------
+
+Change = Callable[[Snapshot, Facts, dict[str, Any]], None]
+
+
+def _claim(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    # An attempt that was suspended is the same attempt: it did not fail, its worker left while a person was asked.
+    change.update(
+        owner=facts.payload.get("owner") or facts.worker,
+        attempt=snapshot.attempt if snapshot.suspended else snapshot.attempt + 1,
+        fence=snapshot.fence + 1,
+        tools=(),
+        suspended=False,
+    )
+
+
+def _release(snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    # The fence grows here too: between release and the next claim the old worker must already be a stranger.
+    change.update(owner=None, fence=snapshot.fence + 1, tools=(), model_attempt=0, suspended=False)
+
+
+def _suspend(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    _release(snapshot, facts, change)
+    change["suspended"] = True
+
+
+def _wait(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    delay_s = facts.payload.get("retry_in_s")
+    change.update(
+        not_before=None if delay_s is None else _now(facts) + delay_s, breaker=facts.payload.get("breaker")
+    )
+
+
+def _pause(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    change["not_before"] = _now(facts) + _backoff_s(snapshot, facts, snapshot.model_attempt)
+
+
+def _retry_later(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    change["not_before"] = _now(facts) + _backoff_s(snapshot, facts, snapshot.attempt)
+
+
+def _backoff_s(snapshot: Snapshot, facts: Facts, attempt: int) -> float:
+    """Return the wait before the next attempt, in seconds: what the payload says, else the execution's policy."""
+    said: float | None = facts.payload.get("retry_in_s")
+    if said is not None:
+        return said
+    identity = snapshot.identity
+    doublings = min(max(attempt - 1, 0), 64)  # more would only overflow: the cap has long been reached
+    return min(identity.backoff_cap_s, identity.backoff_s * 2.0**doublings) * (1.0 - facts.jitter / 2)
+
+
+def _now(facts: Facts) -> float:
+    return facts.at if facts.now is None else facts.now
+
+
+def _new_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    change["model_attempt"] = 0  # a call that the breaker did not let through was not tried
+
+
+def _first_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    change["model_attempt"] = 1
+
+
+def _next_call(snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    change["model_attempt"] = snapshot.model_attempt + 1
+
+
+def _open_tool(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    change["tools"] = (*snapshot.tools, (facts.payload.get("name") or "", facts.payload.get("call_id")))
+
+
+def _close_tool(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    index = _find_tool(snapshot, facts.payload)
+    if index is not None:
+        change["tools"] = snapshot.tools[:index] + snapshot.tools[index + 1 :]
+
+
+def _drop_tools(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    change["tools"] = ()  # nobody waits for them any more: what opened them was given up
+
+
+def _ask(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+    change["limit_s"] = facts.payload.get("expires_s")
+
+
+CHANGES: dict[str, Change] = {
+    "claim": _claim,
+    "release": _release,
+    "suspend": _suspend,
+    "wait": _wait,
+    "pause": _pause,
+    "retry_later": _retry_later,
+    "new_call": _new_call,
+    "first_call": _first_call,
+    "next_call": _next_call,
+    "open_tool": _open_tool,
+    "close_tool": _close_tool,
+    "drop_tools": _drop_tools,
+    "ask": _ask,
+}
+"""What a row's `assign` can name in a machine whose instances are executions."""
+
+
+# --- deadlines ------------------------------------------------------------------------------------------------
+
+
+def deadline(
+    limits: Limits,
+    state: str,
+    born_at: float,
+    since_at: float,
+    now: float,
+    not_before: float | None = None,
+    limit_s: float | None = None,
+    paused_s: float = 0.0,
+) -> tuple[float | None, str | None]:
+    """Return the nearest deadline of an open execution, and its kind. All instants are of the steady timeline.
+
+    Args:
+        limits: The resolved limits.
+        state: The state that it is in.
+        born_at: When it was created; `total` counts from here.
+        since_at: When it entered the state; the state's own limit counts from here.
+        now: When it last did something, which is now; `idle` counts from here.
+        not_before: A wait that was ordered; it does not count against the state's limit.
+        limit_s: A limit of its own for this stay, in seconds.
+        paused_s: The time spent waiting for a person before this stay, in seconds; `total` does not count it, unless
+            the execution brought that limit itself.
+
+    Returns:
+        The instant and the kind, or ``(None, None)`` if nothing limits it.
+    """
+    due_at: float | None = None
+    kind: str | None = None
+    entry = limits.by_state[state]
+    if entry is not None:
+        kind, seconds = entry
+        # Whoever was told to wait is not late: the limit counts from the moment when the wait is over.
+        begins_at = not_before if not_before is not None and not_before > since_at else since_at
+        due_at = begins_at + (seconds if limit_s is None else limit_s)
+    elif limit_s is not None:
+        due_at, kind = since_at + limit_s, "input"
+    if limits.total_s is not None and (
+        limits.total_given or due_at is None or state not in limits.input_states
+    ):
+        total_at = born_at + limits.total_s + (0.0 if limits.total_given else paused_s)
+        if due_at is None or total_at < due_at:
+            due_at, kind = total_at, "total"
+    if (
+        limits.idle_s is not None
+        and state in limits.idle_states
+        and (due_at is None or now + limits.idle_s < due_at)
+    ):
+        due_at, kind = now + limits.idle_s, "idle"
+    return due_at, kind
+
+
+# --- the decision ---------------------------------------------------------------------------------------------
+
+
+def create(machine: Machine, identity: Identity) -> Step:
+    """Return the step that brings an execution into being, in the machine's initial state, at version 0."""
+    at, now = identity.created_at, identity.born_at
+    due_at, kind = deadline(machine.limits_for(identity.timeouts_json), machine.initial, now, now, now)
+    after = Snapshot(
+        identity, machine.initial, 0, at, at, due_at, kind, 0, None, 0, (), 0, None, None, None, None, now
+    )
+    return Step(after, None, CREATE, None, None, ())
+
+
+def decide(machine: Machine, snapshot: Snapshot, event: str, facts: Facts) -> Step | Refusal:
+    """Say what follows from an event.
+
+    Args:
+        machine: The machine that the execution is an instance of.
+        snapshot: The execution's record.
+        event: The event.
+        facts: What else the decision is made on.
+
+    Returns:
+        A `Step` to commit, or a `Refusal`. Nothing is changed either way.
+    """
+    if facts.fence is not None and facts.fence != snapshot.fence:
+        return refuse(machine, snapshot, event, "fenced", facts=facts)
+    if (facts.version is not None and facts.version != snapshot.version) or (
+        facts.holder is not None and facts.holder != snapshot.owner
+    ):
+        return refuse(machine, snapshot, event, "stale", facts=facts)
+    question = _Question(snapshot, facts.payload, machine.fact_defaults)
+    trigger = machine.executor.triggers.get(event)
+    if trigger is None or not trigger(question):
+        return refuse(machine, snapshot, event, _why_not(machine, snapshot, event), facts=facts)
+    arrow = question.arrow
+    assert arrow is not None  # noqa: S101 - the executor sets it whenever it returns True
+    reason = None if arrow.by == "anyone" else _not_by(snapshot, arrow, facts)
+    if arrow.assign and "open_tool" in arrow.assign and len(snapshot.tools) >= MAX_OPEN_TOOLS:
+        reason = reason or "limit"
+    if reason is not None:
+        return refuse(machine, snapshot, event, reason, facts=facts)
+    return _take(machine, snapshot, arrow, facts)
+
+
+def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> Step:
+    identity = snapshot.identity
+    state = arrow.target
+    if facts.at < snapshot.updated_at:
+        # A wall clock that jumped back must not make a journal run backwards, nor cut a wait short.
+        facts = facts._replace(at=snapshot.updated_at)
+    at = facts.at
+    now = _now(facts)
+    tools, attempt, owner, fence = snapshot.tools, snapshot.attempt, snapshot.owner, snapshot.fence
+    model_attempt, suspended = snapshot.model_attempt, snapshot.suspended
+    if arrow.internal:
+        entered_at, since_at, not_before = snapshot.entered_at, snapshot.since_at, snapshot.not_before
+        breaker, limit_s = snapshot.breaker, snapshot.limit_s
+    else:
+        entered_at, since_at, not_before, breaker, limit_s = at, now, None, None, None
+    if arrow.assign:
+        change: dict[str, Any] = {}
+        for name in arrow.assign:
+            CHANGES[name](snapshot, facts, change)
+        tools = change.get("tools", tools)
+        attempt = change.get("attempt", attempt)
+        owner = change.get("owner", owner)
+        fence = change.get("fence", fence)
+        model_attempt = change.get("model_attempt", model_attempt)
+        not_before = change.get("not_before", not_before)
+        breaker = change.get("breaker", breaker)
+        limit_s = change.get("limit_s", limit_s)
+        suspended = change.get("suspended", suspended)
+    limits = machine.limits_for(identity.timeouts_json)
+    paused_s = snapshot.paused_s
+    if not arrow.internal and snapshot.state in limits.input_states:
+        paused_s += max(0.0, now - snapshot.since_at)
+    payload_json = facts.payload_json
+    if state in machine.terminal:
+        due_at, kind, tools, end_json = None, None, (), payload_json
+    else:
+        end_json = None
+        due_at, kind = deadline(limits, state, identity.born_at, since_at, now, not_before, limit_s, paused_s)
+        if kind == "total" and due_at is not None and limit_s is not None and not arrow.internal:
+            payload_json = _undercut(payload_json, due_at - now, limit_s)
+    after = Snapshot(
+        identity, state, snapshot.version + 1, entered_at, at, due_at, kind, attempt, owner, fence, tools,
+        model_attempt, not_before, breaker, limit_s, end_json, since_at, paused_s, suspended,
+    )  # fmt: skip
+    return Step(after, snapshot.state, arrow.event, facts.key, payload_json, arrow.effects, snapshot)
+
+
+def _undercut(payload_json: str | None, left_s: float, expires_s: float) -> str:
+    """Return the payload of a question with a note that the execution ends before the question expires."""
+    payload: dict[str, Any] = json.loads(payload_json) if payload_json else {}
+    payload[UNDERCUT] = f"its total_s ends in {left_s:g} s, before the question expires after {expires_s:g} s"
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+
+
+def _not_by(snapshot: Snapshot, arrow: Arrow, facts: Facts) -> str | None:
+    """Return why this caller may not take a row that is not for anyone, in one word; ``None`` if it may."""
+    if arrow.by == "system":
+        return "forbidden" if facts.narrowed else None
+    # A fence of 0 was never given to a worker. A given one was compared before: it is the current one.
+    return None if facts.fence is not None or snapshot.fence == 0 or facts.ordered else "fenced"
+
+
+# --- refusals -------------------------------------------------------------------------------------------------
+
+
+def _why_not(machine: Machine, snapshot: Snapshot, event: str) -> str:
+    if event not in machine.executor.triggers:
+        return "unknown_event"
+    if snapshot.state in machine.terminal:
+        return "terminal"
+    return "guard" if event in machine.by_source[snapshot.state] else "not_allowed"
+
+
+def refuse(
+    machine: Machine,
+    snapshot: Snapshot,
+    event: str,
+    reason: str,
+    detail: str = "",
+    facts: Facts | None = None,
+) -> Refusal:
+    """Return the refusal of an event, with the events that are allowed instead.
+
+    Args:
+        machine: The machine.
+        snapshot: The record, which stays as it is.
+        event: The event.
+        reason: Why, in one word; see `Refusal`.
+        detail: One sentence; made from the table if it is not given.
+        facts: What the caller brought: without a fence it is told what needs none.
+    """
+    if not detail:
+        detail = _FENCELESS if reason == "fenced" and facts is not None and facts.fence is None else ""
+        detail = detail or _DETAILS[reason](machine, snapshot, event)
+    narrowed = facts is not None and facts.narrowed
+    fenced = reason == "fenced" and snapshot.fence > 0
+    return Refusal(
+        snapshot.identity.id,
+        snapshot.state,
+        event,
+        reason,
+        allowed(machine, snapshot, narrowed=narrowed, fenced=fenced),
+        snapshot.version,
+        detail,
+    )
+
+
+def _unknown_event(machine: Machine, _snapshot: Snapshot, event: str) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
+
+    near = get_close_matches(str(event), machine.events, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"machine {machine.name!r} has no such event{hint}"
+
+
+def _guard(machine: Machine, snapshot: Snapshot, event: str) -> str:
+    arrows = machine.by_source[snapshot.state][event]
+    said = [arrow.otherwise for arrow in arrows if arrow.otherwise]
+    return said[-1] if said else f"none of its guards holds: {', '.join(arrow.guard for arrow in arrows)}"
+
+
+_FENCELESS = (
+    "only its owner may fire this, and says so with a fence: pass fence= from the receipt of the claim; "
+    "an operator passes fence=tracker.get(id).fence"
+)
+_DETAILS: dict[str, Callable[[Machine, Snapshot, str], str]] = {
+    "unknown_event": _unknown_event,
+    "guard": _guard,
+    "terminal": lambda _, snapshot, __: (
+        f"it has already ended {snapshot.state}, and an end is final; "
+        f"for a rerun create an execution with retry_of={snapshot.identity.id!r}"
+    ),
+    "not_allowed": lambda _, snapshot, event: (
+        f"the table has no row for {event!r} in state {snapshot.state!r}"
+    ),
+    "fenced": lambda _, snapshot, __: (
+        f"the fence is {snapshot.fence} by now: this attempt was taken away, stop working on it"
+    ),
+    "forbidden": lambda _, __, event: (
+        f"{event!r} is the system's: the platform's own tracker and its sweepers fire it, not a user's"
+    ),
+    "stale": lambda _, snapshot, __: (
+        f"it has moved on to version {snapshot.version} meanwhile: what was observed is no longer so"
+    ),
+    "limit": lambda _, __, ___: f"{MAX_OPEN_TOOLS} tool calls are open, which is the most",
+}
+
+
+def allowed(
+    machine: Machine, snapshot: Snapshot, *, narrowed: bool = False, fenced: bool = False
+) -> tuple[str, ...]:
+    """Return the events that an execution would accept now: those that some payload could make succeed.
+
+    Facts that only a payload answers may come out either way; facts of the record are asked.
+
+    Args:
+        machine: Its machine.
+        snapshot: Its record.
+        narrowed: Whether the caller is a user, for whom the system's rows are not.
+        fenced: Whether the caller has no current fence: the owner's rows are not for it.
+
+    Returns:
+        Event names in the order of the table.
+    """
+    kept_out = {by for by, out in (("system", narrowed), ("owner", fenced)) if out}
+    full = len(snapshot.tools) >= MAX_OPEN_TOOLS
+    return tuple(
+        event
+        for event, arrows in machine.by_source[snapshot.state].items()
+        if (
+            _could_while_full(snapshot, arrows, kept_out)
+            if full
+            else any(
+                arrow.by not in kept_out
+                and all(wanted in _answers(snapshot, fact) for fact, wanted in arrow.literals)
+                for arrow in arrows
+            )
+        )
+    )
+
+
+def _answers(snapshot: Snapshot, fact: str) -> tuple[bool, ...]:
+    """Return the answers that payloads can bring about."""
+    if fact == "tool_known":  # a payload may always name a tool that is not open
+        return (False, True) if snapshot.tools else (False,)
+    return (DERIVED[fact](snapshot, {}),) if fact in DERIVED else (False, True)
+
+
+def _could_while_full(snapshot: Snapshot, arrows: tuple[Arrow, ...], kept_out: set[str]) -> bool:
+    """Say whether some payload takes an arrow that opens no tool; what is tried first counts here."""
+    facts = list(dict.fromkeys(fact for arrow in arrows for fact, _ in arrow.literals))
+    for answers in product(*(_answers(snapshot, fact) for fact in facts)):
+        known = dict(zip(facts, answers, strict=True))
+        for arrow in arrows:
+            if all(known[fact] is wanted for fact, wanted in arrow.literals):
+                if "open_tool" not in arrow.assign and arrow.by not in kept_out:
+                    return True
+                break
+    return False

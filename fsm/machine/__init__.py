@@ -1,0 +1,1 @@
+"""What a machine is: the grammar of states and rows, its validation, its executor."""

@@ -1,0 +1,1 @@
+"""The one way to change an execution: commands, the committer, the catalog of machines."""

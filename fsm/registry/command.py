@@ -1,0 +1,176 @@
+"""What a caller wants of the committer, and how it is told what became of it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import marshal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from fsm.core.records import Receipt, Step
+from fsm.errors import BadPayload, Refusal
+
+if TYPE_CHECKING:
+    import asyncio
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class Command:
+    """One change that somebody wants, and what became of it. Exactly one of outcome and error is set at the end."""
+
+    __slots__ = (
+        "at", "born", "effects", "error", "event", "execution_id", "fence", "gate", "holder", "jitter", "key", "later",
+        "now", "ordered", "outcome", "payload", "unheard", "user_id", "version", "worker",
+    )  # fmt: skip
+
+    def __init__(  # noqa: PLR0913 - a caller's whole wish
+        self,
+        execution_id: str,
+        event: str,
+        *,
+        at: float,
+        now: float | None = None,
+        payload: Mapping[str, Any] | None = None,
+        fence: int | None = None,
+        key: str | None = None,
+        worker: str | None = None,
+        user_id: str | None = None,
+        version: int | None = None,
+        holder: str | None = None,
+        jitter: float = 0.0,
+        ordered: bool = False,
+        born: Step | None = None,
+    ) -> None:
+        """Note what is wanted.
+
+        Args:
+            execution_id: The execution.
+            event: The event.
+            at: The instant at which the caller asked, in seconds since the epoch.
+            now: The same instant on the steady timeline.
+            payload: What comes with the event, not checked yet.
+            fence: The caller's fence, ``None`` for one who owns nothing.
+            key: The idempotency key.
+            worker: Who becomes the owner if the event claims the execution and its payload names nobody.
+            user_id: Whoever asks; another user's execution is unknown to them. ``None`` for the platform itself.
+            version: Refuse unless the execution is still at this version.
+            holder: Refuse unless this worker still owns it.
+            jitter: A number from 0 to 1 that shortens a backoff.
+            ordered: Whether the library itself asks: the owner's rows need no fence.
+            born: The step that creates the execution, in place of an event.
+        """
+        self.execution_id = execution_id
+        self.event = event
+        self.at = at
+        self.now = now
+        self.payload = payload or {}
+        self.fence = fence
+        self.key = key
+        self.worker = worker
+        self.user_id = user_id
+        self.version = version
+        self.holder = holder
+        self.jitter = jitter
+        self.ordered = ordered
+        self.born = born
+        self.outcome: Receipt | Refusal | None = None
+        self.effects: tuple[str, ...] = ()
+        self.error: BaseException | None = None
+        self.gate: threading.Lock | None = None
+        self.later: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self.unheard: Callable[[Command], None] | None = None
+
+    def freeze(self) -> None:
+        """Take a copy of the payload, before the command is queued: what the caller changes later changes nothing."""
+        self.payload = frozen(self.payload)
+
+
+_CHANGED = "a payload was changed by another thread while it was read ({}): hand in a copy"
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+
+def frozen(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a payload that its caller cannot change any more.
+
+    What JSON cannot say is kept as it is: the codec refuses it, with the same words as if it had come directly.
+
+    Raises:
+        BadPayload: Another thread changes it at this moment.
+    """
+    try:
+        fields = dict(payload)
+    except RuntimeError as error:
+        raise BadPayload(_CHANGED.format(error)) from None
+    if all(type(value) in _SCALARS for value in fields.values()):
+        return fields
+    try:
+        # A copy of JSON values in one call of the interpreter's: no other thread runs in between.
+        copied: dict[str, Any] = marshal.loads(marshal.dumps(fields))  # noqa: S302 - nothing comes from outside
+    except ValueError:
+        return {name: _copied(value) for name, value in fields.items()}
+    return copied
+
+
+def own(option: T) -> T:
+    """Return an option that its caller cannot change any more; it may be read on another thread.
+
+    Raises:
+        BadPayload: Another thread changes it at this moment.
+    """
+    return cast("T", frozen(option)) if isinstance(option, dict) else option
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of what is not plain JSON: a model, a dict of a class of its own."""
+    try:
+        return copy.deepcopy(value)
+    except RecursionError:
+        return value
+    except RuntimeError as error:
+        raise BadPayload(_CHANGED.format(error)) from None
+    except Exception:  # noqa: BLE001 - any object may stand here; the codec says what is wrong with it
+        return value
+
+
+def tell(batch: Sequence[Command]) -> None:
+    """Let the callers of a batch go on, again if need be: one wake-up per thread, and one per event loop."""
+    loops: dict[asyncio.AbstractEventLoop, list[Command]] = {}
+    for command in batch:
+        if command.gate is not None:
+            with suppress(RuntimeError):  # it is open: an interrupt ended the first call of this function
+                command.gate.release()
+        elif command.later is not None:
+            loops.setdefault(command.later[0], []).append(command)
+    for loop, commands in loops.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, commands)
+        except RuntimeError:  # the loop was closed while the commit was under way
+            _make_up(commands)
+
+
+def _resolve(commands: Sequence[Command]) -> None:
+    left: list[Command] = []
+    for command in commands:
+        future = command.later[1] if command.later is not None else None
+        if future is None or future.cancelled():
+            left.append(command)
+        elif not future.done():
+            future.set_result(None)
+    _make_up(left)
+
+
+def _make_up(commands: Sequence[Command]) -> None:
+    """Do what the callers would have done, had they not been cancelled: the effects are due all the same."""
+    for command in commands:
+        if command.unheard is None or not isinstance(command.outcome, Receipt):
+            continue
+        try:
+            command.unheard(command)
+        except Exception:  # the next one is another caller's
+            logger.exception("%s: the effects of %r are left undone", command.execution_id, command.event)

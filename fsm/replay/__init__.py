@@ -1,0 +1,1 @@
+"""Recorded runs, played again as events or by agents."""

@@ -1,0 +1,1 @@
+"""What every machine must do: machine_test."""

@@ -1,0 +1,1 @@
+"""The faces of the registry: trackers, streams, sweeper, worker, retention."""

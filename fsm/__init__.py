@@ -38,7 +38,8 @@ from fsm.errors import (
     UnknownMachine,
 )
 from fsm.lifecycles import BREAKER, EXECUTION
-from fsm.machine.machine import Category, Fact, Machine, State, Transition
+from fsm.machine.grammar import Category, Fact, State, Transition
+from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Timeouts
 from fsm.tracker.process import configure, get_tracker
 from fsm.tracker.retention import Retention

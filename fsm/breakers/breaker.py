@@ -49,7 +49,7 @@ from fsm.breakers.verdicts import (
     sound,
 )
 from fsm.errors import BreakerOpen
-from fsm.stores.base import BreakerRow
+from fsm.stores.breakers import BreakerRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from fsm.breakers.policy import Policy
 from fsm.breakers.verdicts import Kind, Verdict
 from fsm.lifecycles.breaker import BREAKER
-from fsm.machine.machine import Arrow
-from fsm.stores.base import BreakerRow
+from fsm.machine.grammar import Arrow
+from fsm.stores.breakers import BreakerRow
 
 PROBE_WAIT_S = 1.0
 """So long, in seconds, a caller is told to wait at the most while all probes are in flight; they seldom take long."""

@@ -28,7 +28,8 @@ from fsm.concurrency.supervised import Health, Loop, keep_going
 from fsm.core.arguments import MAX_TEXT, model
 from fsm.errors import BadPayload, ConfigurationError
 from fsm.registry.registry import Registry
-from fsm.stores.base import LAST, BreakerEntry, Store
+from fsm.stores.base import Store
+from fsm.stores.breakers import LAST, BreakerEntry
 
 POLL_S = 0.5
 """So often, in seconds, other processes' changes are looked for: an opened breaker is known everywhere well within

@@ -17,10 +17,11 @@ from fsm.breakers.core import unseen
 from fsm.breakers.foreign import DROPPED, read, say, storable, text_of
 from fsm.breakers.section import Section
 from fsm.clock import Clock
+from fsm.core.journal import record_of
 from fsm.errors import FsmError, StoreUnavailable
 from fsm.lifecycles.breaker import BREAKER
-from fsm.registry.catalog import record_of
-from fsm.stores.base import LAST, BreakerEntry, BreakerRow, BreakerStore, Store
+from fsm.stores.base import Store
+from fsm.stores.breakers import LAST, BreakerEntry, BreakerRow, BreakerStore
 
 if TYPE_CHECKING:
     from fsm.breakers.breaker import Breaker

@@ -22,7 +22,7 @@ from fsm.cli.common import (
 from fsm.cli.options import JsonOption, StoreOption, said, usable
 from fsm.core.records import Execution
 from fsm.errors import Refused
-from fsm.machine.machine import Category
+from fsm.machine.grammar import Category
 from fsm.tracker.scope import Scope
 from fsm.tracker.tracker import Tracker
 

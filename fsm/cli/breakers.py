@@ -26,7 +26,7 @@ from fsm.cli.common import (
 )
 from fsm.errors import UnknownBreaker
 from fsm.lifecycles.breaker import BREAKER
-from fsm.stores.base import BreakerEntry
+from fsm.stores.breakers import BreakerEntry
 
 HISTORY = 20
 """So many of a breaker's last changes are shown."""

@@ -30,7 +30,8 @@ from fsm.cli import last_resort
 from fsm.cli.options import JsonOption, StoreOption
 from fsm.clock import Clock
 from fsm.errors import FsmError, Refused
-from fsm.machine.machine import Category, Machine
+from fsm.machine.grammar import Category
+from fsm.machine.machine import Machine
 from fsm.tracker.process import DEFAULT_STORE, configure
 from fsm.tracker.scope import Scope
 from fsm.tracker.tracker import Tracker

@@ -15,7 +15,8 @@ from fsm.replay.trajectory import Trajectory
 from fsm.simulation.loop import SteppedLoop
 from fsm.simulation.observed import EPOCH_S
 from fsm.simulation.workers import SimulatedClock
-from fsm.stores.base import Store, open_store
+from fsm.stores.base import Store
+from fsm.stores.opening import open_store
 from fsm.tracker.tracker import Tracker
 
 BACK_S = 86_400.0

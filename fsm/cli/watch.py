@@ -24,7 +24,8 @@ from fsm.cli.common import (
 from fsm.cli.inspect import executions_table
 from fsm.cli.options import JsonOption, StoreOption, UserOption, finite
 from fsm.core.records import Receipt
-from fsm.machine.machine import Category, Machine
+from fsm.machine.grammar import Category
+from fsm.machine.machine import Machine
 from fsm.tracker.scope import Scope
 from fsm.tracker.tracker import Tracker
 

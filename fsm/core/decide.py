@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from fsm.core.records import Identity, Snapshot, Step
 from fsm.errors import Refusal
-from fsm.machine.machine import CREATE, Arrow, Machine
+from fsm.machine.grammar import CREATE, Arrow
+from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Limits
 
 UNDERCUT = "undercut"

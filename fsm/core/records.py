@@ -8,14 +8,12 @@ and decoded at each look: whoever gets one has a copy of his own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fsm.errors import DamagedRecord
-from fsm.machine.machine import CREATE
 from fsm.machine.timeouts import MAX_SECONDS, Timeouts
 
 if TYPE_CHECKING:
@@ -229,6 +227,24 @@ def receipt_of(step: Step, position: int) -> Receipt:
     )
 
 
+class MachineRecord(NamedTuple):
+    """A machine as data, for the store's own law.
+
+    Attributes:
+        content_hash: Its identity.
+        name: Its name.
+        document: The declaration as JSON text.
+        states: Each state, whether it is terminal, and whether it is stopping.
+        rows: Every (source, event, target) that a journal may hold; the creation has no source.
+    """
+
+    content_hash: str
+    name: str
+    document: str
+    states: tuple[tuple[str, bool, bool], ...]
+    rows: tuple[tuple[str | None, str, str], ...]
+
+
 class Execution(BaseModel):
     """An execution as it was when somebody looked. Instants are seconds since the epoch.
 
@@ -368,59 +384,3 @@ def _effective(machine: Machine, brought_json: str | None) -> Timeouts:
     """Return the limits that apply to an execution; they are frozen, so that all who look share them."""
     brought = Timeouts.model_validate_json(brought_json) if brought_json else Timeouts()
     return brought.effective(machine.timeouts)
-
-
-def durations(receipts: Iterable[Receipt], terminal: frozenset[str], now: float) -> dict[str, float]:
-    """Book the time of an execution to the states in which it was spent.
-
-    Args:
-        receipts: Its journal from the beginning, in order.
-        terminal: The terminal states of its machine; they take no time.
-        now: The instant up to which an open stay counts, in seconds since the epoch.
-
-    Returns:
-        Seconds by state, in the order of the first visit; several visits are summed.
-    """
-    spent: dict[str, float] = {}
-    state: str | None = None
-    since = now
-    for receipt in receipts:
-        if state is not None:
-            spent[state] = spent.get(state, 0.0) + max(0.0, receipt.at - since)
-        state, since = receipt.target, receipt.at
-    if state is not None and state not in terminal:
-        spent[state] = spent.get(state, 0.0) + max(0.0, now - since)
-    return spent
-
-
-def fold(receipts: Iterable[Receipt], machine: Machine) -> str | None:
-    """Replay a journal on its table and return the state that it leads to; ``None`` for an empty journal.
-
-    Args:
-        receipts: The journal of one execution from the beginning, in order.
-        machine: Its machine.
-
-    Raises:
-        ValueError: A row is not of the table, a version is missing, or a row begins where the last did not end.
-    """
-    state: str | None = None
-    for version, receipt in enumerate(receipts):
-        if receipt.version != version:
-            raise ValueError(f"version {version} is missing: found {receipt.version}")
-        if receipt.source != state:
-            raise ValueError(f"version {version} begins in {receipt.source!r}, the last ended in {state!r}")
-        if (receipt.source, receipt.event, receipt.target) not in legal_rows(machine):
-            raise ValueError(
-                f"{receipt.source!r} --{receipt.event}--> {receipt.target!r} is no row of the table"
-            )
-        state = receipt.target
-    return state
-
-
-@lru_cache(maxsize=256)
-def legal_rows(machine: Machine) -> frozenset[tuple[str | None, str, str]]:
-    """Return every (source, event, target) that a journal of this machine may hold, the creation included."""
-    rows: set[tuple[str | None, str, str]] = {
-        (arrow.source, arrow.event, arrow.target) for arrow in machine.arrows
-    }
-    return frozenset(rows | {(None, CREATE, machine.initial)})

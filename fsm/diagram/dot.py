@@ -26,7 +26,8 @@ from fsm.diagram.palette import (
 )
 from fsm.diagram.path import Path, duration
 from fsm.diagram.plan import Box, Label, Plan, plan_of, says_who
-from fsm.machine.machine import Category, Machine, State
+from fsm.machine.grammar import Category, State
+from fsm.machine.machine import Machine
 
 WRAP = 16
 """A row's text longer than this, in characters, gets a line for its guard where it stands on an arrow."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fsm.diagram.plan import Plan
-from fsm.machine.machine import Category
+from fsm.machine.grammar import Category
 
 FLAT = 3
 """Up to so many pending states stand side by side on the first line."""

@@ -12,7 +12,8 @@ from fsm.diagram.marks import Look, Mark, Marks, marks_of
 from fsm.diagram.palette import CAPSULE, FADED, FADED_INK, INK, LINE, MISSING, PAINTS, SOFT_INK
 from fsm.diagram.path import Path, duration
 from fsm.diagram.plan import Label, Plan, plan_of
-from fsm.machine.machine import Category, Machine
+from fsm.machine.grammar import Category
+from fsm.machine.machine import Machine
 
 BREAK = "<br/>"
 

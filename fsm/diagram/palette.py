@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fsm.machine.machine import Category
+from fsm.machine.grammar import Category
 
 
 class Paint(NamedTuple):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fsm.diagram.path import Triple
-from fsm.machine.machine import Arrow, Machine, Transition
+from fsm.machine.grammar import Arrow, Transition
+from fsm.machine.machine import Machine
 
 GATHER = 3
 """From so many source states on, a row is drawn through one box or knot instead of one arrow for each."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsm.concurrency.supervised import one_line
 from fsm.errors import ExecutionCancelled, ExecutionFailed, ExecutionLost, ExecutionTimedOut
-from fsm.machine.machine import OutcomeKind
+from fsm.machine.grammar import OutcomeKind
 
 if TYPE_CHECKING:
     from fsm.engine.driver import Drive

@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from fsm.core.results import clipped
 from fsm.engine.answers import asked
 from fsm.errors import BadPayload, StoreUnavailable
-from fsm.machine.machine import Category
+from fsm.machine.grammar import Category
 from fsm.registry.registry import Registry
 from fsm.stores.base import Query
 

@@ -6,7 +6,8 @@ state go through the table.
 
 from __future__ import annotations
 
-from fsm.machine.machine import Fact, Machine, row, state
+from fsm.machine.grammar import Fact, row, state
+from fsm.machine.machine import Machine
 
 # fmt: off
 STATES = (

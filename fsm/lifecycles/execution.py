@@ -6,7 +6,8 @@ lists of allowed events and the generated tests are all made from it.
 
 from __future__ import annotations
 
-from fsm.machine.machine import Fact, Machine, row, state
+from fsm.machine.grammar import Fact, row, state
+from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Timeouts
 
 _CALLERS = "starting thinking preparing_tools running_tools processing_results"

@@ -10,12 +10,12 @@ event and guard value is shown by `tests/test_executor.py`, with stock `transiti
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import transitions
 
-if TYPE_CHECKING:
-    from fsm.machine.machine import Arrow, Machine
+from fsm.machine.grammar import Arrow
+from fsm.machine.table import Table
 
 
 class Question(Protocol):
@@ -70,17 +70,17 @@ class Executor:
             taken, and leaves that row in ``question.arrow``.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, table: Table) -> None:
         lean = _LeanMachine(
             model=None,
             model_attribute="-",  # there is no model; an event may be called "state", and none can be called "-"
-            states=[state.name for state in machine.states],
-            initial=machine.initial,
+            states=[state.name for state in table.declared.states],
+            initial=table.declared.initial,
             auto_transitions=False,
             send_event=False,
             queued=False,
         )
-        for arrow in machine.arrows:
+        for arrow in table.arrows:
             lean.add_transition(
                 arrow.event,
                 arrow.source,

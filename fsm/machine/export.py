@@ -10,7 +10,8 @@ import json
 import xml.etree.ElementTree as ET
 from typing import Any
 
-from fsm.machine.machine import Arrow, Literals, Machine, State
+from fsm.machine.grammar import Arrow, Literals, State
+from fsm.machine.machine import Machine
 
 SCXML = "http://www.w3.org/2005/07/scxml"
 """The namespace of the standard (W3C State Chart XML, 2015)."""

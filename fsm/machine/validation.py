@@ -1,6 +1,6 @@
 """The proof that a machine holds together, made when it is built.
 
-`prove` returns every finding, not just the first: whoever declares a machine mends it in one go. Each check is a
+`prove` returns every finding, not just the first, so that a declaration is mended in one go. Each check is a
 small generator over the declaration; none of them knows a particular machine.
 """
 
@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 from fsm.errors import Finding
-
-if TYPE_CHECKING:
-    from fsm.machine.machine import Arrow, Machine, State
+from fsm.machine.grammar import Arrow, State
+from fsm.machine.table import Table
 
 CATEGORIES = ("pending", "running", "waiting", "stopping", "terminal")
 RESERVED = frozenset({"create"})
@@ -29,40 +27,36 @@ MAX_FACTS = 12
 """A (state, event) whose guards ask more facts than this is refused: its table of answers has 4096 lines."""
 
 
-def prove(machine: Machine) -> list[Finding]:
-    """Check a declaration.
-
-    Args:
-        machine: The declaration, complete in itself.
-
-    Returns:
-        Every finding; an empty list means that the machine holds together.
-    """
-    return [finding for check in _CHECKS for finding in check(machine)]
+def prove(table: Table) -> list[Finding]:
+    """Return every finding on a declaration; an empty list means that it holds together."""
+    return [finding for check in _CHECKS for finding in check(table)]
 
 
 # --- names ---------------------------------------------------------------------------------------------------
 
 
-def _unknown_names(machine: Machine) -> Iterator[Finding]:
-    states = machine.by_name
-    if machine.initial not in states:
+def _unknown_names(table: Table) -> Iterator[Finding]:
+    states = table.by_name
+    if table.declared.initial not in states:
         yield Finding(
-            "unknown_state", f"initial={machine.initial}", "no such state", _near(machine.initial, states)
+            "unknown_state",
+            f"initial={table.declared.initial}",
+            "no such state",
+            _near(table.declared.initial, states),
         )
-    for event, _ in machine.payloads:
-        if event not in machine.events:
+    for event, _ in table.declared.payloads:
+        if event not in table.events:
             yield Finding(
-                "unknown_event", f"payloads[{event}]", "no row has this event", _near(event, machine.events)
+                "unknown_event", f"payloads[{event}]", "no row has this event", _near(event, table.events)
             )
-    for state, _ in machine.timeouts.phases:
+    for state, _ in table.declared.timeouts.phases:
         if state not in states:
             yield Finding("unknown_state", f"timeouts.phases[{state}]", "no such state", _near(state, states))
 
 
-def _unknown_in_rows(machine: Machine) -> Iterator[Finding]:
-    states = machine.by_name
-    for row in machine.transitions:
+def _unknown_in_rows(table: Table) -> Iterator[Finding]:
+    states = table.by_name
+    for row in table.declared.transitions:
         strange = False
         for selector in row.source:
             what, known = ("category", CATEGORIES) if selector.startswith("@") else ("state", tuple(states))
@@ -71,7 +65,7 @@ def _unknown_in_rows(machine: Machine) -> Iterator[Finding]:
                 yield Finding(
                     f"unknown_{what}", str(row), f"no such source {selector!r}", _near(selector, known)
                 )
-        if not strange and not machine.sources_of(row):
+        if not strange and not table.sources_of(row):
             yield Finding(
                 "empty_source", str(row), "no state is left to come from", "Declare one, or drop the row"
             )
@@ -80,50 +74,50 @@ def _unknown_in_rows(machine: Machine) -> Iterator[Finding]:
                 "unknown_state", str(row), f"no such target {row.target!r}", _near(row.target, states)
             )
         for fact, _ in row.literals:
-            if fact not in machine.fact_defaults:
+            if fact not in table.fact_defaults:
                 yield Finding(
-                    "unknown_fact", str(row), f"no such fact {fact!r}", _near(fact, machine.fact_defaults)
+                    "unknown_fact", str(row), f"no such fact {fact!r}", _near(fact, table.fact_defaults)
                 )
         if row.event in RESERVED:
             yield Finding("reserved_event", str(row), "the library itself writes this event", "Rename it")
 
 
-def _repeated_names(machine: Machine) -> Iterator[Finding]:
+def _repeated_names(table: Table) -> Iterator[Finding]:
     for what, names in (
-        ("state", [state.name for state in machine.states]),
-        ("fact", [fact.name for fact in machine.facts]),
-        ("payload", [event for event, _ in machine.payloads]),
+        ("state", [state.name for state in table.declared.states]),
+        ("fact", [fact.name for fact in table.declared.facts]),
+        ("payload", [event for event, _ in table.declared.payloads]),
     ):
         for name, count in Counter(names).items():
             if count > 1:
                 yield Finding(f"duplicate_{what}", name, f"declared {count} times", "Keep one")
-    for fact in machine.fact_defaults.keys() & RESERVED_FACTS:
+    for fact in table.fact_defaults.keys() & RESERVED_FACTS:
         yield Finding("reserved_fact", fact, "the word has a meaning of its own", "Rename it")
 
 
 # --- rows ----------------------------------------------------------------------------------------------------
 
 
-def _rows(machine: Machine) -> Iterator[Finding]:
-    for events in machine.by_source.values():
+def _rows(table: Table) -> Iterator[Finding]:
+    for events in table.by_source.values():
         for arrows in events.values():
-            yield from _never_taken(machine, arrows)
-            yield from _not_covered(machine, arrows)
+            yield from _never_taken(table, arrows)
+            yield from _not_covered(table, arrows)
 
 
-def _never_taken(machine: Machine, arrows: tuple[Arrow, ...]) -> Iterator[Finding]:
+def _never_taken(table: Table, arrows: tuple[Arrow, ...]) -> Iterator[Finding]:
     for index, arrow in enumerate(arrows):
         wanted = dict(arrow.literals)
         if len(wanted) != len(set(arrow.literals)):
             yield Finding(
-                "impossible_guard", _at(machine, arrow), "the guard contradicts itself", "Drop one half"
+                "impossible_guard", _at(table, arrow), "the guard contradicts itself", "Drop one half"
             )
             continue
         for earlier in arrows[:index]:
             if set(earlier.literals) == set(arrow.literals):
                 yield Finding(
                     "duplicate_row",
-                    _at(machine, arrow),
+                    _at(table, arrow),
                     f"the same source, event and guard stand in row {earlier.row + 1}",
                     "Drop one of the two",
                 )
@@ -131,7 +125,7 @@ def _never_taken(machine: Machine, arrows: tuple[Arrow, ...]) -> Iterator[Findin
             if all(wanted.get(fact) is answer for fact, answer in earlier.literals):
                 yield Finding(
                     "shadowed_row",
-                    _at(machine, arrow),
+                    _at(table, arrow),
                     f"row {earlier.row + 1} ({earlier}) always goes first",
                     "Move the narrower guard up, or drop the row",
                 )
@@ -141,20 +135,20 @@ def _never_taken(machine: Machine, arrows: tuple[Arrow, ...]) -> Iterator[Findin
             if len(_facts(before)) <= MAX_FACTS and _open_case(wanted, before) is None:
                 yield Finding(
                     "shadowed_row",
-                    _at(machine, arrow),
+                    _at(table, arrow),
                     f"rows {', '.join(str(one.row + 1) for one in before)} together leave it no case",
                     "Move it up, or drop the row",
                 )
 
 
-def _not_covered(machine: Machine, arrows: tuple[Arrow, ...]) -> Iterator[Finding]:
+def _not_covered(table: Table, arrows: tuple[Arrow, ...]) -> Iterator[Finding]:
     if any(not arrow.literals or arrow.otherwise is not None for arrow in arrows):
         return
     facts = _facts(arrows)
     if len(facts) > MAX_FACTS:
         yield Finding(
             "too_many_facts",
-            _at(machine, arrows[-1]),
+            _at(table, arrows[-1]),
             f"guards ask {len(facts)} facts, {MAX_FACTS} at most can be checked",
             "Join some of them into one fact",
         )
@@ -164,7 +158,7 @@ def _not_covered(machine: Machine, arrows: tuple[Arrow, ...]) -> Iterator[Findin
         case = " and ".join(name if answer else f"not {name}" for name, answer in sorted(left.items()))
         yield Finding(
             "guard_without_else",
-            _at(machine, arrows[-1]),
+            _at(table, arrows[-1]),
             f"nothing is said for the case: {case}",
             "Add a last row without a guard, or say otherwise= why it is refused",
         )
@@ -191,19 +185,19 @@ def _open_case(known: dict[str, bool], arrows: tuple[Arrow, ...]) -> dict[str, b
     return known
 
 
-def _terminal_rows(machine: Machine) -> Iterator[Finding]:
-    for arrow in machine.arrows:
-        if arrow.source in machine.terminal:
+def _terminal_rows(table: Table) -> Iterator[Finding]:
+    for arrow in table.arrows:
+        if arrow.source in table.terminal:
             yield Finding(
                 "leaves_terminal",
-                _at(machine, arrow),
+                _at(table, arrow),
                 f"{arrow.source!r} is terminal, nothing leaves it",
                 "Make the state another category, or start a new execution with retry_of",
             )
 
 
-def _outcomes(machine: Machine) -> Iterator[Finding]:
-    for state in machine.states:
+def _outcomes(table: Table) -> Iterator[Finding]:
+    for state in table.declared.states:
         if state.outcome is not None and state.category != "terminal":
             yield Finding(
                 "outcome_without_end",
@@ -216,24 +210,27 @@ def _outcomes(machine: Machine) -> Iterator[Finding]:
 # --- paths ---------------------------------------------------------------------------------------------------
 
 
-def _ends(machine: Machine) -> Iterator[Finding]:
-    if machine.perpetual and machine.terminal:
+def _ends(table: Table) -> Iterator[Finding]:
+    if table.declared.perpetual and table.terminal:
         yield Finding(
             "perpetual_with_end",
-            " ".join(sorted(machine.terminal)),
+            " ".join(sorted(table.terminal)),
             "a perpetual machine has no terminal state",
             "Drop perpetual=True, or the state",
         )
-    if not machine.perpetual and not machine.terminal:
+    if not table.declared.perpetual and not table.terminal:
         yield Finding(
             "no_end",
-            machine.name,
+            table.declared.name,
             "no state is terminal, an execution would run for ever",
             "Declare a terminal state, or say perpetual=True",
         )
-    if machine.initial in machine.terminal:
+    if table.declared.initial in table.terminal:
         yield Finding(
-            "ends_at_start", f"initial={machine.initial}", "the initial state is terminal", "Begin elsewhere"
+            "ends_at_start",
+            f"initial={table.declared.initial}",
+            "the initial state is terminal",
+            "Begin elsewhere",
         )
 
 
@@ -248,28 +245,32 @@ def _reach(start: Iterable[str], edges: dict[str, set[str]]) -> set[str]:
     return seen
 
 
-def _reachable(machine: Machine) -> Iterator[Finding]:
-    if machine.initial not in machine.by_name:
+def _reachable(table: Table) -> Iterator[Finding]:
+    if table.declared.initial not in table.by_name:
         return  # already reported; every state would be reported again as unreachable
     forward: dict[str, set[str]] = {}
     backward: dict[str, set[str]] = {}
-    for arrow in machine.arrows:
+    for arrow in table.arrows:
         forward.setdefault(arrow.source, set()).add(arrow.target)
         backward.setdefault(arrow.target, set()).add(arrow.source)
-    reached = _reach([machine.initial], forward)
-    for state in machine.states:
+    reached = _reach([table.declared.initial], forward)
+    for state in table.declared.states:
         if state.name not in reached:
             yield Finding(
                 "unreachable_state",
                 state.name,
-                f"no path leads here from {machine.initial!r}",
+                f"no path leads here from {table.declared.initial!r}",
                 "Add a row that leads here, or drop the state",
             )
-    goal = [machine.initial] if machine.perpetual else sorted(machine.terminal)
-    what = f"no path leads back to {machine.initial!r}" if machine.perpetual else "no path leads to an end"
+    goal = [table.declared.initial] if table.declared.perpetual else sorted(table.terminal)
+    what = (
+        f"no path leads back to {table.declared.initial!r}"
+        if table.declared.perpetual
+        else "no path leads to an end"
+    )
     home = _reach(goal, backward)
-    for state in machine.states:
-        if state.name in reached and state.name not in home | machine.terminal and goal:
+    for state in table.declared.states:
+        if state.name in reached and state.name not in home | table.terminal and goal:
             exits = forward.get(state.name, set()) - {state.name}
             yield Finding(
                 "trap",
@@ -279,9 +280,9 @@ def _reachable(machine: Machine) -> Iterator[Finding]:
             )
 
 
-def _waits(machine: Machine) -> Iterator[Finding]:
+def _waits(table: Table) -> Iterator[Finding]:
     """The events `cancel` and `time_out` carry these meanings in every machine."""
-    for state in machine.states:
+    for state in table.declared.states:
         waits = state.category == "waiting"
         if waits and state.deadline is None:
             yield Finding(
@@ -290,17 +291,17 @@ def _waits(machine: Machine) -> Iterator[Finding]:
                 "it could wait for ever",
                 "Declare deadline= (queue, phase, input, grace or cooldown)",
             )
-        if machine.perpetual:
+        if table.declared.perpetual:
             continue
-        if waits and not _leaves(machine, state.name, "cancel"):
+        if waits and not _leaves(table, state.name, "cancel"):
             yield Finding(
                 "wait_without_cancel",
                 state.name,
                 "nobody could call it off",
                 "Add a row for the event 'cancel' that leads out",
             )
-        if not _leaves(machine, state.name, "time_out"):
-            for limit, where in _limits_on(machine, state):
+        if not _leaves(table, state.name, "time_out"):
+            for limit, where in _limits_on(table, state):
                 yield Finding(
                     "deadline_without_row",
                     state.name,
@@ -309,9 +310,9 @@ def _waits(machine: Machine) -> Iterator[Finding]:
                 )
 
 
-def _limits_on(machine: Machine, state: State) -> Iterator[tuple[str, str]]:
+def _limits_on(table: Table, state: State) -> Iterator[tuple[str, str]]:
     """Yield each limit that the declaration itself puts on a stay in a state, and where it says so."""
-    limits = machine.timeouts
+    limits = table.declared.timeouts
     if state.category == "terminal":
         return
     if state.deadline is not None:
@@ -324,8 +325,8 @@ def _limits_on(machine: Machine, state: State) -> Iterator[tuple[str, str]]:
         yield "idle", "timeouts.idle_s"
 
 
-def _leaves(machine: Machine, state: str, event: str) -> bool:
-    return any(arrow.target != state for arrow in machine.by_source[state].get(event, ()))
+def _leaves(table: Table, state: str, event: str) -> bool:
+    return any(arrow.target != state for arrow in table.by_source[state].get(event, ()))
 
 
 # --- helpers -------------------------------------------------------------------------------------------------
@@ -339,11 +340,11 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {near[0]!r}" if near else f"Known: {', '.join(names) or 'none'}"
 
 
-def _at(machine: Machine, arrow: Arrow) -> str:
-    return f"row {arrow.row + 1} of {len(machine.transitions)} ({arrow})"
+def _at(table: Table, arrow: Arrow) -> str:
+    return f"row {arrow.row + 1} of {len(table.declared.transitions)} ({arrow})"
 
 
-_CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
+_CHECKS: tuple[Callable[[Table], Iterator[Finding]], ...] = (
     _unknown_names,
     _unknown_in_rows,
     _repeated_names,

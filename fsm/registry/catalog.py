@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from fsm.concurrency.supervised import one_line
 from fsm.core.decide import CHANGES, DERIVED
+from fsm.core.journal import record_of
 from fsm.core.payloads import Codec
-from fsm.core.records import EFFECTS, legal_rows
+from fsm.core.records import EFFECTS
 from fsm.errors import ConfigurationError, UnknownMachine
-from fsm.machine.machine import Category, Machine
+from fsm.machine.machine import Machine
 from fsm.machine.timeouts import MAX_SECONDS
-from fsm.stores.base import MachineRecord, Store
+from fsm.stores.base import Store
 
 logger = logging.getLogger(__name__)
 
@@ -66,20 +67,6 @@ class _Unchecked(Codec):
     def decode(self, event: str, text: str | None) -> Mapping[str, Any]:
         del text
         raise ConfigurationError(f"{event!r} cannot be read in this process: {self._error}")
-
-
-def record_of(machine: Machine) -> MachineRecord:
-    """Return a machine as the data that a store keeps its law by."""
-    return MachineRecord(
-        machine.content_hash,
-        machine.name,
-        machine.to_json(),
-        tuple(
-            (state.name, state.category is Category.TERMINAL, state.category is Category.STOPPING)
-            for state in machine.states
-        ),
-        tuple(sorted(legal_rows(machine), key=lambda row: (row[0] or "", row[1], row[2]))),
-    )
 
 
 class LawBook:

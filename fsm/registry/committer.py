@@ -34,7 +34,8 @@ from fsm.errors import (
     StoreUnavailable,
     UnknownExecution,
 )
-from fsm.machine.machine import CREATE, Machine
+from fsm.machine.grammar import CREATE
+from fsm.machine.machine import Machine
 from fsm.registry.catalog import Law
 from fsm.registry.command import Command, tell
 from fsm.stores.base import Barred, Conflict, Store

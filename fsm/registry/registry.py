@@ -44,7 +44,8 @@ from fsm.errors import (
     UnknownExecution,
 )
 from fsm.errors.shown import shown
-from fsm.machine.machine import CREATE, Category, Machine
+from fsm.machine.grammar import CREATE, Category
+from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Timeouts
 from fsm.registry.aftermath import Aftermath
 from fsm.registry.catalog import LawBook

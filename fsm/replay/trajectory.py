@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fsm.errors import FsmError
 from fsm.lifecycles.execution import EXECUTION
-from fsm.machine.machine import Category
+from fsm.machine.grammar import Category
 from fsm.machine.paths import Ways
 
 BRIDGES = frozenset(

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from fsm.core.records import Receipt, Snapshot, Step, legal_rows
+from fsm.core.journal import legal_rows
+from fsm.core.records import Receipt, Snapshot, Step
 from fsm.core.timeline import Era
-from fsm.machine.machine import CREATE, Machine
+from fsm.machine.grammar import CREATE
+from fsm.machine.machine import Machine
 from fsm.registry.command import Command
 from fsm.simulation.families import Families
 from fsm.simulation.handles import Process

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fsm.core.records import CANCEL_CHILDREN, Receipt, Step
-from fsm.machine.machine import Category
+from fsm.machine.grammar import Category
 from fsm.simulation.observed import Broken, Model, Sweep
 
 _OVER = frozenset({Category.TERMINAL, Category.STOPPING})

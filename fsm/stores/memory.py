@@ -19,10 +19,10 @@ from operator import attrgetter
 from typing import Any
 
 from fsm.concurrency.locks import Lock, freeing
-from fsm.core.records import CANCEL_CHILDREN, Receipt, Snapshot, Step, receipt_of
+from fsm.core.records import CANCEL_CHILDREN, MachineRecord, Receipt, Snapshot, Step, receipt_of
 from fsm.core.timeline import Era, Known, Mark
 from fsm.errors import Reentered, StoreUnavailable
-from fsm.stores.base import MAX_ERAS, PLACES, Barred, Conflict, Damage, Due, MachineRecord, Order, Query
+from fsm.stores.base import MAX_ERAS, PLACES, Barred, Conflict, Damage, Due, Order, Query
 from fsm.stores.memory_breakers import MemoryBreakers
 from fsm.stores.memory_index import CHUNK, Index, Journal
 from fsm.stores.memory_workers import MemoryWorkers

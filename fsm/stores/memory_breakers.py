@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from fsm.concurrency.locks import Lock
-from fsm.stores.base import BREAKER_LINES, BreakerEntry, BreakerRow
+from fsm.stores.breakers import BREAKER_LINES, BreakerEntry, BreakerRow
 
 
 class MemoryBreakers:

@@ -21,14 +21,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 
 from fsm.diagram import render_svg, to_dot
 from fsm.lifecycles import BREAKER, EXECUTION
 from fsm.machine.executor import Executor, Question
-from fsm.machine.machine import Arrow, Machine
+from fsm.machine.grammar import Arrow
+from fsm.machine.machine import Machine
+from fsm.machine.table import Table
 
 Observer = Callable[[Machine, Arrow], None]
 Trigger = Callable[[Question], bool]
@@ -41,9 +43,9 @@ _watched: list[tuple[dict[str, Trigger], dict[str, Trigger]]] = []
 _build = Executor.__init__
 
 
-def _build_watched(self: Executor, machine: Machine) -> None:
-    _build(self, machine)
-    _watch(machine, self.triggers)
+def _build_watched(self: Executor, table: Table) -> None:
+    _build(self, table)
+    _watch(cast("Machine", table.declared), self.triggers)
 
 
 def _watch(machine: Machine, triggers: dict[str, Trigger]) -> None:

@@ -20,7 +20,8 @@ from fsm.errors.shown import shown
 from fsm.lifecycles.execution import EXECUTION
 from fsm.machine.machine import Machine
 from fsm.registry.registry import Registry
-from fsm.stores.base import Store, open_store
+from fsm.stores.base import Store
+from fsm.stores.opening import open_store
 from fsm.tracker.retention import Retention
 from fsm.tracker.sweeper import Sweeper
 from fsm.tracker.tracker import Tracker

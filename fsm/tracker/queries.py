@@ -9,7 +9,8 @@ from fsm.core.arguments import exact, names, optional_text
 from fsm.core.records import Execution, Snapshot
 from fsm.errors import BadPayload, DamagedRecord, UnknownMachine
 from fsm.errors.shown import shown
-from fsm.machine.machine import Category, Machine
+from fsm.machine.grammar import Category
+from fsm.machine.machine import Machine
 from fsm.registry.registry import Registry
 from fsm.stores.base import Query
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from fsm.core.arguments import flag
 from fsm.core.decide import allowed as allowed_events
-from fsm.core.records import Execution, Receipt, Retry, durations
+from fsm.core.journal import durations
+from fsm.core.records import Execution, Receipt, Retry
 from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Timeouts
 from fsm.registry.registry import Registry

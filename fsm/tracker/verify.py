@@ -16,13 +16,16 @@ from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 from fsm.core.decide import Facts, create, deadline, decide
-from fsm.core.records import CANCEL_CHILDREN, Receipt, Snapshot, legal_rows
+from fsm.core.journal import legal_rows, record_of
+from fsm.core.records import CANCEL_CHILDREN, Receipt, Snapshot
 from fsm.errors import DamagedRecord, Finding, FsmError, Refusal
 from fsm.lifecycles.breaker import BREAKER
-from fsm.machine.machine import CREATE, Arrow, Category, Machine
-from fsm.registry.catalog import Law, record_of
+from fsm.machine.grammar import CREATE, Arrow, Category
+from fsm.machine.machine import Machine
+from fsm.registry.catalog import Law
 from fsm.registry.registry import Registry
-from fsm.stores.base import BreakerEntry, BreakerRow, BreakerStore, Damage, Order, Query, Store
+from fsm.stores.base import Damage, Order, Query, Store
+from fsm.stores.breakers import BreakerEntry, BreakerRow, BreakerStore
 
 PAGE = 500
 """Number of records that are read at a time: memory stays flat, however many there are."""

@@ -19,7 +19,7 @@ from fsm import EXECUTION
 from fsm.core.decide import DERIVED, Facts, create, decide
 from fsm.core.payloads import Codec
 from fsm.core.records import Identity, Step
-from fsm.machine.machine import Arrow
+from fsm.machine.grammar import Arrow
 
 GOAL = 0.2
 LOOP = ("think", "call_model", "run_tools", "process_results")

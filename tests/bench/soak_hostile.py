@@ -38,7 +38,7 @@ from pathlib import Path
 
 from fsm import EXECUTION
 from fsm.clock import SystemClock
-from fsm.core.records import fold
+from fsm.core.journal import fold
 from fsm.errors import FsmError, StoreUnavailable
 from fsm.tracker.process import configure
 from fsm.tracker.tracker import Tracker

@@ -12,7 +12,7 @@ from fsm.breakers import Consecutive, CountWindow, Policy, SlowCalls, TimeWindow
 from fsm.breakers.core import BreakerFacts, BreakerRefusal, BreakerStep, decide_breaker, judge, left_s, unseen
 from fsm.breakers.counters import Recorder
 from fsm.breakers.verdicts import CANCELLED, FAILURE, IGNORED, SUCCESS, throttled
-from fsm.stores.base import BreakerRow
+from fsm.stores.breakers import BreakerRow
 
 POLICY = Policy(cooldown_s=10.0, cooldown_max_s=35.0, jitter=0.0, probes_at_once=2, successes_needed=2)
 

@@ -13,7 +13,7 @@ from fsm import BREAKER, BreakerOpen
 from fsm.breakers import CANCELLED, FAILURE, IGNORED, SUCCESS, Breakers, Consecutive, Kind, Policy, throttled
 from fsm.breakers.core import PROBE_WAIT_S, unseen
 from fsm.clock import ManualClock
-from fsm.stores.base import open_store
+from fsm.stores.opening import open_store
 
 LEASE_S = 60.0
 

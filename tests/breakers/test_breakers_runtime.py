@@ -25,7 +25,7 @@ from fsm.breakers import (
     throttled,
 )
 from fsm.clock import ManualClock
-from fsm.stores.base import open_store
+from fsm.stores.opening import open_store
 from fsm.tracker.process import fresh_tracker
 
 POLICY = Policy(trip=Consecutive(failures=3), cooldown_s=10.0, jitter=0.0, probe_lease_s=60.0)

@@ -20,8 +20,9 @@ from fsm.breakers import CANCELLED, FAILURE, SUCCESS, Breakers, Consecutive, Pol
 from fsm.breakers.permit import _Handover
 from fsm.breakers.shared import ASK_AGAIN_S
 from fsm.clock import ManualClock, SystemClock
-from fsm.registry.catalog import record_of
-from fsm.stores.base import BreakerEntry, BreakerRow, open_store
+from fsm.core.journal import record_of
+from fsm.stores.breakers import BreakerEntry, BreakerRow
+from fsm.stores.opening import open_store
 from fsm.tracker.process import fresh_tracker
 
 POLICY = Policy(trip=Consecutive(failures=2), cooldown_s=10.0, jitter=0.0)

@@ -10,7 +10,7 @@ import pytest
 from fsm import BreakerOpen
 from fsm.breakers import Breakers, Consecutive, Policy
 from fsm.clock import ManualClock
-from fsm.stores.base import open_store
+from fsm.stores.opening import open_store
 
 
 @pytest.fixture

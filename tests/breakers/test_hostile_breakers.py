@@ -42,8 +42,9 @@ from fsm.breakers import breaker as breaker_module
 from fsm.breakers.verdicts import of_error, retry_after
 from fsm.clock import ManualClock
 from fsm.concurrency.supervised import Health
-from fsm.registry.catalog import record_of
-from fsm.stores.base import BREAKER_LINES, BreakerEntry, BreakerRow, open_store
+from fsm.core.journal import record_of
+from fsm.stores.breakers import BREAKER_LINES, BreakerEntry, BreakerRow
+from fsm.stores.opening import open_store
 from fsm.tracker.process import fresh_tracker
 from tests.conftest import ROOT
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fsm.core.records import fold
+from fsm.core.journal import fold
 from fsm.tracker.process import fresh_tracker
 from tests.conftest import SAMPLE
 

@@ -23,7 +23,8 @@ app = typer.Typer()
 app.command("diagram")(command.diagram)
 
 GOOD = """
-from fsm.machine.machine import Machine, row, state
+from fsm.machine.grammar import row, state
+from fsm.machine.machine import Machine
 class Shop:
     ORDER = Machine(name="order", initial="new", states=(state("new", "pending"), state("paid", "terminal")),
                     transitions=(row("new", "pay", "paid"), row("new", "cancel", "paid")))
@@ -31,7 +32,8 @@ OTHER = Shop.ORDER
 NUMBER = 7
 """
 BAD = """
-from fsm.machine.machine import Machine, row, state
+from fsm.machine.grammar import row, state
+from fsm.machine.machine import Machine
 ORDER = Machine(name="order", initial="new", states=(state("new", "pending"), state("paid", "terminal")),
                 transitions=(row("new", "pay", "payed"),))
 """

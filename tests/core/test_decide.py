@@ -17,7 +17,7 @@ from fsm.core import decide as module
 from fsm.core.decide import CHANGES, DERIVED, MAX_OPEN_TOOLS, Facts, allowed, create, deadline, decide, refuse
 from fsm.core.payloads import PAYLOADS, Codec
 from fsm.core.records import Identity, Snapshot, Step, receipt_of
-from fsm.machine.machine import row, state
+from fsm.machine.grammar import row, state
 from tests.support.strategies import machines
 
 CODEC = Codec(EXECUTION, frozenset(DERIVED))

@@ -17,7 +17,7 @@ from fsm import EXECUTION, BadPayload, Fact, FsmError, Machine
 from fsm.core.decide import DERIVED
 from fsm.core.payloads import MAX_BYTES, PAYLOADS, Codec, Ending, Payload, register_payload
 from fsm.core.results import jsonable
-from fsm.machine.machine import row, state
+from fsm.machine.grammar import row, state
 
 CODEC = Codec(EXECUTION, frozenset(DERIVED))
 

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from fsm import BREAKER, EXECUTION, Execution, Machine, Receipt, Retry, Timeouts
 from fsm.core.decide import DERIVED, Facts, create, decide
+from fsm.core.journal import durations, fold, legal_rows
 from fsm.core.payloads import Codec
-from fsm.core.records import Identity, Snapshot, Step, durations, fold, legal_rows, receipt_of, view
+from fsm.core.records import Identity, Snapshot, Step, receipt_of, view
 from tests.support.strategies import machines
 
 BORN_AT = 100.0

@@ -24,7 +24,8 @@ from fsm.diagram import (
 from fsm.diagram.committed import check, committed, write
 from fsm.diagram.path import duration
 from fsm.lifecycles import BREAKER, EXECUTION
-from fsm.machine.machine import Machine, row
+from fsm.machine.grammar import row
+from fsm.machine.machine import Machine
 from tests.support.drawn import arrows_of, from_dot, from_mermaid, machines, made
 
 SHIPPED = pytest.mark.parametrize("machine", [EXECUTION, BREAKER], ids=lambda machine: machine.name)

@@ -14,11 +14,12 @@ import pytest
 
 from fsm import BREAKER, EXECUTION, FsmError, Machine, Refusal
 from fsm.core.decide import DERIVED, Facts, create, decide
+from fsm.core.journal import fold
 from fsm.core.payloads import Codec
-from fsm.core.records import Identity, Snapshot, Step, fold, receipt_of
+from fsm.core.records import Identity, Snapshot, Step, receipt_of
 from fsm.lifecycles import LEGACY_EDGES, LEGACY_PHASES, LEGACY_STATES, IllegalLegacyEdge, legacy_event
 from fsm.machine.executor import Executor
-from fsm.machine.machine import Arrow
+from fsm.machine.grammar import Arrow
 
 CATEGORIES: dict[str, str] = {
     "created": "pending",

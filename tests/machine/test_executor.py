@@ -18,7 +18,7 @@ from hypothesis import given, settings
 import fsm
 from fsm import BREAKER, EXECUTION, Fact, Machine
 from fsm.machine.executor import Executor
-from fsm.machine.machine import Arrow, row, state
+from fsm.machine.grammar import Arrow, row, state
 from tests.support.strategies import FACT_NAMES, cases, machines
 
 SHIPPED = pytest.mark.parametrize("machine", [EXECUTION, BREAKER], ids=lambda machine: machine.name)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 
 from fsm.lifecycles import BREAKER, EXECUTION
 from fsm.machine.export import OURS, SCXML, to_scxml, to_xstate
-from fsm.machine.machine import Machine, row
+from fsm.machine.grammar import row
+from fsm.machine.machine import Machine
 from tests.support.drawn import machines, made
 
 SHIPPED = pytest.mark.parametrize("machine", [EXECUTION, BREAKER], ids=lambda machine: machine.name)

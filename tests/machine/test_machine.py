@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from fsm import BREAKER, EXECUTION, Category, Fact, InvalidMachine, Machine, State, Timeouts, Transition
 from fsm.core.decide import CHANGES, decide
 from fsm.errors import FsmError
-from fsm.machine.machine import row, state
+from fsm.machine.grammar import row, state
 from tests.support.strategies import machines
 
 SHIPPED = [EXECUTION, BREAKER]

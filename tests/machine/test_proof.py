@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fsm import BREAKER, EXECUTION, Fact, InvalidMachine, Machine, State, Timeouts, Transition
 from fsm.machine import validation as proof_module
-from fsm.machine.machine import row, state
+from fsm.machine.grammar import row, state
 from fsm.machine.validation import MAX_FACTS, prove
 from tests.support.strategies import FACT_NAMES, Literals, cases, guard_text, holds, machines
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fsm import EXECUTION, Machine, Timeouts
-from fsm.machine.machine import MAX_LIMITS, row, state
+from fsm.machine.grammar import row, state
+from fsm.machine.machine import MAX_LIMITS
 from tests.support.strategies import limits
 
 FIELDS = ("total_s", "queue_s", "phase_s", "idle_s", "input_s", "grace_s")

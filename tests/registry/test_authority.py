@@ -9,7 +9,7 @@ import pytest
 
 from fsm import EXECUTION, Engine, Machine, Refused
 from fsm.errors import ConfigurationError
-from fsm.machine.machine import row, state
+from fsm.machine.grammar import row, state
 from fsm.testing import fresh_tracker
 
 MINE: dict[str, Any] = {"user_id": "ada", "thread_id": "t"}

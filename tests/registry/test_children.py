@@ -10,7 +10,8 @@ from fsm.clock import ManualClock
 from fsm.core.payloads import PAYLOADS
 from fsm.errors import Refused, StoreUnavailable
 from fsm.lifecycles import EXECUTION
-from fsm.machine.machine import Machine, row, state
+from fsm.machine.grammar import row, state
+from fsm.machine.machine import Machine
 from fsm.registry import registry as registry_module
 from fsm.registry.registry import Registry
 from fsm.stores.base import Order

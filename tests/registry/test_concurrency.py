@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from fsm import Refused, StoreUnavailable
-from fsm.core.records import fold
+from fsm.core.journal import fold
 from fsm.lifecycles import EXECUTION
 from fsm.testing import fresh_tracker
 from fsm.tracker.tracker import Tracker

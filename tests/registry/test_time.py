@@ -9,7 +9,8 @@ import pytest
 from fsm.clock import ManualClock
 from fsm.core.records import Retry
 from fsm.errors import BadPayload, InvalidMachine, Refused, StoreUnavailable
-from fsm.machine.machine import Fact, Machine, row, state
+from fsm.machine.grammar import Fact, row, state
+from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Timeouts
 from fsm.tracker import sweeper as sweeping
 from fsm.tracker.process import configure, fresh_tracker

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsm.core.records import fold
+from fsm.core.journal import fold
 from fsm.replay.events import ReplayClock, replay, replay_one
 from fsm.replay.trajectory import BRIDGES, MalformedLine, Trajectory, read_line, route
 from fsm.tracker.process import fresh_tracker

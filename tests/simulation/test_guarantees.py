@@ -11,12 +11,13 @@ import pytest
 from fsm import EXECUTION, Machine, Refused, ids
 from fsm.clock import ManualClock
 from fsm.core.decide import DERIVED, Facts, create, decide
+from fsm.core.journal import record_of
 from fsm.core.payloads import Codec
 from fsm.core.records import Identity, Snapshot, Step
 from fsm.errors import Refusal
-from fsm.machine.machine import row, state
-from fsm.registry.catalog import record_of
-from fsm.stores.base import Conflict, open_store
+from fsm.machine.grammar import row, state
+from fsm.stores.base import Conflict
+from fsm.stores.opening import open_store
 from fsm.tracker.process import fresh_tracker
 from fsm.tracker.tracker import Tracker
 

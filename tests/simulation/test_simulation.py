@@ -18,7 +18,8 @@ from hypothesis import Phase, given, settings
 
 from fsm import get_tracker
 from fsm.errors import Refused, StoreUnavailable
-from fsm.machine.machine import Machine, row, state
+from fsm.machine.grammar import row, state
+from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Timeouts
 from fsm.simulation.faults import CALM, STORM, Chaos, Fault
 from fsm.simulation.loop import Deadlock, StepLimit

@@ -13,7 +13,7 @@ import pytest
 from fsm.core.timeline import Era, Mark
 from fsm.errors import DamagedRecord, FsmError, NotAStore, UnknownMachine
 from fsm.stores import Damage, Query
-from fsm.stores.base import BreakerStore
+from fsm.stores.breakers import BreakerStore
 from fsm.stores.sqlite import damage as damages
 from fsm.testing import ManualClock
 from fsm.tracker import verify as verification

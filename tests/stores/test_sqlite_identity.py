@@ -14,10 +14,11 @@ import pytest
 
 from fsm import ids
 from fsm.concurrency.locks import Lock
+from fsm.core.journal import record_of
 from fsm.errors import BadPayload, ConfigurationError, NotAStore, StoreUnavailable
-from fsm.registry.catalog import record_of
 from fsm.stores import MachineRecord, Order, Query, WorkerRow, open_store
-from fsm.stores.base import BreakerEntry, BreakerRow, BreakerStore, Store
+from fsm.stores.base import Store
+from fsm.stores.breakers import BreakerEntry, BreakerRow, BreakerStore
 from fsm.stores.sqlite import identity
 from fsm.testing.conformance.steps import OTHER, birth, move
 from fsm.tracker.process import fresh_tracker

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fsm.core.journal import record_of
 from fsm.core.records import Receipt
 from fsm.core.timeline import Era, Mark
 from fsm.errors import LeaseLost
 from fsm.lifecycles import EXECUTION
-from fsm.registry.catalog import record_of
 from fsm.stores import Conflict, WorkerRow
 from fsm.stores.sqlite import connect as connecting
 from fsm.stores.sqlite.store import SqliteStore

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fsm import NotAStore
 from fsm.clock import ManualClock
-from fsm.core.records import Execution, Receipt, fold
+from fsm.core.journal import fold
+from fsm.core.records import Execution, Receipt
 from fsm.errors import BadPayload, Refused, UnknownExecution
 from fsm.lifecycles import EXECUTION
 from fsm.stores import Store, open_store

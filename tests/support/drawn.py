@@ -5,7 +5,8 @@ import re
 
 from hypothesis import strategies as st
 
-from fsm.machine.machine import Fact, Machine, row, state
+from fsm.machine.grammar import Fact, row, state
+from fsm.machine.machine import Machine
 
 
 def made(states, rows=(), doc="", facts="f0 f1"):

@@ -9,7 +9,7 @@ import textwrap
 from contextlib import closing
 from pathlib import Path
 
-from fsm.core.records import fold
+from fsm.core.journal import fold
 from fsm.lifecycles import EXECUTION
 from fsm.stores.sqlite import connect as connecting
 from fsm.testing import fresh_tracker

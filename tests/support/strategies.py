@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from fsm import Category, Fact, Machine, State, Timeouts, Transition
-from fsm.machine.machine import DeadlineKind
+from fsm.machine.grammar import DeadlineKind
 
 OPEN = (Category.PENDING, Category.RUNNING, Category.WAITING, Category.STOPPING)
 KINDS: tuple[DeadlineKind, ...] = ("queue", "phase", "input", "grace", "cooldown")

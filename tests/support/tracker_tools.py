@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fsm import Machine, Receipt, Tracker
-from fsm.machine.machine import row, state
+from fsm.machine.grammar import row, state
 
 ERRAND = Machine(
     name="errand",

@@ -20,7 +20,7 @@ from fsm.core.payloads import PAYLOADS, Payload
 from fsm.core.records import Step
 from fsm.errors import ConfigurationError, Refusal
 from fsm.machine.executor import Executor
-from fsm.machine.machine import Fact, row, state
+from fsm.machine.grammar import Fact, row, state
 from fsm.testing import coverage, oracle
 from fsm.testing.machine.driver import GuaranteeBroken
 from fsm.testing.machine.machines import machine_test
@@ -295,7 +295,7 @@ def test_the_oracle_knows_what_executions_know():
 
 FLOW = """
     from fsm import Machine
-    from fsm.machine.machine import row, state
+    from fsm.machine.grammar import row, state
 
     FLOW = Machine(
         name="flow",

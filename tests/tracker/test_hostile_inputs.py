@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from fsm import EXECUTION, BadPayload, ConfigurationError, FsmError, Tracker, errors
 from fsm.core.arguments import MAX_NUMBER
-from fsm.core.records import Receipt, fold
+from fsm.core.journal import fold
+from fsm.core.records import Receipt
 from fsm.errors.shown import MAX_SHOWN, shown
 from fsm.ids import execution_id
 from fsm.testing import fresh_tracker

@@ -20,7 +20,8 @@ from fsm.concurrency.supervised import UNREADABLE, Health, Loop, keep_going, kee
 from fsm.core.payloads import PAYLOADS, Cancel, Lapse, Payload, TimeOut
 from fsm.core.records import Retry
 from fsm.errors import BadPayload, ConfigurationError, LeaseLost, StoreUnavailable
-from fsm.machine.machine import Machine, row, state
+from fsm.machine.grammar import row, state
+from fsm.machine.machine import Machine
 from fsm.machine.timeouts import MAX_SECONDS, Timeouts
 from fsm.registry import pulse as pulses
 from fsm.registry import registry as registries

@@ -113,7 +113,8 @@ def test_a_stream_shows_what_other_processes_commit(url):
 
 FOREIGN_MACHINE = """
     import sys
-    from fsm.machine.machine import Machine, row, state
+    from fsm.machine.grammar import row, state
+    from fsm.machine.machine import Machine
     from fsm.core.payloads import Payload, register_payload
     from fsm.testing import fresh_tracker
 

@@ -11,7 +11,8 @@ import pytest
 
 from fsm.errors import Finding, FsmError, Refused
 from fsm.lifecycles import EXECUTION
-from fsm.machine.machine import Machine, row, state
+from fsm.machine.grammar import row, state
+from fsm.machine.machine import Machine
 from fsm.testing import ManualClock, fresh_tracker
 from fsm.tracker import verify as verification
 from fsm.tracker.tracker import Tracker

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fsm.stores.base import BreakerEntry, BreakerRow
+from fsm.stores.breakers import BreakerEntry, BreakerRow
 from fsm.stores.sqlite import rows as shapes
 from fsm.stores.sqlite.connect import explain, patiently
 from fsm.stores.sqlite.damage import Pages

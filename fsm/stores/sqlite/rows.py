@@ -19,7 +19,8 @@ from fsm.core.records import Identity, Receipt, Snapshot
 from fsm.core.timeline import Era, Mark
 from fsm.errors import DamagedRecord
 from fsm.machine.timeouts import Timeouts
-from fsm.stores.base import Beat, BreakerEntry, BreakerRow, Due, Order, WorkerRow
+from fsm.stores.base import Beat, Due, Order, WorkerRow
+from fsm.stores.breakers import BreakerEntry, BreakerRow
 
 MAX_INSTANT = 1e12
 """Maximum distance of an instant from 1970, in seconds; the file's law says the same."""

@@ -14,9 +14,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
-from fsm.core.records import CANCEL_CHILDREN, Receipt, Snapshot, Step, receipt_of
+from fsm.core.records import CANCEL_CHILDREN, MachineRecord, Receipt, Snapshot, Step, receipt_of
 from fsm.errors import BadPayload, DamagedRecord, FsmError, NotAStore, StoreUnavailable
-from fsm.stores.base import Barred, Conflict, Damage, MachineRecord, Query
+from fsm.stores.base import Barred, Conflict, Damage, Query
 from fsm.stores.sqlite import rows as shapes
 from fsm.stores.sqlite.breakers import SqliteBreakers
 from fsm.stores.sqlite.connect import explain, parse_url, patiently, prepare

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import pytest
 
+from fsm.core.journal import record_of
 from fsm.errors import StoreUnavailable
 from fsm.lifecycles.breaker import BREAKER
-from fsm.registry.catalog import record_of
 from fsm.stores import Store
-from fsm.stores.base import BREAKER_LINES, LAST, BreakerEntry, BreakerRow, BreakerStore
+from fsm.stores.breakers import BREAKER_LINES, LAST, BreakerEntry, BreakerRow, BreakerStore
 
 
 def _change(key: str, version: int) -> tuple[BreakerRow, BreakerEntry]:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from fsm import ids
+from fsm.core.journal import record_of
 from fsm.core.records import Receipt, Snapshot
 from fsm.core.timeline import Era, Mark
 from fsm.errors import StoreUnavailable
 from fsm.lifecycles.execution import EXECUTION
 from fsm.machine.machine import Machine
-from fsm.registry.catalog import record_of
 from fsm.stores import Barred, Order, Query, Store
 from fsm.testing.conformance.steps import OTHER, birth, committed, move, walk
 

@@ -12,7 +12,8 @@ from fsm.core.payloads import Codec
 from fsm.core.records import Identity, Receipt, Snapshot, Step
 from fsm.errors import Refusal
 from fsm.lifecycles.execution import EXECUTION
-from fsm.machine.machine import Machine, row, state
+from fsm.machine.grammar import row, state
+from fsm.machine.machine import Machine
 from fsm.stores import Store
 
 OTHER = Machine(

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from fsm.core.journal import record_of
 from fsm.lifecycles.execution import EXECUTION
-from fsm.registry.catalog import record_of
 from fsm.stores import Store, open_store
 from fsm.testing.conformance.breaking import Breaking
 from fsm.testing.conformance.keeping import Keeping

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from fsm import ids
-from fsm.core.records import Receipt, fold, receipt_of
+from fsm.core.journal import fold
+from fsm.core.records import Receipt, receipt_of
 from fsm.core.timeline import Era, Known, Mark
 from fsm.lifecycles.execution import EXECUTION
 from fsm.stores import Barred, Conflict, Order, Query, Store, WorkerRow

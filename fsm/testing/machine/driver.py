@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from fsm.core.records import Receipt, Retry
-from fsm.machine.machine import Arrow
+from fsm.machine.grammar import Arrow
 from fsm.machine.timeouts import Timeouts
 from fsm.testing.machine.oracle import Moment, Oracle, Twin
 

@@ -30,7 +30,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from fsm.core import decide
 from fsm.core.records import Retry
 from fsm.errors import ConfigurationError
-from fsm.machine.machine import Arrow, Machine, Transition
+from fsm.machine.grammar import Arrow, Transition
+from fsm.machine.machine import Machine
 from fsm.testing.machine.driver import Driver, broken
 from fsm.testing.machine.moves import Dice, Move, create, move
 from fsm.testing.machine.oracle import Oracle, Twin

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from fsm.core.records import Retry
-from fsm.machine.machine import Arrow
+from fsm.machine.grammar import Arrow
 from fsm.machine.timeouts import Timeouts
 from fsm.testing.machine.driver import Driver, Subject
 from fsm.testing.machine.oracle import Oracle, Twin

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from fsm.core.payloads import PAYLOADS, Payload
 from fsm.errors import ConfigurationError
-from fsm.machine.machine import Arrow, Machine
+from fsm.machine.grammar import Arrow
+from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Timeouts
 
 NOBODY = "no-such-call"

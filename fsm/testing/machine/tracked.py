@@ -11,9 +11,10 @@ from typing import Any
 
 from fsm.clock import ManualClock
 from fsm.core.decide import UNDERCUT
-from fsm.core.records import Receipt, Retry, fold
+from fsm.core.journal import fold
+from fsm.core.records import Receipt, Retry
 from fsm.errors import BadPayload, Refusal, Refused, UnknownExecution
-from fsm.machine.machine import Arrow, Category
+from fsm.machine.grammar import Arrow, Category
 from fsm.machine.timeouts import Timeouts
 from fsm.stores.base import Store
 from fsm.testing.machine.driver import Driver, Subject, broken

@@ -132,13 +132,13 @@ MUTANTS = (
         "a refused event leaves something in the journal",
         "a refusal changes nothing",
         "registry/committer.py",
-        "if isinstance(decided, Refusal):\n            command.outcome = decided",
+        "if isinstance(decided, Refusal):\n                    command.outcome = decided",
         "if isinstance(decided, Refusal):\n"
-        "            machine = self._law(snapshot).machine\n"
-        '            sign = decide(machine, snapshot, request.but(event="progress", fence=snapshot.fence))\n'
-        "            if isinstance(sign, Step):\n"
-        "                self._store.append([sign])\n"
-        "            command.outcome = decided",
+        "                    machine = self._law(snapshot).machine\n"
+        '                    sign = decide(machine, snapshot, request.but(event="progress", fence=snapshot.fence))\n'
+        "                    if isinstance(sign, Step):\n"
+        "                        self._store.append([sign])\n"
+        "                    command.outcome = decided",
     ),
     Mutant(
         "the key is ignored",

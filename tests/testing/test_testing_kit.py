@@ -22,7 +22,8 @@ from fsm.errors import ConfigurationError, Refusal
 from fsm.machine.executor import Executor
 from fsm.machine.grammar import Fact, row, state
 from fsm.registry import committer
-from fsm.testing import coverage, oracle
+from fsm.testing import coverage
+from fsm.testing.machine import oracle
 from fsm.testing.machine.driver import GuaranteeBroken
 from fsm.testing.machine.machines import machine_test
 

@@ -58,6 +58,7 @@ class _Unchecked(Codec):
     """The codec of a machine whose events this process cannot check: whoever fires one learns what is missing."""
 
     def __init__(self, error: Exception) -> None:
+        self.empty = {}
         self._error = one_line(error)
 
     def encode(self, event: str, payload: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:

@@ -520,7 +520,11 @@ class Committer:
         """Check a request, and return what follows from it for a record."""
         machine, codec = self._law_for(request, snapshot)
         if not request.checked:
-            request.payload, request.payload_json = codec.encode(request.event, request.payload)
+            empty = None if request.payload else codec.empty.get(request.event)
+            if empty is None:
+                request.payload, request.payload_json = codec.encode(request.event, request.payload)
+            else:
+                request.payload = empty
             request.checked = True
         return decide(machine, snapshot, request)
 

@@ -12,6 +12,7 @@ from fsm.core.records import Step, receipt_of
 from fsm.errors import Refusal
 from fsm.registry import committer as committer_module
 from fsm.registry.registry import Registry
+from fsm.registry.steady import SteadyClock
 from fsm.simulation.faults import STORM
 from fsm.simulation.observed import Broken
 from fsm.simulation.scenarios import fleet
@@ -375,7 +376,7 @@ def a_receipt_for_what_failed(monkeypatch):
 
 
 def deadlines_live_on_the_wall_clock(monkeypatch):
-    monkeypatch.setattr(Registry, "now", lambda self: self.clock.wall())
+    monkeypatch.setattr(SteadyClock, "now", lambda self: self._clock.wall())
 
 
 @pytest.mark.parametrize(

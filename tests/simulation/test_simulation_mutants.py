@@ -126,7 +126,7 @@ class RenewsNothing(MemoryStore):
     """It says that a lease is renewed and leaves it as it was."""
 
     def worker_renew(self, worker_id, now):
-        return not self._workers[worker_id].lost if worker_id in self._workers else False
+        return any(one.id == worker_id and not one.lost for one in self.workers())
 
 
 class LosesEarly(MemoryStore):

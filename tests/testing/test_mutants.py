@@ -99,7 +99,7 @@ MUTANTS = (
     Mutant(
         "the memory store takes a late step on an ended execution",
         "a terminal state is final",
-        "stores/memory.py",
+        "stores/memory/store.py",
         "if before.version != after.version - 1 or",
         "if before.version < after.version - 1 or",
         LATE,
@@ -150,14 +150,14 @@ MUTANTS = (
     Mutant(
         "an internal transition is not written down",
         "no acknowledged transition is lost",
-        "stores/memory.py",
+        "stores/memory/store.py",
         "            rows[0] = after\n            rows.append(receipt)\n",
         "            if before.state != after.state:\n                rows.append(receipt)\n",
     ),
     Mutant(
         "the registry's journal leaves a row out",
         "journal and state agree",
-        "stores/memory.py",
+        "stores/memory/store.py",
         "        self._journal.append(receipt)\n",
         '        if step.event != "receive_input":\n            self._journal.append(receipt)\n',
     ),
@@ -228,7 +228,7 @@ MUTANTS = (
     Mutant(
         "a deadline fires early",
         "a healthy execution is never declared dead",
-        "stores/memory.py",
+        "stores/memory/store.py",
         "while self._due and self._due[0][0] <= now and",
         "while self._due and self._due[0][0] <= now + 5.0 and",
         "registry/test_time.py::test_progress_keeps_an_idle_execution_alive",
@@ -236,7 +236,7 @@ MUTANTS = (
     Mutant(
         "a lease runs out early",
         "a healthy execution is never declared dead",
-        "stores/memory_workers.py",
+        "stores/memory/workers.py",
         "worker.renewed_at + worker.ttl_s < now",
         "worker.renewed_at + worker.ttl_s / 2 < now",
         "tracker/test_worker.py::test_a_worker_that_renews_is_never_lost",
@@ -244,7 +244,7 @@ MUTANTS = (
     Mutant(
         "a lost worker renews",
         "a zombie cannot write",
-        "stores/memory_workers.py",
+        "stores/memory/workers.py",
         "if worker is None or worker.lost:",
         "if worker is None:",
         "tracker/test_worker.py::test_a_lost_worker_stays_lost",

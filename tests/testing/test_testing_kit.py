@@ -155,6 +155,46 @@ def test_a_test_run_does_not_load_hypothesis():
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.parametrize(
+    ("gone", "wanted"),
+    [
+        ("hypothesis", "from fsm.testing import machine_test"),
+        ("hypothesis", "import fsm.simulation.plans"),
+        ("pytest", "from fsm.testing import StoreConformance"),
+    ],
+)
+def test_what_is_not_installed_names_its_extra(gone, wanted):
+    """Without hypothesis or pytest a suite says which extra brings it, and the rest of the kit works."""
+    code = (
+        f"import sys; sys.modules[{gone!r}] = None\n"
+        "from fsm.testing import ManualClock, fresh_tracker\n"
+        f"try: {wanted}\nexcept ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'agent-fsm[testing]'" in done.stdout
+
+
+def test_the_plugins_fixtures_bear_its_name(pytester):
+    """The plugin offers fsm_tracker and fsm_clock, and no fixture of a name that a user's tests may have."""
+    pytester.makepyfile(
+        """
+        from fsm import get_tracker
+
+        def test_one(fsm_tracker, fsm_clock):
+            assert get_tracker() is fsm_tracker
+            made = fsm_tracker.create("a", user_id="u", thread_id="t")
+            fsm_clock.advance(5.0)
+            assert fsm_tracker.durations(made.id)["created"] == 5.0
+
+        def test_two(tracker): ...
+        def test_three(clock): ...
+        """
+    )
+    done = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    done.assert_outcomes(passed=1, errors=2)
+    done.stdout.fnmatch_lines(["*fixture 'tracker' not found", "*fixture 'clock' not found"])
+
+
 # --- machine_test: what it must reach -------------------------------------------------------------------------
 
 RUNNING = "@running @waiting"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from itertools import product
 from typing import Any, NamedTuple
 
 from fsm.core.records import Identity, Snapshot, Step
@@ -22,7 +21,7 @@ from fsm.machine.timeouts import Limits
 UNDERCUT = "undercut"
 """The key under which the journal says of a question that it cannot be answered as long as its expiry promises."""
 MAX_OPEN_TOOLS = 1000
-"""More tool calls than this cannot be open at once; the next one is refused with the reason ``limit``."""
+"""Maximum number of open tool calls for which the fact ``tools_left`` holds."""
 
 
 class Facts(NamedTuple):
@@ -73,12 +72,14 @@ FACTS: dict[str, str] = {
     "owned": "owner is not none",
     "attempts_left": "attempt < attempts_max",
     "model_attempts_left": "model_attempt < model_attempts_max",
+    "tools_left": "open_tools < tools_max",
     "tools_open": "open_tools > 0",
 }
 """The facts that the record alone answers, as expressions."""
 _RECORD = {
     "attempts_max": "record.identity.attempts_max",
     "model_attempts_max": "record.identity.model_attempts_max",
+    "tools_max": "tools_max()",
     "open_tools": "len(record.tools)",
 } | {
     word: f"record.{word}"
@@ -86,7 +87,8 @@ _RECORD = {
 }
 """How Python gets at the words of a record in expressions (`fsm.machine.expressions`)."""
 DERIVED: dict[str, Callable[[Snapshot, Mapping[str, Any]], bool]] = {
-    name: compiled(text, Compiled("record, _", _RECORD, {})) for name, text in FACTS.items()
+    name: compiled(text, Compiled("record, _", _RECORD, {"tools_max": lambda: MAX_OPEN_TOOLS}))
+    for name, text in FACTS.items()
 } | {"tool_known": lambda snapshot, payload: _find_tool(snapshot, payload) is not None}
 """The facts that need no payload field of their own; any machine may ask them."""
 
@@ -210,7 +212,7 @@ EXECUTIONS = Vocabulary(
         "open_tools": "count", "owner": "thing", "not_before": "thing", "breaker": "thing", "limit_s": "thing",
         "suspended": "flag",
     },
-    constants={"attempts_max": 1, "model_attempts_max": 1},
+    constants={"attempts_max": 1, "model_attempts_max": 1, "tools_max": 1},
     facts=FACTS,
     inputs={
         "claimant": "present", "said_wait": "thing", "said_breaker": "thing", "said_expiry": "thing",
@@ -346,8 +348,6 @@ def decide(machine: Machine, snapshot: Snapshot, event: str, facts: Facts) -> St
     arrow = question.arrow
     assert arrow is not None  # noqa: S101 - the executor sets it whenever it returns True
     reason = None if arrow.by == "anyone" else _not_by(snapshot, arrow, facts)
-    if arrow.assign and "open_tool" in arrow.assign and len(snapshot.tools) >= MAX_OPEN_TOOLS:
-        reason = reason or "limit"
     if reason is not None:
         return refuse(machine, snapshot, event, reason, facts=facts)
     return _take(machine, snapshot, arrow, facts)
@@ -485,7 +485,6 @@ _DETAILS: dict[str, Callable[[Machine, Snapshot, str], str]] = {
     "stale": lambda _, snapshot, __: (
         f"it has moved on to version {snapshot.version} meanwhile: what was observed is no longer so"
     ),
-    "limit": lambda _, __, ___: f"{MAX_OPEN_TOOLS} tool calls are open, which is the most",
 }
 
 
@@ -506,18 +505,13 @@ def allowed(
         Event names in the order of the table.
     """
     kept_out = {by for by, out in (("system", narrowed), ("owner", fenced)) if out}
-    full = len(snapshot.tools) >= MAX_OPEN_TOOLS
     return tuple(
         event
         for event, arrows in machine.by_source[snapshot.state].items()
-        if (
-            _could_while_full(snapshot, arrows, kept_out)
-            if full
-            else any(
-                arrow.by not in kept_out
-                and all(wanted in _answers(snapshot, fact) for fact, wanted in arrow.literals)
-                for arrow in arrows
-            )
+        if any(
+            arrow.by not in kept_out
+            and all(wanted in _answers(snapshot, fact) for fact, wanted in arrow.literals)
+            for arrow in arrows
         )
     )
 
@@ -527,16 +521,3 @@ def _answers(snapshot: Snapshot, fact: str) -> tuple[bool, ...]:
     if fact == "tool_known":  # a payload may always name a tool that is not open
         return (False, True) if snapshot.tools else (False,)
     return (DERIVED[fact](snapshot, {}),) if fact in DERIVED else (False, True)
-
-
-def _could_while_full(snapshot: Snapshot, arrows: tuple[Arrow, ...], kept_out: set[str]) -> bool:
-    """Say whether some payload takes an arrow that opens no tool; what is tried first counts here."""
-    facts = list(dict.fromkeys(fact for arrow in arrows for fact, _ in arrow.literals))
-    for answers in product(*(_answers(snapshot, fact) for fact in facts)):
-        known = dict(zip(facts, answers, strict=True))
-        for arrow in arrows:
-            if all(known[fact] is wanted for fact, wanted in arrow.literals):
-                if "open_tool" not in arrow.assign and arrow.by not in kept_out:
-                    return True
-                break
-    return False

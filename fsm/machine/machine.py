@@ -262,6 +262,8 @@ class Machine(Declaration):
             row["otherwise"] = row["otherwise"] is not None
             if row["by"] == "anyone":
                 del row["by"]  # a machine that uses no later word of the grammar keeps its hash
+            if not row["implicit"]:
+                del row["implicit"]
         for state in data["states"]:
             if state["outcome"] is None:
                 del state["outcome"]

@@ -573,7 +573,7 @@ class Registry(LawBook):
         """Call at once what never waits; let one of the registry's own threads wait for a disk.
 
         Neither face for asyncio uses asyncio's default executor, which others may have filled with calls that block
-        (`tests/test_hostile_engine.py::test_blocking_calls_of_agents_do_not_stand_before_the_store`).
+        (`tests/engine/test_hostile_engine.py::test_blocking_calls_of_agents_do_not_stand_before_the_store`).
         """
         if self.store.instant:
             return function(*args, **kwargs)

@@ -62,7 +62,7 @@ def to(target: str) -> Cases:
 def stays(state: str) -> dict[str, Cases]:
     """What holds in any running or waiting state, mostly without moving it."""
     return {
-        "open_tool": [({"owned": True}, state), ({}, REFUSED)],
+        "open_tool": [({"owned": True, "tools_left": True}, state), ({}, REFUSED)],
         "close_tool": [({"tool_known": True}, state), ({}, REFUSED)],
         "progress": [({"owned": True}, state), ({}, REFUSED)],
         "fall_back": [({"owned": True}, "thinking"), ({}, REFUSED)],
@@ -247,7 +247,7 @@ def test_the_table_is_the_designed_one(
     machine: Machine, expected: dict[str, dict[str, Cases]], categories: dict[str, str]
 ) -> None:
     """Over every state, event and answer to every fact, the machine goes where the design says, or refuses."""
-    executor = Executor(machine)
+    executor = Executor(machine.table)
     events = {event for by_event in expected.values() for event in by_event}
     assert set(machine.events) == events
     for name, event in product(categories, sorted(events)):
@@ -379,6 +379,7 @@ def arrow_of(machine: Machine, snapshot: Snapshot, event: str, payload: Mapping[
         "owned": snapshot.owner is not None,
         "attempts_left": snapshot.attempt < 2,
         "model_attempts_left": snapshot.model_attempt < 2,
+        "tools_left": len(snapshot.tools) < 1000,
         "tools_open": bool(snapshot.tools),
         "tool_known": bool(snapshot.tools),
         "retryable": payload.get("retryable", False),

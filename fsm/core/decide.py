@@ -249,7 +249,7 @@ def assigned(
         internal: Whether the state stays by declaration.
         ends: Whether it leads to an end.
     """
-    texts = EXECUTIONS.assigned(assign, internal=internal, ends=ends)
+    (texts,) = EXECUTIONS.assigned(assign, internal=internal, ends=ends)
     terms = _RECORD | {name: f"{name}(record, given)" for name in INPUTS}
     return compiled(
         [texts.get(name, name) for name in CHANGED], Compiled("record, given", terms, dict(INPUTS))

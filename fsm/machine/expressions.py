@@ -50,6 +50,7 @@ class Vocabulary(NamedTuple):
         changes: What a row's `assign` can name: the new value of each word, over the record before.
         frame: What else a row changes: ``always``, when it ``moved`` to a state, when it ``ended``.
         beside: What changes the record without a row of the table: for each a condition and the changes.
+        in_turn: Whether each change is over the record that the last one left, and not over the record before.
     """
 
     words: Mapping[str, Sort]
@@ -61,25 +62,26 @@ class Vocabulary(NamedTuple):
     changes: Mapping[str, Mapping[str, str]]
     frame: Mapping[str, Mapping[str, str]]
     beside: Mapping[str, tuple[str, Mapping[str, str]]] = {}
+    in_turn: bool = False
 
-    def assigned(self, assign: tuple[str, ...], *, internal: bool, ends: bool) -> dict[str, str]:
-        """Return what a row does to the record: an expression for each word that it changes.
+    def assigned(self, assign: tuple[str, ...], *, internal: bool, ends: bool) -> list[Mapping[str, str]]:
+        """Return what a row does to the record: stages, each of them an expression for each word that it changes.
 
-        Every expression is over the record before; where two name one word, the later goes first.
+        Every expression is over the record before its stage. There is one stage unless changes are made `in_turn`;
+        where two changes of a stage name one word, the later counts.
 
         Args:
             assign: What the row notes.
             internal: Whether the state stays by declaration.
             ends: Whether the row leads to a terminal state.
         """
-        merged = dict(self.frame.get("always", {}))
+        stages = [self.frame.get("always", {})]
         if not internal:
-            merged.update(self.frame.get("moved", {}))
-        for name in assign:
-            merged.update(self.changes[name])
+            stages.append(self.frame.get("moved", {}))
+        stages += [self.changes[name] for name in assign]
         if ends:
-            merged.update(self.frame.get("ended", {}))
-        return merged
+            stages.append(self.frame.get("ended", {}))
+        return stages if self.in_turn else [{word: text for stage in stages for word, text in stage.items()}]
 
 
 class Sense(Protocol[T]):

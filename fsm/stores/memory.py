@@ -167,6 +167,8 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             first = self._born_keys.get((identity.user_id, identity.key))
             if first is not None:
                 return Barred(identity.id, "key", first)
+        if identity.id in self._places:
+            return Conflict(identity.id, None)  # an id that was deleted is not given out again
         if identity.parent_id is not None and not self._goes_on(identity.parent_id):
             return Barred(identity.id, "parent", identity.parent_id)
         return None

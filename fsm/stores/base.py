@@ -231,6 +231,10 @@ class Store(Protocol):
         """Return every registered machine: its declaration as JSON text, by content hash."""
         ...
 
+    def machine_count(self) -> int:
+        """Return how many machines are registered; none is ever taken away, so that an equal number means no news."""
+        ...
+
     def load(self, execution_id: str) -> Snapshot | None:
         """Return an execution's record as it is now, or ``None`` if there is none."""
         ...

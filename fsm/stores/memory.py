@@ -86,6 +86,11 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             self._check_open()
             return dict(self._machines)
 
+    def machine_count(self) -> int:
+        """Return how many machines are registered."""
+        self._check_open()
+        return len(self._machines)
+
     # --- write ------------------------------------------------------------------------------------------------
 
     def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:

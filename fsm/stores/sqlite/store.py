@@ -289,6 +289,11 @@ class SqliteStore(Upkeep, SqliteBreakers):
         rows = self._pages.all("SELECT content_hash, document FROM machines", (), shapes.MACHINES.check)
         return dict(rows)
 
+    def machine_count(self) -> int:
+        """Return how many machines are registered."""
+        count: int = self._rows("SELECT count(*) FROM machines")[0][0]
+        return count
+
     # --- write ------------------------------------------------------------------------------------------------
 
     def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:

@@ -395,6 +395,12 @@ def refuse(machine: Machine, snapshot: Snapshot, request: Request, reason: str, 
     )
 
 
+def childless(parent: Snapshot) -> Refusal:
+    """Return the refusal of a child whose parent has ended or is about to; no event helps it."""
+    detail = "the parent has ended or is about to: it cannot start children any more"
+    return Refusal(parent.identity.id, parent.state, CREATE, "terminal", (), parent.version, detail)
+
+
 def _unknown_event(machine: Machine, _snapshot: Snapshot, event: str) -> str:
     from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
 

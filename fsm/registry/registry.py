@@ -31,7 +31,7 @@ from fsm.core.arguments import (
     unknown,
     whole,
 )
-from fsm.core.decide import create
+from fsm.core.decide import childless, create
 from fsm.core.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
 from fsm.core.request import Request
 from fsm.errors import (
@@ -226,8 +226,7 @@ class Registry(LawBook):
         parent = self.load(parent_id, user_id)
         machine = self.law_of(parent.identity.machine).machine
         if machine.by_name[parent.state].category in _OVER:
-            detail = "the parent has ended or is about to: it cannot start children any more"
-            raise Refused(Refusal(parent_id, parent.state, CREATE, "terminal", (), parent.version, detail))
+            raise Refused(childless(parent))
         return parent
 
     def event(
@@ -407,7 +406,7 @@ class Registry(LawBook):
         if outcome is None:
             error = command.error
             if isinstance(error, UnknownExecution):
-                raise unknown(command.request.execution_id)
+                raise unknown(error.execution_id)
             raise error or StoreUnavailable("the command was given up", committed=None)
         if isinstance(outcome, Refusal):
             raise Refused(outcome)
@@ -435,20 +434,12 @@ class Registry(LawBook):
         self.carry_out(command)
 
     def created(self, command: Command) -> Execution:
-        """Return the execution that a command created; raises as `receipt` does.
-
-        Its parent may have ended between the check and the commit: then the store has kept the child out.
-        """
+        """Return the execution that a command created; raises as `receipt` does."""
         assert command.born is not None  # noqa: S101 - only births come here
         try:
             self.receipt(command)
         except KeyTaken as taken:
             return self._repeated(command.born.after.identity, taken.execution_id)
-        except Refused:
-            parent_id = command.born.after.identity.parent_id
-            if parent_id is not None:
-                self._parent(parent_id, None)  # says how it ended
-            raise
         return self.show(command.born.after)
 
     def _repeated(self, identity: Identity, first_id: str) -> Execution:

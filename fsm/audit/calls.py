@@ -6,6 +6,7 @@ import ast
 import sys
 from typing import Any, Final
 
+from fsm.audit.containers import FACTORY_KEYWORDS
 from fsm.audit.context import FileContext
 from fsm.audit.modules import UNKNOWN
 from fsm.audit.names import imported_name
@@ -13,19 +14,10 @@ from fsm.audit.scopes import FunctionNode, Scope, last_name
 from fsm.audit.values import Values
 
 # Calls that will call the class they are given.
-_CALLERS: Final = {
-    "partial",
-    "partialmethod",
-    "map",
-    "starmap",
-    "to_thread",
-    "submit",
-    "run_in_executor",
-    "Depends",
-} | {
-    *("defaultdict", "lru_cache", "cache", "Singleton", "Factory"),
-}
-_FACTORY_KEYWORDS: Final = {"default_factory", "factory"}
+_CALLERS: Final = frozenset(
+    "partial partialmethod map starmap to_thread submit run_in_executor Depends defaultdict lru_cache cache "
+    "Singleton Factory".split()
+)
 _FOREIGN: Final = frozenset(sys.stdlib_module_names) - {"types"}
 Calls = dict[str, list[list[Any]]]
 
@@ -64,7 +56,7 @@ class _Calls:
             for argument in node.args[:2]:
                 self._note(argument, node, scope, f"is handed to {name}, which constructs it")
         for keyword in node.keywords:
-            if keyword.arg in _FACTORY_KEYWORDS:
+            if keyword.arg in FACTORY_KEYWORDS:
                 self._note(keyword.value, node, scope, f"is handed over as {keyword.arg}")
 
     def _is_caller(self, name: str, scope: Scope) -> bool:

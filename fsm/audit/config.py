@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import os
 import pkgutil
+import re
 import tomllib
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -16,14 +19,26 @@ from fsm.audit.files import printable, read_regular
 MOST_BYTES: Final = 4_000_000
 """The size above which a file is taken for no configuration."""
 Severity = Literal["error", "warning", "note"]
-# A rule is one file, and its code is the file's name.
-CODES: Final = tuple(
+# A rule is one file, and its code is the beginning of the file's name.
+MODULES: Final = tuple(
     sorted(
-        m.name[:6].upper()
+        m.name
         for m in pkgutil.iter_modules([str(Path(__file__).parent / "rules")])
         if m.name.startswith("fsm")
     )
 )
+CODES: Final = tuple(name[:6].upper() for name in MODULES)
+
+
+def matches_name(name: str, patterns: list[str]) -> bool:
+    """Say whether a dotted name is one of those that a configuration names, with or without their module."""
+    return _any_of(tuple(patterns)).match(name) is not None
+
+
+@lru_cache(maxsize=64)
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    options = [fnmatch.translate(each) for p in patterns for each in (p, f"*.{p}")]
+    return re.compile("|".join(options) or "(?!)")
 
 
 @dataclass(frozen=True)

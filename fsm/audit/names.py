@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+from typing import Final
 
 from fsm.audit.files import Source
 from fsm.audit.limits import LONGEST_NAME
-from fsm.audit.scopes import Binding, FunctionNode, Scope
+from fsm.audit.scopes import Binding, FunctionNode, Scope, unpacked
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -86,14 +87,9 @@ def _bind_assignments(scope: Scope, found: dict[str, list[Binding]]) -> None:
 def _bind_target(
     target: ast.expr, value: ast.expr | None, scope: Scope, found: dict[str, list[Binding]]
 ) -> None:
-    if isinstance(target, ast.Name):
-        found.setdefault(target.id, []).append(Binding("value", value, "", scope))
-    elif isinstance(target, (ast.Tuple, ast.List)):
-        values: list[ast.expr | None] = [None] * len(target.elts)
-        if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(values):
-            values = list(value.elts)
-        for inner, inner_value in zip(target.elts, values, strict=True):
-            _bind_target(inner, inner_value, scope, found)
+    for inner, inner_value in unpacked(target, value):
+        if isinstance(inner, ast.Name):
+            found.setdefault(inner.id, []).append(Binding("value", inner_value, "", scope))
 
 
 def _bind_loops(scope: Scope, found: dict[str, list[Binding]]) -> None:
@@ -134,3 +130,54 @@ def imported_name(text: str, scope: Scope, source: Source) -> str:
 def is_double_name(name: str) -> bool:
     """Say whether a class is called like a stand-in for tests."""
     return _DOUBLE.search(name) is not None
+
+
+_LONGEST: Final = 80
+_TAIL = re.compile(r"(_?(\d+|[a-z]|str|hex|value|first|second|one|two|user_?\d+|user_?[ab]))?$")
+
+
+class IdNames:
+    """Says whether a name means an execution id."""
+
+    __slots__ = ("_known", "_pattern", "_spellings")
+
+    def __init__(self, names: list[str]) -> None:
+        options = "|".join(re.escape(snake(name)) for name in names) or "(?!)"
+        squeezed = "|".join(re.escape(snake(name).replace("_", "")) for name in names) or "(?!)"
+        self._pattern = re.compile(rf"((.*_)?({options})s?|({squeezed}))(?=(.*))")
+        # execution.id = uuid4() and id = f"run_{n}" have no such name, and make such an id all the same.
+        spellings = {snake(name).replace("_", joint) for name in names for joint in ("_", "-", "")}
+        quoted = [quote + word for quote in "\"'" for word in ("exec", "run", "agent_exec", "agent_run")]
+        self._spellings = [*sorted(spellings), "uuid", *quoted]
+        self._known: dict[str, bool] = {}
+
+    def __call__(self, name: str) -> bool:
+        """Judge one name."""
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = self._judge(name)
+        return known
+
+    def mentions(self, text: str) -> list[int]:
+        """Find where a text may speak of such an id at all; looking closer elsewhere is a waste of time."""
+        lowered = text.lower()
+        places: list[int] = []
+        for spelling in self._spellings:
+            # Many plain searches are several times faster than one pattern of alternatives.
+            place = lowered.find(spelling)
+            while place >= 0:
+                places.append(place)
+                place = lowered.find(spelling, place + 1)
+        lines: list[int] = []
+        line, last = 1, 0
+        for place in sorted(places):
+            line += lowered.count("\n", last, place)
+            last = place
+            lines.append(line)
+        return lines
+
+    def _judge(self, name: str) -> bool:
+        if not name.isascii() or len(name) > _LONGEST or not name.replace("-", "_").isidentifier():
+            return False
+        match = self._pattern.match(snake(name.replace("-", "_")))
+        return match is not None and _TAIL.fullmatch(match.group(5)) is not None

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fsm.audit.cache import Cache
-from fsm.audit.config import AuditConfig
-from fsm.audit.context import FileContext, IdNames
+from fsm.audit.config import AuditConfig, matches_name
+from fsm.audit.context import FileContext
 from fsm.audit.errors import PathError
 from fsm.audit.extract import extract
 from fsm.audit.facts import FileFacts, as_row, from_row
@@ -25,9 +25,10 @@ from fsm.audit.files import Source, decoded, find_sources, parse_source, read_by
 from fsm.audit.limits import STEPS_PER_FILE
 from fsm.audit.model import AuditResult, Finding, Owner, Skipped
 from fsm.audit.modules import Module
+from fsm.audit.names import IdNames
 from fsm.audit.noqa import apply_noqa
 from fsm.audit.roles import Tree
-from fsm.audit.rules import RULES
+from fsm.audit.rules import JUDGES, RULES
 from fsm.audit.scopes import build_scopes
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ class _Run:
 
     def finish(self) -> None:
         """Judge the whole tree; apply comments, severities and the order of the report."""
-        tree = Tree(self.modules, self.config)
+        tree = Tree(self.modules, self.config, JUDGES)
         found: dict[str, list[Finding]] = {m.source.shown: [] for m in self.modules if m.facts.noqa}
         for finding in _findings(tree, self.config):
             found.setdefault(finding.path, []).append(finding)
@@ -156,7 +157,7 @@ class _Run:
         severity = {code: self.config.severity.get(code, rule.severity) for code, rule in RULES.items()}
         self.result.findings = sorted({replace(f, severity=severity[f.code]) for f in findings})
         self.result.owners = list(_owners(tree))
-        self.result.constructions = tree.constructions()
+        self.result.constructions = tree.constructions
 
     def _commented(self, shown: str, findings: list[Finding]) -> list[Finding]:
         source = self.sources[shown]
@@ -182,12 +183,12 @@ def _findings(tree: Tree, config: AuditConfig) -> Iterator[Finding]:
             keeper = f"{module.name}.{finding.keeper}" if finding.keeper else ""
             # What a keeper does inside itself is reported once, as the keeper.
             if config.enabled(finding.code) and not (
-                keeper and (keeper in keepers or tree.is_registry(keeper))
+                keeper and (keeper in keepers or matches_name(keeper, config.tracker_patterns))
             ):
                 yield finding
     for rule in RULES.values():
-        if rule.find is not None and config.enabled(rule.code):
-            yield from rule.find(tree)
+        if config.enabled(rule.code):
+            yield from rule.findings(tree)
 
 
 def _owners(tree: Tree) -> Iterator[Owner]:
@@ -206,7 +207,7 @@ def _owners(tree: Tree) -> Iterator[Owner]:
             *(info.symbol, info.module.source.shown, info.fact.line, role.kind, role.keeps),
             *(tuple(role.evidence.values()), tuple(uses)),
         )
-    for finding in RULES["FSM008"].find(tree) if RULES["FSM008"].find is not None else ():
+    for finding in RULES["FSM008"].findings(tree):
         module = next((m for m in tree.modules if m.source.shown == finding.path), None)
         symbol = f"{module.name if module else ''}.{finding.symbol}".removesuffix(".<module>")
         yield Owner(symbol, finding.path, finding.line, "shared", (finding.message.split(" ")[0].strip("'"),))

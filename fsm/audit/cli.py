@@ -11,7 +11,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command(name="audit")
-def audit_command(  # noqa: PLR0913, PLR0917 # an option is a parameter
+def audit_command(  # noqa: PLR0913 # an option is a parameter
     paths: Annotated[
         list[Path] | None, typer.Argument(help="Files and folders; the current folder if none.")
     ] = None,

@@ -186,26 +186,12 @@ def _method(scope: Scope, values: Values) -> Method:
     handlers = scope.of(ast.ExceptHandler) if loops else ()
     tried = any(loop.lineno <= h.lineno <= (loop.end_lineno or 0) for h in handlers for loop in loops)
     for call in scope.of(ast.Call):
-        fact.calls += 1
-        func = call.func
-        name = last_name(func)
-        fact.drives = fact.drives or _WORK.match(name) is not None
-        if tried and (name in {"sleep", "wait"} or len(fact.loops) < _MOST):
-            _note(fact.loops, "sleep" if name == "sleep" else f"call:{dotted(func) or name}")
-        made = func
-        if isinstance(func, ast.Attribute) and name[:1].islower() and _MAKES.match(name):
-            made = func.value
-        if last_name(made).lstrip("_")[:1].isupper() and not last_name(made).isupper():
-            for symbol in values.of(made, scope):
-                _note(fact.makes, symbol)
-        elif isinstance(func, ast.Attribute) and (part := own_attribute(func.value)):
-            _note(fact.forwards, f"{part}.{name}")
-        for argument in call.args:
-            # What is handed over to be called later, such as to_thread(self.engine.run), is forwarded all the same.
-            if argument.__class__ is ast.Attribute and (part := own_attribute(argument.value)):  # type: ignore[attr-defined]
-                _note(fact.forwards, f"{part}.{last_name(argument)}")
+        _note_call(fact, call, scope, values)
+        if tried and len(fact.loops) < _MOST:
+            name = last_name(call.func)
+            _note(fact.loops, "sleep" if name == "sleep" else f"call:{dotted(call.func) or name}")
     if tried:
-        _note(fact.loops, "try")
+        fact.loops.append("try")
     fact.works = _works(scope, loops)
     for result in scope.of(ast.Return):
         value = result.value.value if isinstance(result.value, ast.Await) else result.value
@@ -216,6 +202,26 @@ def _method(scope: Scope, values: Values) -> Method:
         else:
             _note(fact.gives, last_name(value))
     return fact
+
+
+def _note_call(fact: Method, call: ast.Call, scope: Scope, values: Values) -> None:
+    """Note what a call makes, forwards or drives."""
+    func = made = call.func
+    name = last_name(func)
+    fact.calls += 1
+    fact.drives = fact.drives or _WORK.match(name) is not None
+    if isinstance(func, ast.Attribute) and name[:1].islower() and _MAKES.match(name):
+        made = func.value
+    of = last_name(made)
+    if of.lstrip("_")[:1].isupper() and not of.isupper():
+        for symbol in values.of(made, scope):
+            _note(fact.makes, symbol)
+    elif isinstance(func, ast.Attribute) and (part := own_attribute(func.value)):
+        _note(fact.forwards, f"{part}.{name}")
+    for argument in call.args:
+        # What is handed over to be called later, such as to_thread(self.engine.run), is forwarded all the same.
+        if isinstance(argument, ast.Attribute) and (part := own_attribute(argument.value)):
+            _note(fact.forwards, f"{part}.{argument.attr}")
 
 
 def _works(scope: Scope, loops: list[ast.For | ast.AsyncFor | ast.While]) -> list[str]:

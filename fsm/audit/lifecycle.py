@@ -11,8 +11,8 @@ from fsm.audit.names import snake
 from fsm.audit.scopes import last_name, string_of
 
 OPEN_WORDS: Final = frozenset(
-    "created submitted todo doing received retry inprogress new init initialized initializing idle pending queued ready "
-    "scheduled starting started running active executing processing in_progress thinking planning working "
+    "created submitted todo doing received retry inprogress new init initialized initializing idle pending queued "
+    "ready scheduled starting started running active executing processing in_progress thinking planning working "
     "waiting blocked paused suspended retrying cancelling canceling stopping completing tool_execution "
     "tool_preparation llm_interaction result_processing awaiting_input circuit_breaker_open".split()
 )

@@ -66,7 +66,7 @@ class Construction:
 
 @dataclass(slots=True)
 class AuditResult:
-    """What one run found; ``stale`` counts baseline entries that match nothing, ``cached`` files that were not parsed."""
+    """What one run found: ``stale`` baseline entries match nothing, ``cached`` files were not parsed."""
 
     findings: list[Finding] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)

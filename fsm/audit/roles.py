@@ -86,17 +86,20 @@ class Tree:
         for group in GROUPS:
             waiting = self.classes
             for _ in range(ROUNDS):
-                if not any([self._give(info, kind, judges[kind]) for info in waiting for kind in group]):
+                changed = [info for info in waiting for kind in group if self._give(info, kind, judges[kind])]
+                if not changed:
                     break
                 # What hangs on no other class has been judged for good.
-                waiting = [info for info in waiting if self._hangs(info)] if len(group) > 1 else waiting
+                waiting = [info for info in waiting if len(group) == 1 or self._hangs(info)]
 
     def _hangs(self, info: ClassInfo) -> bool:
         """Say whether a class inherits, constructs or asks another class of the tree."""
         fact, near = info.fact, info.module
-        if self.bases(info) or any(self.resolve(s, near) for found in fact.parts.values() for s in found):
-            return True
-        if len(fact.methods) > 1 and info.name.endswith(("Engine", "Runner", "Executor")):
+        if (
+            self.bases(info)
+            or self.heirs(info)
+            or any(self.resolve(s, near) for found in fact.parts.values() for s in found)
+        ):
             return True
         notes = {fact.fields.get(c.partition(".")[0], "") for m in fact.methods for c in m.forwards}
         return any(self.typed(note, near) for note in {*notes, *(box.note for box in fact.boxes)} if note)
@@ -143,7 +146,15 @@ class Tree:
 
     def heirs(self, info: ClassInfo) -> list[ClassInfo]:
         """Give the classes that inherit a class directly."""
-        return [other for other in self.classes if info in self.bases(other)]
+        return self._heirs.get(info.symbol, [])
+
+    @cached_property
+    def _heirs(self) -> dict[str, list[ClassInfo]]:
+        heirs: dict[str, list[ClassInfo]] = {}
+        for info in self.classes:
+            for base in self.bases(info):
+                heirs.setdefault(base.symbol, []).append(info)
+        return heirs
 
     def inherited(self, info: ClassInfo, kind: str) -> Role | None:
         """Give the role that a class has since one of its bases has it."""

@@ -20,7 +20,7 @@ from fsm.audit.config import AuditConfig, matches_name
 from fsm.audit.context import FileContext
 from fsm.audit.errors import PathError
 from fsm.audit.extract import extract
-from fsm.audit.facts import FileFacts, as_row, from_row
+from fsm.audit.facts import FileFacts
 from fsm.audit.files import Source, decoded, find_sources, parse_source, read_bytes
 from fsm.audit.limits import STEPS_PER_FILE
 from fsm.audit.model import AuditResult, Finding, Owner, Skipped
@@ -56,8 +56,7 @@ def audit(
     run = _Run(config or AuditConfig(), folder, progress)
     with _undisturbed():
         sources = list(find_sources(paths, folder, run.config.exclude, run.skip))
-        run.read(sources, Cache(cache, paths, run.config))
-        run.finish()
+        run.audit(sources, Cache(cache, paths, run.config))
     run.result.seconds = time.perf_counter() - started
     return run.result
 
@@ -87,32 +86,52 @@ class _Run:
         self.modules: list[Module] = []
         self.sources: dict[str, Source] = {}
 
-    def read(self, sources: list[Source], cache: Cache) -> None:
-        """Take the facts of every file."""
+    def audit(self, sources: list[Source], cache: Cache) -> None:
+        """Take the facts of every file, and judge the whole tree unless it is the one that is remembered."""
         if not self.config.include_tests:
             sources = [source for source in sources if not source.is_test]
+        taken: list[tuple[Source, FileFacts | bytes]] = []
         for done, source in enumerate(sources, start=1):
-            self._read_one(source, cache)
+            raw = read_bytes(source, self.config.max_file_bytes)
+            if isinstance(raw, Skipped):
+                self.skip(raw)
+            else:
+                key = cache.key(source, raw)
+                if cache.knows(key):
+                    taken.append((source, key))
+                else:
+                    taken.append((source, self._facts(source, raw)))
+                    cache.put(key, taken[-1][1])
             if self.progress is not None:
                 self.progress(done, len(sources))
+        unread = list(self.result.skipped)
+        known = cache.recall(unread)
+        if known is None:
+            self._judge(taken, cache)
+            cache.save(unread, self.result)
+        else:
+            for skipped in known.skipped[len(unread) :]:
+                self.skip(skipped)
+            self.result = replace(known, skipped=self.result.skipped)
         self.result.files = len(sources)
-        self.result.cached = cache.hits
-        cache.save()
+        self.result.cached = sum(isinstance(facts, bytes) for _, facts in taken)
 
-    def _read_one(self, source: Source, cache: Cache) -> None:
-        raw = read_bytes(source, self.config.max_file_bytes)
-        if isinstance(raw, Skipped):
-            self.skip(raw)
-            return
-        key = cache.key(source, raw)
-        row = cache.get(key)
-        facts = from_row(row) if row is not None else self._facts(source, raw)
-        if row is None and cache.active:
-            cache.put(key, as_row(facts))
-        for line, reason in facts.skipped:
-            self.skip(Skipped(source.shown, line, reason))
-        self.sources[source.shown] = source
-        self.modules.append(Module.of(source, facts))
+    def _judge(self, taken: list[tuple[Source, FileFacts | bytes]], cache: Cache) -> None:
+        for at, (source, facts) in enumerate(taken):
+            if isinstance(facts, bytes):
+                remembered = cache.get(facts)
+                if remembered is None:
+                    # The head of the cache is whole and its rows are not.
+                    raw = read_bytes(source, self.config.max_file_bytes)
+                    remembered = self._facts(source, raw) if isinstance(raw, bytes) else FileFacts()
+                    taken[at] = (source, remembered)
+                    cache.put(facts, remembered)
+                facts = remembered
+            for line, reason in facts.skipped:
+                self.skip(Skipped(source.shown, line, reason))
+            self.sources[source.shown] = source
+            self.modules.append(Module.of(source, facts))
+        self.finish()
 
     def _facts(self, source: Source, raw: bytes) -> FileFacts:
         text = decoded(source, raw)

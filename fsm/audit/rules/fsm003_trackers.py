@@ -37,7 +37,7 @@ _STORES: Final = re.compile(
 _ONE: Final = {"execution", "run", "record", "job", "task"}
 
 
-def judge(tree: Tree, info: ClassInfo) -> Role | None:  # noqa: C901, PLR0911, PLR0912 # a branch per family
+def judge(tree: Tree, info: ClassInfo) -> Role | None:  # noqa: C901, PLR0911, PLR0912, PLR0915 # a branch per family
     """Say whether a class keeps executions beside the registry."""
     if (inherited := tree.inherited(info, "tracker")) is not None:
         return inherited

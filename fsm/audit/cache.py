@@ -15,7 +15,7 @@ import sys
 import tempfile
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from fsm.audit.config import AuditConfig
 from fsm.audit.facts import FileFacts, as_row, from_row

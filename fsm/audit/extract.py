@@ -152,7 +152,7 @@ def value_kind(value: ast.expr | None, scope: Scope, context: FileContext) -> st
     if isinstance(value, ast.Name):
         # A record is often built first and stored afterwards.
         bound = bindings_of(scope, context.source).get(value.id, ())
-        value = next((b.value for b in bound if isinstance(b.value, (ast.Dict, ast.Call))), value)  # type: ignore[assignment] # an expression
+        value = next((b.value for b in bound if isinstance(b.value, (ast.Dict, ast.Call))), value)
     if isinstance(value, ast.Await):
         value = value.value
     if isinstance(value, ast.Dict):

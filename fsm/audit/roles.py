@@ -43,7 +43,11 @@ _SERVICE: Final = re.compile(
     r"|logs?|schemas?|definitions?|templates?|options?|params?|settings?|outputs?|inputs?|messages?|functions?|tools?|aliases|deps?"
     r"|dependencies|dependents|prompts?|nodes?|edges?|keys?|groups?|subscribers?|queries|docs?|descriptions?|metadata|references?"
     r"|allocations?|reservations?|assignments?|assigned_\w+|mappings?|checkpoints?|checks?|patterns?|to_\w+|costs?|budgets?|scores?"
-    r"|subscriptions?|connections?|clients?|websockets?|artifacts?|files?|errors?|registrations?|contexts?)$"
+    r"|subscriptions?|connections?|clients?|websockets?|artifacts?|files?|errors?|registrations?|contexts?|resources?|instances?)$"
+)
+# An agent that is held may run; what runs is held as a run of it.
+_HELD_RUN: Final = re.compile(
+    r"(^|_)(executions?|execs?|runs?|tasks?|jobs?|attempts?|invocations?|operations?|steps?|workflows?|subagents?)(_|$)"
 )
 _CONTAINERS: Final = frozenset("Dict List Optional Any Union Set Callable ClassVar".split())
 _TYPE_WORD: Final = re.compile(r"[A-Za-z_][\w.]*")
@@ -203,7 +207,7 @@ class Tree:
         for kind in box.values:
             if kind.startswith("="):
                 held = self.resolve(f"{near.name}.{kind[1:]}", near) or near.classes.get(kind[1:])
-                if held is not None and ("record" in held.roles or says(RUN_NOUN, held.name)):
+                if held is not None and ("record" in held.roles or says(_HELD_RUN, held.name)):
                     return "value"
         held = self.typed(box.note, near) if box.note else None
         if (held is not None and held.roles.keys() & {"record", "enum"}) or _VALUE_TYPE.search(box.note):

@@ -100,8 +100,9 @@ class _Run:
                 if cache.knows(key):
                     taken.append((source, key))
                 else:
-                    taken.append((source, self._facts(source, raw)))
-                    cache.put(key, taken[-1][1])
+                    facts = self._facts(source, raw)
+                    taken.append((source, facts))
+                    cache.put(key, facts)
             if self.progress is not None:
                 self.progress(done, len(sources))
         unread = list(self.result.skipped)
@@ -114,19 +115,19 @@ class _Run:
                 self.skip(skipped)
             self.result = replace(known, skipped=self.result.skipped)
         self.result.files = len(sources)
-        self.result.cached = sum(isinstance(facts, bytes) for _, facts in taken)
+        self.result.cached = sum(isinstance(held, bytes) for _, held in taken)
 
     def _judge(self, taken: list[tuple[Source, FileFacts | bytes]], cache: Cache) -> None:
-        for at, (source, facts) in enumerate(taken):
-            if isinstance(facts, bytes):
-                remembered = cache.get(facts)
-                if remembered is None:
-                    # The head of the cache is whole and its rows are not.
-                    raw = read_bytes(source, self.config.max_file_bytes)
-                    remembered = self._facts(source, raw) if isinstance(raw, bytes) else FileFacts()
-                    taken[at] = (source, remembered)
-                    cache.put(facts, remembered)
-                facts = remembered
+        for source, held in taken:
+            facts = cache.get(held) if isinstance(held, bytes) else held
+            if facts is None:
+                # The head of the cache is whole, and its rows are not.
+                raw = read_bytes(source, self.config.max_file_bytes)
+                if isinstance(raw, Skipped):
+                    self.skip(raw)
+                    continue
+                facts = self._facts(source, raw)
+                cache.put(cache.key(source, raw), facts)
             for line, reason in facts.skipped:
                 self.skip(Skipped(source.shown, line, reason))
             self.sources[source.shown] = source

@@ -17,7 +17,7 @@ _NAME: Final = re.compile(
     # A registry of agents or tools holds what may run; one of executions holds what runs.
     r"|(^|_)(executions?|runs?|tasks?|jobs?|subagents?|attempts?|futures)_(\w+_)?registry$"
     rf"|(^|_)({RUN}|phase|state|status|lifecycle|timeout|process)_(\w+_)?(manager|store|coordinator|supervisor|table|backend)$"
-    r"|^(tracker|state_tracker|state_manager)$|(^|_)(task|job|execution|run)_?(queue)?_?(service|manager)$"
+    r"|^(tracker|state_tracker|state_manager)$|(^|_)(task|job)_queue_(service|manager)$|(^|_)(execution|run)_(service|manager)$"
 )
 _AGENT: Final = re.compile(r"(^|_)(agent|tool|assistant|chain|llm|model)$")
 _BEGINS: Final = re.compile(

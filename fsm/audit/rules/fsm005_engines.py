@@ -14,7 +14,7 @@ from fsm.audit.rule import Rule
 
 _NAME: Final = re.compile(
     r"(engine|executor|orchestrator|runner|dispatcher|scheduler|supervisor|execution_manager|execution_core|launcher|worker"
-    r"|agent_loop|executor_adapter|engine_adapter|engine_wrapper|engine_proxy|(agent|task|work|run|execution)_controller"
+    r"|agent_loop|(engine|executor|orchestrator|runner|scheduler|dispatcher)_(adapter|wrapper|proxy|bridge|facade|delegate|service)|(agent|task|work|run|execution)_controller"
     r"|(worker|process|run)_manager|scheduler_loop|(agent|task|job)_consumer|execution_service)$"
 )
 _FOREIGN: Final = re.compile(
@@ -25,7 +25,7 @@ _FOREIGN: Final = re.compile(
 # These run something else than executions, unless they keep the state of runs.
 _ASIDE: Final = re.compile(
     r"(^|_)(nlp|ml|decision|tools?|hooks?|eval(uation)?|test|cleanup|validation|discovery|analysis|security|permissions?|threat"
-    r"|detection|expression|condition(al)?|sandbox(ed)?|code|notification|error|consistency|reward|learning|ranking|scoring)_"
+    r"|detection|expression|condition(al)?|sandbox(ed)?|code|notification|error|consistency|reward|thinking|failure|learning|ranking|scoring)_"
 )
 # A runner of jobs submits them to a cluster, which keeps their state.
 _CLUSTER: Final = re.compile(r"(^|_)jobs?_runner$|(^|_)(docker|kubernetes|ssh|local|remote|shell|script)_")
@@ -33,7 +33,12 @@ _POOL: Final = re.compile(r"(ThreadPoolExecutor|ProcessPoolExecutor|(^|\.)(cf|fu
 _AGENT: Final = re.compile(r"(^|_)(agent|tool|assistant|chain|llm|model)$")
 # These verbs drive executions only in a class that is called an engine; elsewhere they start anything.
 _STARTS: Final = re.compile(
-    r"^_*(start|submit|spawn|dispatch|call|handle|__call__|schedule|main_loop|work|queue|fork)(_|$)"
+    r"^_*(start|submit|spawn|dispatch|call|handle|__call__|schedule|main_loop|work|queue|fork|a?stream)(_|$)"
+)
+_RUNS: Final = re.compile(rf"_{RUN}(_|$)")
+_SURE: Final = re.compile(
+    r"^_*(a?run|a?execute|drive|launch|a?invoke|orchestrate|kickoff|loop|perform|submit|dispatch|schedule|spawn|start|a?stream"
+    r"|main_loop)(_|$)"
 )
 _STOPS: Final = re.compile(r"^_*(a?stop|shutdown|shut_down|terminate|kill|close|drain|request_stop)(_|$)")
 _QUERY: Final = re.compile(r"^_*execute_(query|sql|statement|many|script|code|command|one|raw|read|write)")
@@ -41,8 +46,9 @@ _RUN_STATE: Final = re.compile(
     r"(^|_)(active|current|running|in_flight|inflight|pending|completed|finished)_(runs?|executions?|agents?|tasks?|jobs?)"
     r"|(^|_)(run|execution)s?_(history|state|states|status|log|stats|results?|records?|queue|tasks?|registry|map)$"
     r"|^_*(runs|executions|in_flight|inflight|workers|futures|queued_tasks|running)$"
-    r"|^_*(active|running|in_flight|inflight|submitting|executing)_\w+$"
+    rf"|^_*(active|running|in_flight|inflight|submitting|executing)_(\w+_)?({RUN}|futures|workers|ids)(_\w+)?$"
 )
+_NOW: Final = re.compile(r"^_*(active|running|in_flight|inflight|submitting|executing)_\w+$")
 _OTHER: Final = re.compile(
     r"(connections?|containers?|sessions?|streams?|files?|users?|alerts?|filters?|clients?|websockets?)$"
 )
@@ -56,7 +62,7 @@ _WORKED: Final = re.compile(
 _BUSY: Final = 3
 
 
-def judge(tree: Tree, info: ClassInfo) -> Role | None:  # noqa: C901, PLR0911, PLR0912 # a branch per family
+def judge(tree: Tree, info: ClassInfo) -> Role | None:  # noqa: C901, PLR0911, PLR0912, PLR0915 # a branch per family
     """Say whether a class drives executions beside the engine."""
     if (inherited := tree.inherited(info, "engine")) is not None:
         return inherited
@@ -70,9 +76,11 @@ def judge(tree: Tree, info: ClassInfo) -> Role | None:  # noqa: C901, PLR0911, P
     ):
         # What is driven is no engine: an agent has a state, and is asked to run.
         return None
-    named = _NAME.search(name) is not None and not _FOREIGN.search(name)
-    states = [box.name for box in fact.boxes if says(_RUN_STATE, box.name) and not says(_OTHER, box.name)]
-    drivers = [m for m in fact.methods if _drives(m, engine=named)]
+    named = says(_NAME, name) and not says(_FOREIGN, name)
+    aside = says(_ASIDE, name)
+    kinds = (_RUN_STATE, _NOW) if named and not aside else (_RUN_STATE,)
+    states = [b.name for b in fact.boxes if any(says(k, b.name) for k in kinds) and not says(_OTHER, b.name)]
+    drivers = [m for m in fact.methods if _drives(m, named=named)]
     if named and not drivers and states:
         # Where the name and what is kept say so, the work may be done by what is handed on.
         drivers = [
@@ -109,7 +117,7 @@ def judge(tree: Tree, info: ClassInfo) -> Role | None:  # noqa: C901, PLR0911, P
         return Role("engine", evidence, tuple(sorted({*kept, *own})))
     if not named:
         return None
-    if _ASIDE.search(name) and not counted:
+    if aside and not counted:
         return None
     if counted or (wrapped and any(made for _, made in parts.values())):
         return Role("engine", evidence, tuple(sorted(counted)) or tuple(parts))
@@ -121,12 +129,21 @@ def judge(tree: Tree, info: ClassInfo) -> Role | None:  # noqa: C901, PLR0911, P
     stops = [m.name for m in fact.methods if _STOPS.match(m.name)]
     if stops and any(m.name.lstrip("_") in {"start", "run", "serve", "main_loop", "loop"} for m in drivers):
         evidence["lives"] = f"runs until {stops[0]}()"
-    drivers = [m for m in drivers if m.name != "__call__"]
+    drivers = [m for m in drivers if _SURE.match(m.name) or says(_RUNS, m.name)]
     speaks = speaks and bool(drivers)
+    if stops and any(m.name == "submit" for m in drivers):
+        evidence["contract"] = f"takes work in submit() until {stops[0]}()"
+    setters = [m.name for m in fact.methods if m.sets_state]
+    if noun and len(setters) > 1:
+        evidence["states"] = f"sets their state in {', '.join(setters[:3])}"
     busy = sum(m.calls for m in drivers if m.drives or m.is_async) >= _BUSY
     if speaks and busy:
         evidence["run"] = "what it drives is called an execution, a task, an agent or the like"
-    return Role("engine", evidence, ()) if evidence.keys() & {"works", "run", "tells"} else None
+    return (
+        Role("engine", evidence, ())
+        if evidence.keys() & {"works", "run", "tells", "contract", "states"}
+        else None
+    )
 
 
 def _base_of_engines(tree: Tree, info: ClassInfo) -> Role | None:
@@ -147,20 +164,18 @@ def _of_runs(driver: Method) -> bool:
     return says(_RUNS, driver.name) or any(says(RUN_NOUN, p) for p in driver.params)
 
 
-_RUNS: Final = re.compile(rf"_{RUN}(_|$)")
-
-
 def _only_forwards(fact: ClassFact, drivers: list[Method]) -> bool:
     """Say whether a class hands what it is asked on to one part that it was given."""
     given = {call.partition(".")[0] for m in drivers for call in m.forwards}
     return bool(given) and all(len(m.forwards) == m.calls for m in drivers) and not given & fact.parts.keys()
 
 
-def _drives(method: Method, *, engine: bool) -> bool:
-    name = method.name.lstrip("_") if engine else method.name
-    if _QUERY.match(name) or not (ENGINE_DRIVES.match(name) or (engine and _STARTS.match(method.name))):
+def _drives(method: Method, *, named: bool) -> bool:
+    name = method.name.lstrip("_") if named else method.name
+    if _QUERY.match(name) or not (ENGINE_DRIVES.match(name) or (named and _STARTS.match(name))):
         return False
-    return (engine and method.is_async) or method.drives
+    stages = method.calls >= _BUSY and says(_RUNS, name)
+    return method.drives or (named and method.is_async) or (ENGINE_DRIVES.match(name) is not None and stages)
 
 
 RULE: Final = Rule(

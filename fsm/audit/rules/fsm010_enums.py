@@ -22,6 +22,8 @@ _FOREIGN: Final = re.compile(
 # What is started and stopped is a server; what runs comes out somehow.
 _OUTCOMES: Final = ENDED_WORDS - {"stopped", "dead", "terminated", "killed", "expired", "interrupted", "ok"}
 _RUNS: Final = {"running", "executing", "queued", "thinking", "working", "doing"}
+# The status of an agent is that of its executions only where it may be running.
+_OF_AGENT: Final = re.compile(r"(^|_)agent_(status|state|phase|lifecycle)$")
 _SHARED: Final = 4
 """States that two enums share, for the one to be a copy of the other."""
 
@@ -29,20 +31,22 @@ _SHARED: Final = 4
 def judge(tree: Tree, info: ClassInfo) -> Role | None:
     """Say whether an enum lists the states of executions once more."""
     fact = info.fact
-    words = set(fact.members) & WORDS
+    named = {member: member if member in WORDS else member.rpartition("_")[2] for member in fact.members}
+    words = {word for word in named.values() if word in WORDS}
     if len(words) < 2 or not (words & OPEN_WORDS and words & _OUTCOMES):  # noqa: PLR2004
         return None
     is_enum = any(ENUM_BASE.search(base) for base in fact.bases)
-    if not is_enum and not (len(fact.members) == len(words) and not fact.methods):
+    if not is_enum and not (set(fact.members) == words and not fact.methods):
         return None
     name = snake(info.name)
     noun, state = RUN_NOUN.search(name) is not None, _STATE.search(name) is not None
     bare = state and name.count("_") == 0
-    sure = noun and state and not name.startswith("agent_s")
-    if _FOREIGN.search(name) and not sure:
+    sure = noun and state and not _OF_AGENT.search(name)
+    shown = sum(word in WORDS for word in named.values())
+    if (_FOREIGN.search(name) and not sure) or (_OF_AGENT.search(name) and not words & _RUNS):
         return None
     evidence = {"members": f"lists {', '.join(sorted(words)[:4])}"}
-    if len(words) >= (2 if sure else 3) and len(words) * (8 if sure else 5) >= len(fact.members) * 2:
+    if len(words) >= (2 if sure else 3) and shown * (8 if sure else 5) >= len(fact.members) * 2:
         if state and (noun or (bare and words & ACTIVE_WORDS) or words & _RUNS):
             evidence["name"] = "is called like the state of something that runs"
         users = [

@@ -16,8 +16,8 @@ _FOREIGN: Final = re.compile(
     r"|exception|args|input|output|view|serializer|form|out|in|command|notification|payload|spec|settings|mixin|base|read|handler"
     r"|client|api|service|page|tool|provider|callback|plugin|parser|model|orm|test|metrics?|stats|statistics|summary|report|definition"
     r"|manager|registry|store|tracker|monitor|engine|executor|runner|orchestrator|scheduler|worker|queue|agent|breaker|backend|db"
-    r"|frontmatter|template|plan|deployment|rollback|installation|frontend|ui)s?$"
-    r"|(^|_)(order|payment|invoice|ticket|rollback|deployment|migration|eval|parsed|scheduled|billing)(_|$)"
+    r"|frontmatter|template|plan|deployment|rollback|installation|frontend|ui|assignment)s?$"
+    r"|(^|_)(search|order|payment|invoice|ticket|rollback|deployment|migration|eval|parsed|scheduled|billing)(_|$)"
 )
 _MOMENT: Final = re.compile(
     r"(_at|_time|_ts|_date|timestamp|started|created|finished|ended|completed|updated|duration|deadline|elapsed|heartbeat)$|^(time|start|end)$"
@@ -27,6 +27,10 @@ _ORM: Final = re.compile(
 )
 _COLUMN: Final = re.compile(
     r"Column|Mapped|relationship|(Char|Text|Integer|DateTime|Foreign\w*|JSON|UUID|Boolean|String)(Field|Key)$"
+)
+# An agent is no execution, whatever is known of it.
+_AGENT: Final = re.compile(
+    r"(^|_)agents?(_(info|instance|definition|details|profile|data|card|metadata|record))?$"
 )
 _FAMILIES: Final = 4
 """Families that make a record: id and state are in half of all classes."""
@@ -39,11 +43,13 @@ def judge(tree: Tree, info: ClassInfo) -> Role | None:
     if any(ENUM_BASE.search(base) or _ORM.search(base) for base in fact.bases) or _FOREIGN.search(name):
         return None
     names = {snake(each): note for each, note in fact.fields.items()}
-    states = [each for each in names if is_state_name(each, tree.config.state_names)]
+    known = tree.config.state_names
+    states = [each for each in names if is_state_name(each, known) or each.endswith("_stage")]
     if not states or any(_COLUMN.search(note) for note in fact.fields.values()):
         return None
-    noun = RUN_NOUN.search(name) is not None
-    ids = [each for each in names if tree.is_run_id(each) or (noun and each in {"id", "uid", "uuid", "key"})]
+    noun = RUN_NOUN.search(_AGENT.sub("", name)) is not None
+    own = {"id", "uid", "uuid", "key", *(f"{word}_id" for word in name.split("_"))}
+    ids = [each for each in names if tree.is_run_id(each) or (noun and each in own)]
     keeps = any(box.mapping and box.inserts and tree.keeps_runs(box, info.module) for box in fact.boxes)
     drives = any(m.name in {"run", "execute", "process"} and m.drives for m in fact.methods)
     if not ids or keeps or drives:

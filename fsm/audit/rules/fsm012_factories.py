@@ -15,10 +15,10 @@ from fsm.audit.rule import Rule
 
 CODE: Final = "FSM012"
 _NAME: Final = re.compile(
-    r"^_*(get|create|make|build|new|init|initialize|provide|configure|default|setup|ensure|obtain|spawn|for|from)(_|$)|_factory$|_provider$"
+    r"^_*(get|create|make|build|new|init|initialize|provide|configure|default|setup|ensure|obtain|spawn|for|from|load|open)(_|$)|_factory$|_provider$"
 )
-_MAKES: Final = re.compile(r"^_*(get|create|make|build|new|provide|obtain|spawn|for|default)_")
-_CLASS: Final = re.compile(r"(factory|provider|builder|container|locator)$")
+_MAKES: Final = re.compile(r"^_*(get|create|make|build|new|provide|obtain|spawn|for|default|load|open)(_|$)")
+_CLASS: Final = re.compile(r"(factory|provider|builder|container|locator|loader)$")
 _WORD: Final = re.compile(r"\w+")
 _SMALL: Final = 40
 """Calls of a function that still is a factory, and not the program around one."""

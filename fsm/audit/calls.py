@@ -18,6 +18,8 @@ _CALLERS: Final = frozenset(
     "partial partialmethod map starmap to_thread submit run_in_executor Depends defaultdict lru_cache cache "
     "Singleton Factory".split()
 )
+_ERRORS: Final = ("Error", "Exception", "Warning")
+"""What is raised keeps nothing."""
 _FOREIGN: Final = frozenset(sys.stdlib_module_names) - {"types"}
 Calls = dict[str, list[list[Any]]]
 
@@ -35,18 +37,23 @@ class _Calls:
         self.aliases = _aliases(context.scopes)
 
     def run(self) -> Calls:
+        telling = self.aliases | _CALLERS | {"", "__new__", "__call__"}
         for scope in self.context.scopes:
             for call in scope.of(ast.Call):
-                self._call(call, scope)
+                name = last_name(call.func)
+                # Most calls are of functions, and construct nothing.
+                if name in telling or name.lstrip("_")[:1].isupper() or call.keywords:
+                    self._call(call, name, scope)
             if isinstance(scope.node, FunctionNode) and scope.parent is not None:
                 self._defaults(scope.node.args, scope)
             for function in scope.of(ast.Lambda):
                 self._defaults(function.args, scope)
         return self.found
 
-    def _call(self, node: ast.Call, scope: Scope) -> None:
+    def _call(self, node: ast.Call, name: str, scope: Scope) -> None:
         func = node.func
-        name = last_name(func)
+        if name.endswith(_ERRORS):
+            return
         if not name or name in self.aliases or name.lstrip("_")[:1].isupper():
             self._note(func, node, scope, "is constructed")
         if name in {"__new__", "__call__"} and isinstance(func, ast.Attribute):

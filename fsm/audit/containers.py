@@ -8,7 +8,7 @@ from typing import Final
 
 from fsm.audit.files import printable
 from fsm.audit.limits import LONGEST_NAME
-from fsm.audit.scopes import last_name
+from fsm.audit.scopes import dotted, last_name
 
 _MAPPINGS: Final = frozenset(
     "dict defaultdict OrderedDict WeakValueDictionary WeakKeyDictionary TTLCache LRUCache Dict DefaultDict "
@@ -30,6 +30,8 @@ MUTATORS: Final = frozenset(
 
 def spelled(node: ast.expr, longest: int = 60) -> str:
     """Write an expression for a message."""
+    if name := dotted(node):
+        return name[:longest] if name.isascii() else printable(name[:longest])
     try:
         return printable(ast.unparse(node)[:longest])
     except (ValueError, RecursionError):

@@ -358,24 +358,25 @@ class _Class:
         fact = self.fact
         info = _method(method, self.values)
         fact.methods.append(info)
-        info.sets_state = any(self._stores_state(*pair, method) for pair in stores(method)) or any(
-            self._calls_state(call, method) for call in method.of(ast.Call)
-        )
+        info.sets_state = any(self._stores_state(*pair, method) for pair in stores(method))
+        setter = _SETTER.match(method.name) is not None
+        for call in method.of(ast.Call):
+            name = last_name(call.func)
+            if not info.sets_state:
+                info.sets_state = self._calls_state(call, name, setter=setter)
+            if _TELLS.search(name):
+                self._tell(call, name)
         for counted in method.of(ast.AugAssign):
             if isinstance(counted.op, ast.Add):
                 _note(fact.counters, _counter(counted.target))
         for comparison in method.of(ast.Compare):
             self._compare(comparison)
-        for call in method.of(ast.Call):
-            self._tell(call)
 
-    def _tell(self, call: ast.Call) -> None:
+    def _tell(self, call: ast.Call, name: str) -> None:
         """Note a call that says which state something is in, such as ``self.tracker.update_status(id, RUNNING)``."""
-        name = last_name(call.func)
-        if _TELLS.search(name):
-            for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
-                if word := state_word(argument):
-                    _note(self.fact.states.setdefault(f"{name}()", []), word)
+        for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
+            if word := state_word(argument):
+                _note(self.fact.states.setdefault(f"{name}()", []), word)
 
     def _stores_state(self, target: ast.expr, value: ast.expr | None, method: Scope) -> bool:
         states = self.context.config.state_names
@@ -391,19 +392,13 @@ class _Class:
             or value_kind(value, method, self.context) in {"state", "row"}
         )
 
-    def _calls_state(self, call: ast.Call, method: Scope) -> bool:
+    def _calls_state(self, call: ast.Call, name: str, *, setter: bool) -> bool:
         func = call.func
-        name = last_name(func)
-        if (
-            isinstance(func, ast.Attribute)
-            and STATE_MOVES.match(name)
-            and plain_name(func.value) not in {"self", "cls"}
-        ):
+        moves = isinstance(func, ast.Attribute) and STATE_MOVES.match(name) is not None
+        if moves and plain_name(func.value) not in {"self", "cls"}:  # type: ignore[attr-defined] # an attribute
             return True
-        born = name[:1].isupper() and _SETTER.match(method.name) is not None
-        return (born or name in {"setattr", "update", "replace"}) and _carries_state(
-            call, self.context.config.state_names
-        )
+        carries = name in {"setattr", "update", "replace"} or (setter and name[:1].isupper())
+        return carries and _carries_state(call, self.context.config.state_names)
 
     def _compare(self, comparison: ast.Compare) -> None:
         if not isinstance(comparison.ops[0], (ast.Gt, ast.GtE, ast.Lt, ast.LtE, ast.Eq)):

@@ -31,9 +31,7 @@ def check(context: FileContext) -> None:
     lines = context.id_names.mentions(context.text)
     if not lines:
         return
-    known = {
-        name: names for name, names in signatures(context.scopes).items() if any(map(context.id_names, names))
-    }
+    known = signatures(context)
     for scope in context.scopes:
         if _within(scope, lines):
             _Ids(context, scope, known).run()
@@ -138,21 +136,24 @@ class _Ids:
         _defaults(node.args, self)
 
 
-def signatures(scopes: list[Scope]) -> dict[str, list[str]]:
-    """List the positional parameters of what a file defines."""
+def signatures(context: FileContext) -> dict[str, list[str]]:
+    """List the positional parameters of what a file defines, where one of them means an id."""
     found: dict[str, list[str]] = {}
-    for scope in scopes:
-        node = scope.node
+    for scope in context.scopes:
+        node, owner = scope.node, scope.parent
         if isinstance(node, FunctionNode):
             names = [parameter.arg for parameter in (*node.args.posonlyargs, *node.args.args)]
-            owner = scope.parent if scope.parent is not None and scope.parent.kind == "class" else None
-            names = names[1:] if owner is not None and names[:1] in (["self"], ["cls"]) else names
+            if not any(map(context.id_names, names)):
+                continue
+            names = names[1:] if names[0] in {"self", "cls"} else names
             found[scope.qualname] = names
-            if owner is not None and scope.name == "__init__":
+            if owner is not None and owner.kind == "class" and scope.name == "__init__":
                 found[owner.qualname] = names
         elif isinstance(node, ast.ClassDef) and _is_dataclass(node):
             fields = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]
-            found.setdefault(scope.qualname, [field.id for field in fields if isinstance(field, ast.Name)])
+            names = [field.id for field in fields if isinstance(field, ast.Name)]
+            if any(map(context.id_names, names)):
+                found.setdefault(scope.qualname, names)
     return found
 
 

@@ -53,10 +53,11 @@ def audit(
         folder = (project or Path.cwd()).resolve()
     except (OSError, RuntimeError) as error:
         raise PathError(f"the project folder cannot be reached: {error}") from None
-    run = _Run(config or AuditConfig(), folder, progress)
+    settings = config or AuditConfig()
+    run = _Run(settings, folder, progress, Cache(cache, paths, settings))
     with _undisturbed():
         sources = list(find_sources(paths, folder, run.config.exclude, run.skip))
-        run.audit(sources, Cache(cache, paths, run.config))
+        run.audit(sources)
     run.result.seconds = time.perf_counter() - started
     return run.result
 
@@ -77,19 +78,23 @@ def _undisturbed() -> Iterator[None]:
 
 
 class _Run:
-    def __init__(self, config: AuditConfig, project: Path, progress: Progress | None) -> None:
+    def __init__(self, config: AuditConfig, project: Path, progress: Progress | None, cache: Cache) -> None:
         self.config = config
         self.project = project
+        self.cache = cache
         self.progress = progress
         self.result = AuditResult()
         self.id_names = IdNames(config.id_names)
         self.modules: list[Module] = []
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, tuple[Source, bytes]] = {}
+        self.moving = False
+        """Whether a file was written while it was audited: what is said of it is not to be remembered."""
 
-    def audit(self, sources: list[Source], cache: Cache) -> None:
+    def audit(self, sources: list[Source]) -> None:
         """Take the facts of every file, and judge the whole tree unless it is the one that is remembered."""
         if not self.config.include_tests:
             sources = [source for source in sources if not source.is_test]
+        cache = self.cache
         taken: list[tuple[Source, FileFacts | bytes]] = []
         for done, source in enumerate(sources, start=1):
             raw = read_bytes(source, self.config.max_file_bytes)
@@ -97,6 +102,7 @@ class _Run:
                 self.skip(raw)
             else:
                 key = cache.key(source, raw)
+                self.sources[source.shown] = (source, key)
                 if cache.knows(key):
                     taken.append((source, key))
                 else:
@@ -108,8 +114,9 @@ class _Run:
         unread = list(self.result.skipped)
         known = cache.recall(unread)
         if known is None:
-            self._judge(taken, cache)
-            cache.save(unread, self.result)
+            self._judge(taken)
+            if not self.moving:
+                cache.save(unread, self.result)
         else:
             for skipped in known.skipped[len(unread) :]:
                 self.skip(skipped)
@@ -117,20 +124,19 @@ class _Run:
         self.result.files = len(sources)
         self.result.cached = sum(isinstance(held, bytes) for _, held in taken)
 
-    def _judge(self, taken: list[tuple[Source, FileFacts | bytes]], cache: Cache) -> None:
+    def _judge(self, taken: list[tuple[Source, FileFacts | bytes]]) -> None:
         for source, held in taken:
-            facts = cache.get(held) if isinstance(held, bytes) else held
+            facts = self.cache.get(held) if isinstance(held, bytes) else held
             if facts is None:
                 # The head of the cache is whole, and its rows are not.
-                raw = read_bytes(source, self.config.max_file_bytes)
+                raw = self._again(source.shown)
                 if isinstance(raw, Skipped):
                     self.skip(raw)
                     continue
                 facts = self._facts(source, raw)
-                cache.put(cache.key(source, raw), facts)
+                self.cache.put(self.cache.key(source, raw), facts)
             for line, reason in facts.skipped:
                 self.skip(Skipped(source.shown, line, reason))
-            self.sources[source.shown] = source
             self.modules.append(Module.of(source, facts))
         self.finish()
 
@@ -179,10 +185,16 @@ class _Run:
         self.result.owners = list(_owners(tree))
         self.result.constructions = tree.constructions
 
-    def _commented(self, shown: str, findings: list[Finding]) -> list[Finding]:
-        source = self.sources[shown]
+    def _again(self, shown: str) -> bytes | Skipped:
+        """Read a file once more."""
+        source, key = self.sources[shown]
         raw = read_bytes(source, self.config.max_file_bytes)
-        text = decoded(source, raw) if isinstance(raw, bytes) else raw
+        self.moving |= not isinstance(raw, bytes) or self.cache.key(source, raw) != key
+        return raw
+
+    def _commented(self, shown: str, findings: list[Finding]) -> list[Finding]:
+        raw = self._again(shown)
+        text = decoded(self.sources[shown][0], raw) if isinstance(raw, bytes) else raw
         if not isinstance(text, str):
             return findings
         # str.splitlines also splits at form feeds and the like, which Python does not count as lines.

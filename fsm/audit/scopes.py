@@ -262,7 +262,7 @@ def last_name(node: ast.AST | None) -> str:
     # Asked of every call several times; the classes of syntax trees have no heirs.
     kind = node.__class__
     if kind is ast.Attribute:
-        return node.attr  # type: ignore[union-attr]
+        return node.attr  # type: ignore[union-attr, no-any-return]
     return node.id if kind is ast.Name else ""  # type: ignore[union-attr]
 
 

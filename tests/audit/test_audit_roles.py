@@ -252,6 +252,27 @@ def test_a_rule_is_one_file():
     assert all(rule.local or rule.find or rule.judge or code == "FSM100" for code, rule in RULES.items())
 
 
+def test_no_module_of_the_audit_leads_back_to_itself():
+    """The imports of the audit have no circle, those for the type checker and those inside functions included."""
+    root = Path(fsm.audit.__file__).parent
+    names = {
+        f"fsm.audit.{'.'.join(p.relative_to(root).with_suffix('').parts)}": p for p in root.rglob("*.py")
+    }
+    leads: dict[str, set[str]] = {}
+    for name, path in names.items():
+        if path.name == "__init__.py" and path.parent == root:
+            continue
+        asked: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                asked |= {node.module, f"{node.module}.__init__"} & names.keys()
+                asked |= {f"{node.module}.{alias.name}" for alias in node.names} & names.keys()
+        leads[name] = asked
+    while free := {name for name, asked in leads.items() if not asked & leads.keys()}:
+        leads = {name: asked for name, asked in leads.items() if name not in free}
+    assert leads == {}
+
+
 def test_the_audit_stands_apart():
     """The audit runs without pydantic, typer and rich, and without any other module of fsm."""
     program = (

@@ -72,7 +72,7 @@ def test_another_configuration_is_another_question(tree: Path, tmp_path: Path):
 def test_an_unchanged_tree_is_answered_without_its_facts(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The second run gives the whole result, map and skipped files included, and reads no facts; one new file reads them."""
+    """The second run gives the whole result, map and skips included, and reads no facts; one new file reads them."""
     (tree / "broken.py").write_text("def", encoding="utf-8")
     first = run(tree, tmp_path / "cache")
     with monkeypatch.context() as patch:

@@ -49,61 +49,43 @@ def absolute_module(node: ast.ImportFrom, source: Source) -> str:
 def bindings_of(scope: Scope, source: Source) -> dict[str, list[Binding]]:
     """List how every name of one scope gets its values; worked out once per scope."""
     if scope.bindings is None:
-        found: dict[str, list[Binding]] = {}
-        scope.bindings = found
-        _bind_imports(scope, source, found)
-        for child in scope.children:
-            found.setdefault(child.name, []).append(Binding(child.kind, child.node, child.qualname, scope))
-        _bind_assignments(scope, found)
-        _bind_loops(scope, found)
-        if isinstance(scope.node, FunctionNode):
-            _bind_parameters(scope.node.args, scope, found)
-            for node in scope.of(ast.Global):
-                for name in node.names:
-                    found.pop(name, None)
+        scope.bindings = _bindings(scope, source)
     return scope.bindings
 
 
-def _bind_imports(scope: Scope, source: Source, found: dict[str, list[Binding]]) -> None:
+def _bindings(scope: Scope, source: Source) -> dict[str, list[Binding]]:  # noqa: C901 # a branch per kind of node
+    found: dict[str, list[Binding]] = {}
+
+    def bind(name: str, kind: str, value: ast.AST | None = None, target: str = "") -> None:
+        found.setdefault(name, []).append(Binding(kind, value, target, scope))
+
     for node in scope.of(ast.Import, ast.ImportFrom):
         for name, target in import_targets(node, source):
-            found.setdefault(name, []).append(Binding("import", None, target, scope))
-
-
-def _bind_assignments(scope: Scope, found: dict[str, list[Binding]]) -> None:
-    for node in scope.of(ast.Assign):
-        for target in node.targets:
-            _bind_target(target, node.value, scope, found)
-    for typed in scope.of(ast.AnnAssign, ast.NamedExpr):
-        if typed.value is not None:
-            _bind_target(typed.target, typed.value, scope, found)
-    for block in scope.of(ast.With, ast.AsyncWith):
-        for item in block.items:
-            if item.optional_vars is not None:
-                # What a context manager hands out is not known, and so hides an outer name.
-                _bind_target(item.optional_vars, None, scope, found)
-
-
-def _bind_target(
-    target: ast.expr, value: ast.expr | None, scope: Scope, found: dict[str, list[Binding]]
-) -> None:
-    for inner, inner_value in unpacked(target, value):
-        if isinstance(inner, ast.Name):
-            found.setdefault(inner.id, []).append(Binding("value", inner_value, "", scope))
-
-
-def _bind_loops(scope: Scope, found: dict[str, list[Binding]]) -> None:
+            bind(name, "import", None, target)
+    for child in scope.children:
+        bind(child.name, child.kind, child.node, child.qualname)
+    pairs: list[tuple[ast.expr, ast.expr | None]] = [
+        (t, a.value) for a in scope.of(ast.Assign) for t in a.targets
+    ]
+    pairs += [(a.target, a.value) for a in scope.of(ast.AnnAssign, ast.NamedExpr) if a.value is not None]
+    # What a context manager hands out is not known, and so hides an outer name.
+    items = (item for block in scope.of(ast.With, ast.AsyncWith) for item in block.items)
+    pairs += [(item.optional_vars, None) for item in items if item.optional_vars is not None]
     for loop in scope.of(ast.For, ast.AsyncFor, ast.comprehension):
         options = loop.iter.elts if isinstance(loop.iter, (ast.Tuple, ast.List, ast.Set)) else [None]
-        for option in options:
-            _bind_target(loop.target, option, scope, found)
-
-
-def _bind_parameters(args: ast.arguments, scope: Scope, found: dict[str, list[Binding]]) -> None:
-    everything = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
-    for parameter in everything:
-        if parameter is not None:
-            found.setdefault(parameter.arg, []).append(Binding("parameter", None, "", scope))
+        pairs += [(loop.target, option) for option in options]
+    for place, value in pairs:
+        for inner, inner_value in unpacked(place, value):
+            if isinstance(inner, ast.Name):
+                bind(inner.id, "value", inner_value)
+    if isinstance(scope.node, FunctionNode):
+        args = scope.node.args
+        for parameter in (*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg):
+            if parameter is not None:
+                bind(parameter.arg, "parameter")
+        for name in (name for declared in scope.of(ast.Global) for name in declared.names):
+            found.pop(name, None)
+    return found
 
 
 def lookup(name: str, scope: Scope, source: Source) -> list[Binding]:

@@ -14,7 +14,7 @@ from fsm.audit.rule import Rule
 
 _NAME: Final = re.compile(
     r"(engine|executor|orchestrator|runner|dispatcher|scheduler|supervisor|execution_manager|execution_core|launcher|worker"
-    r"|agent_loop|(engine|executor|orchestrator|runner|scheduler|dispatcher)_(adapter|wrapper|proxy|bridge|facade|delegate|service)|(agent|task|work|run|execution)_controller"
+    r"|agent_loop|(engine|executor|orchestrator|runner|scheduler|dispatcher)_(adapter|wrapper|proxy|bridge|facade|delegate|service|server)|(agent|execution|workflow|task)_runtime|(agent|task|work|run|execution)_controller"
     r"|(worker|process|run)_manager|scheduler_loop|(agent|task|job)_consumer|execution_service)$"
 )
 _FOREIGN: Final = re.compile(
@@ -39,6 +39,9 @@ _RUNS: Final = re.compile(rf"_{RUN}(_|$)")
 _SURE: Final = re.compile(
     r"^_*(a?run|a?execute|drive|launch|a?invoke|orchestrate|kickoff|loop|perform|submit|dispatch|schedule|spawn|start|a?stream"
     r"|main_loop)(_|$)"
+)
+_AGENTS: Final = re.compile(
+    r"^_*\w{0,40}(agents?|workflow|flow|crew|chain|pipeline)\.(a?run|execute|a?invoke|a?stream|step|kickoff|start|process)"
 )
 _STOPS: Final = re.compile(r"^_*(a?stop|shutdown|shut_down|terminate|kill|close|drain|request_stop)(_|$)")
 _QUERY: Final = re.compile(r"^_*execute_(query|sql|statement|many|script|code|command|one|raw|read|write)")
@@ -126,6 +129,9 @@ def judge(tree: Tree, info: ClassInfo) -> Role | None:  # noqa: C901, PLR0911, P
     worked = sorted({work for m in fact.methods for work in m.works if _WORKED.search(work)})
     if worked:
         evidence["works"] = f"works through {worked[0].removeprefix('queue:') or 'a queue'}"
+    asked = sorted({call for m in fact.methods for call in m.forwards if _AGENTS.match(call)})
+    if asked:
+        evidence["agents"] = f"asks {asked[0]}"
     stops = [m.name for m in fact.methods if _STOPS.match(m.name)]
     if stops and any(m.name.lstrip("_") in {"start", "run", "serve", "main_loop", "loop"} for m in drivers):
         evidence["lives"] = f"runs until {stops[0]}()"
@@ -136,12 +142,12 @@ def judge(tree: Tree, info: ClassInfo) -> Role | None:  # noqa: C901, PLR0911, P
     setters = [m.name for m in fact.methods if m.sets_state]
     if noun and len(setters) > 1:
         evidence["states"] = f"sets their state in {', '.join(setters[:3])}"
-    busy = sum(m.calls for m in drivers if m.drives or m.is_async) >= _BUSY
+    busy = any(m.drives or m.is_async for m in drivers) and sum(m.calls for m in fact.methods) >= _BUSY * 2
     if speaks and busy:
         evidence["run"] = "what it drives is called an execution, a task, an agent or the like"
     return (
         Role("engine", evidence, ())
-        if evidence.keys() & {"works", "run", "tells", "contract", "states"}
+        if evidence.keys() & {"works", "run", "tells", "contract", "states", "agents"}
         else None
     )
 

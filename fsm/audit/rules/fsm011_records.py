@@ -23,7 +23,7 @@ _MOMENT: Final = re.compile(
     r"(_at|_time|_ts|_date|timestamp|started|created|finished|ended|completed|updated|duration|deadline|elapsed|heartbeat)$|^(time|start|end)$"
 )
 _ORM: Final = re.compile(
-    r"(^|\.)(Model|Base|SQLModel|Document|DeclarativeBase|DBBaseModel|ORMBase|BaseSchema|MongoModel|BaseDBModel)$"
+    r"(^|\.)(Model|Base|SQLModel|Document|DeclarativeBase|DBBaseModel|ORMBase|BaseSchema|MongoModel|BaseDBModel|Resource)$"
 )
 _COLUMN: Final = re.compile(
     r"Column|Mapped|relationship|(Char|Text|Integer|DateTime|Foreign\w*|JSON|UUID|Boolean|String)(Field|Key)$"

@@ -24,6 +24,7 @@ from fsm.core.journal import record_of
 from fsm.stores.breakers import BreakerEntry, BreakerRow
 from fsm.stores.opening import open_store
 from fsm.tracker.process import fresh_tracker
+from tests.conftest import ROOT
 
 POLICY = Policy(trip=Consecutive(failures=2), cooldown_s=10.0, jitter=0.0)
 
@@ -530,7 +531,7 @@ class Other:
     """Another process on the same file."""
 
     def __init__(self, url: str, cooldown_s: float, probes: int) -> None:
-        program = Path(__file__).with_name("breaker_process.py")
+        program = ROOT / "tests" / "support" / "breaker_process.py"
         self._process = subprocess.Popen(
             [sys.executable, str(program), url, str(cooldown_s), str(probes)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -35,10 +35,10 @@ from fsm.breakers import (
     TimeWindow,
     Verdict,
     http_result,
-    runtime,
     throttled,
 )
 from fsm.breakers import breaker as breaker_module
+from fsm.breakers import registry as runtime
 from fsm.breakers.verdicts import of_error, retry_after
 from fsm.clock import ManualClock
 from fsm.concurrency.supervised import Health

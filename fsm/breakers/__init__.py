@@ -89,7 +89,7 @@ decorators nested on one breaker       each asks for itself; put one breaker aro
 
 from fsm.breakers.core import BreakerFacts, BreakerRefusal, BreakerStep, decide_breaker
 from fsm.breakers.permit import Permit
-from fsm.breakers.policy import Consecutive, CountWindow, Policy, SlowCalls, TimeWindow
+from fsm.breakers.policy import Consecutive, CountWindow, Policy, Rule, SlowCalls, TimeWindow
 from fsm.breakers.registry import Breakers
 from fsm.breakers.retry import Backoff
 from fsm.breakers.status import BreakersStatus, BreakerStatus
@@ -126,6 +126,7 @@ __all__ = [
     "Kind",
     "Permit",
     "Policy",
+    "Rule",
     "SlowCalls",
     "TimeWindow",
     "Verdict",

@@ -655,7 +655,7 @@ def check_sound(breakers: Breakers, clock: ManualClock) -> None:
     assert found[1:] == ["open", True, "closed"]
 
 
-@pytest.mark.parametrize("window", WINDOWS[2:], ids=lambda one: one.kind)
+@pytest.mark.parametrize("window", WINDOWS[2:], ids="time slow".split())
 @pytest.mark.parametrize("action", ["declare", "force_open", "reset", "get", "status", "poll", "acquire"])
 def test_an_interrupt_at_every_line_of_the_rest(small_heap, window, action):
     """The same holds while a breaker is declared, ordered, looked at, and asked by hand."""
@@ -688,7 +688,7 @@ def test_an_interrupt_at_every_line_of_the_rest(small_heap, window, action):
         check_sound(breakers, clock)
 
 
-@pytest.mark.parametrize("window", WINDOWS, ids=lambda one: one.kind)
+@pytest.mark.parametrize("window", WINDOWS, ids="row count time slow".split())
 def test_a_finaliser_that_uses_the_breaker(clock, window):
     """A finaliser or signal handler that makes a call at any line of another call of its thread waits for nothing."""
     breakers = make(clock, trip=(window,))

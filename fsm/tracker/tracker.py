@@ -213,7 +213,7 @@ class Tracker(Scope):
     @property
     def breakers(self) -> Breakers:
         """The circuit breakers, one per key, shared by everything that uses this registry."""
-        from fsm.breakers.registry import breakers_of  # noqa: PLC0415 - loaded by those who use it
+        from fsm.tracker.breakers import breakers_of  # noqa: PLC0415 - loaded by those who use it
 
         return breakers_of(self._registry)
 

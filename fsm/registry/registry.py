@@ -34,8 +34,8 @@ from fsm.core.arguments import (
 from fsm.core.decide import create
 from fsm.core.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
 from fsm.errors import (
-    BadPayload,
     FsmError,
+    InvalidArgument,
     KeyTaken,
     LeaseLost,
     Refusal,
@@ -248,7 +248,7 @@ class Registry(LawBook):
     ) -> Command:
         """Return the command that fires an event; see `Tracker.fire` for the arguments."""
         if type(event) is not str:
-            raise BadPayload(f"an event is a name, as 'start', not {shown(event)}")
+            raise InvalidArgument(f"an event is a name, as 'start', not {shown(event)}")
         if fence is not None:
             whole("fence, from a claim's receipt,", fence, 0, MAX_NUMBER)
         key = optional_text("key", key)

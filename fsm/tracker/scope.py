@@ -93,7 +93,7 @@ class Scope:
         Raises:
             Refused: Nothing was changed; the refusal says why, and what is allowed.
             UnknownExecution: There is no such execution, or it is another user's.
-            BadPayload: The payload does not fit the event.
+            InvalidArgument: The payload does not fit the event.
             StoreUnavailable: The store did not answer; ``committed`` says what is known.
         """
         registry = self._registry
@@ -182,7 +182,7 @@ class Scope:
             after: The id after which to go on.
 
         Raises:
-            BadPayload: A state or category does not exist, or the limit is out of range.
+            InvalidArgument: A state or category does not exist, or the limit is out of range.
         """
         question = queries.query(
             self._registry,
@@ -221,7 +221,7 @@ class Scope:
             follow: Wait for more; otherwise stop at the end of what there is.
 
         Raises:
-            BadPayload: An argument has a wrong type or value.
+            InvalidArgument: An argument has a wrong type or value.
             UnknownExecution: There is no such execution, or it is another user's.
         """
         flag("follow", follow)

@@ -14,7 +14,7 @@ from fsm.concurrency.locks import Bell
 from fsm.concurrency.supervised import one_line
 from fsm.core.arguments import MAX_NUMBER, optional_text
 from fsm.core.records import Receipt
-from fsm.errors import BadPayload, FsmError, StoreUnavailable
+from fsm.errors import FsmError, InvalidArgument, StoreUnavailable
 from fsm.errors.shown import shown
 from fsm.registry.registry import Registry
 
@@ -54,10 +54,10 @@ def wanted(after: int | None, execution_id: str | None, user_id: str | None) -> 
     """Return a caller's arguments, checked; see `Scope.subscribe`.
 
     Raises:
-        BadPayload: `after` is no position, or `user_id` no usable name.
+        InvalidArgument: `after` is no position, or `user_id` no usable name.
     """
     if after is not None and (type(after) is not int or after < 0):
-        raise BadPayload(f"after is a position in the journal, a number from 0, not {shown(after)}")
+        raise InvalidArgument(f"after is a position in the journal, a number from 0, not {shown(after)}")
     return Wanted(
         None if after is None else min(after, MAX_NUMBER),
         execution_id,

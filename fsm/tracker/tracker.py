@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from fsm.clock import Clock
 from fsm.core.arguments import optional_text, seconds, text
 from fsm.core.records import Execution, Retry
-from fsm.errors import BadPayload, ConfigurationError
+from fsm.errors import ConfigurationError, InvalidArgument
 from fsm.errors.shown import shown
 from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Timeouts
@@ -88,7 +88,7 @@ class Tracker(Scope):
             The execution, with its new id.
 
         Raises:
-            BadPayload: An argument has a wrong type or value.
+            InvalidArgument: An argument has a wrong type or value.
             UnknownExecution: The parent or the earlier execution is unknown, or another user's.
             Refused: The parent has ended, or has `fsm.registry.registry.MAX_DEPTH` parents above it (reason
                 ``limit``), or the key created an execution with other arguments (``duplicate``).
@@ -120,7 +120,7 @@ class Tracker(Scope):
             The worker; close it, or use it in a ``with`` block, and what it still owns is handed back at once.
 
         Raises:
-            BadPayload: `ttl_s` is not a positive number of seconds, or longer than
+            InvalidArgument: `ttl_s` is not a positive number of seconds, or longer than
                 `fsm.machine.timeouts.MAX_SECONDS`, or `name` is no usable name.
             ConfigurationError: This process is a worker already.
         """
@@ -162,14 +162,14 @@ class Tracker(Scope):
             How many were deleted.
 
         Raises:
-            BadPayload: A limit is out of range.
+            InvalidArgument: A limit is out of range.
         """
         if archive is not None and not callable(archive):
-            raise BadPayload(f"archive is a function that takes a record, not {shown(archive)}")
+            raise InvalidArgument(f"archive is a function that takes a record, not {shown(archive)}")
         try:
             policy = Retention(max_age_s=older_than_s, max_count=keep)
         except ValidationError as error:
-            raise BadPayload(f"older_than_s and keep are not negative: {error}") from None
+            raise InvalidArgument(f"older_than_s and keep are not negative: {error}") from None
         return prune(self._registry, policy, archive)
 
     def health(self) -> HealthReport:
@@ -199,7 +199,7 @@ class Tracker(Scope):
             user_id: The user.
 
         Raises:
-            BadPayload: `user_id` is no usable name.
+            InvalidArgument: `user_id` is no usable name.
         """
         return UserTracker._of(self._registry, text("user_id", user_id))
 
@@ -266,7 +266,7 @@ class UserTracker(Scope):
     def _own(self, user_id: str | None) -> str:
         """Return this tracker's user, unless another one is named."""
         if not self._sees(optional_text("user_id", user_id)):
-            raise BadPayload(f"this tracker is narrowed to one user and cannot act for {shown(user_id)}")
+            raise InvalidArgument(f"this tracker is narrowed to one user and cannot act for {shown(user_id)}")
         return self._user_id
 
     def create(  # noqa: PLR0913 - what an execution is born with
@@ -302,7 +302,7 @@ class UserTracker(Scope):
         """Return this tracker; it cannot be turned to another user.
 
         Raises:
-            BadPayload: `user_id` is no usable name, or another user's.
+            InvalidArgument: `user_id` is no usable name, or another user's.
         """
         self._own(text("user_id", user_id))
         return self

@@ -9,7 +9,7 @@ from contextlib import aclosing, closing
 
 import pytest
 
-from fsm import BadPayload, Refused, Tracker, UnknownExecution
+from fsm import BadPayload, InvalidArgument, Refused, Tracker, UnknownExecution
 from fsm.testing import fresh_tracker
 from fsm.tracker.aio import AsyncTracker
 from tests.support.sqlite_tools import rogue
@@ -62,7 +62,7 @@ def test_a_run_through_the_asyncio_face(either):
             await aio.fire(made.id, "finish", fence=receipt.fence)
         with pytest.raises(BadPayload):
             await aio.fire(made.id, "think", fence=receipt.fence, nonsense=1)
-        with pytest.raises(BadPayload):
+        with pytest.raises(InvalidArgument):
             await aio.create("a", thread_id="t")
         narrow = aio.for_user("bob")
         with pytest.raises(UnknownExecution):

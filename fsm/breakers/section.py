@@ -24,5 +24,5 @@ class Section:
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Call `function` inside."""
         # On one line, because an interrupt between two lines would leave the lock held for ever
-        # (tests/test_hostile_breakers.py::test_an_interrupt_at_every_line).
+        # (tests/breakers/test_hostile_breakers.py::test_an_interrupt_at_every_line).
         with self._lock: return function(*args)  # noqa: E701  # fmt: skip

@@ -7,7 +7,7 @@ A handler and a finaliser run between two bytecodes of whatever their thread doe
 An exception may arise between any two bytecodes as well (Ctrl-C, no memory). A ``with`` statement over a lock of the
 interpreter's own lets go of it whatever happens: it looks for signals neither between the acquisition and the block
 nor between the block and the release. That is why `Lock` leaves its release to the interpreter
-(`tests/test_hostile_core.py` interrupts every line).
+(`tests/registry/test_hostile_core.py` interrupts every line).
 """
 
 from __future__ import annotations

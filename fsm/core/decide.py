@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 from fsm.core.records import Identity, Snapshot, Step
+from fsm.core.request import Request
 from fsm.errors import Refusal
 from fsm.machine.grammar import CREATE, Arrow
 from fsm.machine.machine import Machine
@@ -20,39 +20,10 @@ from fsm.machine.timeouts import Limits
 UNDERCUT = "undercut"
 """The key under which the journal says of a question that it cannot be answered as long as its expiry promises."""
 MAX_OPEN_TOOLS = 1000
-"""More tool calls than this cannot be open at once; the next one is refused with the reason ``limit``."""
+"""Maximum number of open tool calls for which the fact ``tools_left`` holds."""
 
 
-class Facts(NamedTuple):
-    """What a decision is made on, beside the record.
-
-    Attributes:
-        at: The instant, in seconds since the epoch.
-        payload: The event's payload with its defaults.
-        payload_json: The given part of it as text.
-        fence: The caller's fence, or ``None`` for a caller that owns nothing.
-        key: The idempotency key, which goes into the journal.
-        worker: Who becomes the owner if the event claims the execution and the payload names nobody.
-        now: The instant on the steady timeline, where deadlines are laid; `at` if nothing is said.
-        version: Refuse as stale unless this is still the record's version; ``None`` for whatever it is.
-        holder: Refuse as stale unless this worker still owns it; ``None`` for whoever does.
-        jitter: A number from 0 to 1, drawn at random by the caller; it shortens a backoff.
-        narrowed: Whether the caller is a user: a row of the system is not theirs.
-        ordered: Whether the library itself asks (a sweeper, a parent's end): it needs no fence.
-    """
-
-    at: float
-    payload: Mapping[str, Any]
-    payload_json: str | None = None
-    fence: int | None = None
-    key: str | None = None
-    worker: str | None = None
-    now: float | None = None
-    version: int | None = None
-    holder: str | None = None
-    jitter: float = 0.0
-    narrowed: bool = False
-    ordered: bool = False
+Facts = Request
 
 
 # --- facts that the record itself answers -----------------------------------------------------------------
@@ -71,6 +42,7 @@ DERIVED: dict[str, Callable[[Snapshot, Mapping[str, Any]], bool]] = {
     "owned": lambda snapshot, _: snapshot.owner is not None,
     "attempts_left": lambda snapshot, _: snapshot.attempt < snapshot.identity.attempts_max,
     "model_attempts_left": lambda snapshot, _: snapshot.model_attempt < snapshot.identity.model_attempts_max,
+    "tools_left": lambda snapshot, _: len(snapshot.tools) < MAX_OPEN_TOOLS,
     "tools_open": lambda snapshot, _: bool(snapshot.tools),
     "tool_known": lambda snapshot, payload: _find_tool(snapshot, payload) is not None,
 }
@@ -267,36 +239,28 @@ def create(machine: Machine, identity: Identity) -> Step:
     return Step(after, None, CREATE, None, None, ())
 
 
-def decide(machine: Machine, snapshot: Snapshot, event: str, facts: Facts) -> Step | Refusal:
-    """Say what follows from an event.
-
-    Args:
-        machine: The machine that the execution is an instance of.
-        snapshot: The execution's record.
-        event: The event.
-        facts: What else the decision is made on.
-
-    Returns:
-        A `Step` to commit, or a `Refusal`. Nothing is changed either way.
-    """
-    if facts.fence is not None and facts.fence != snapshot.fence:
-        return refuse(machine, snapshot, event, "fenced", facts=facts)
-    if (facts.version is not None and facts.version != snapshot.version) or (
-        facts.holder is not None and facts.holder != snapshot.owner
+def decide(machine: Machine, snapshot: Snapshot, request: Request) -> Step | Refusal:
+    """Return what follows from a request: a `Step` to commit, or a `Refusal`. Nothing is changed either way."""
+    fence = request.fence
+    if fence is not None and fence != snapshot.fence:
+        return refuse(machine, snapshot, request, "fenced")
+    if (request.version is not None and request.version != snapshot.version) or (
+        request.holder is not None and request.holder != snapshot.owner
     ):
-        return refuse(machine, snapshot, event, "stale", facts=facts)
-    question = _Question(snapshot, facts.payload, machine.fact_defaults)
-    trigger = machine.executor.triggers.get(event)
+        return refuse(machine, snapshot, request, "stale")
+    question = _Question(snapshot, request.payload, machine.fact_defaults)
+    trigger = machine.executor.triggers.get(request.event)
     if trigger is None or not trigger(question):
-        return refuse(machine, snapshot, event, _why_not(machine, snapshot, event), facts=facts)
+        return refuse(machine, snapshot, request, _why_not(machine, snapshot, request.event))
     arrow = question.arrow
     assert arrow is not None  # noqa: S101 - the executor sets it whenever it returns True
-    reason = None if arrow.by == "anyone" else _not_by(snapshot, arrow, facts)
-    if arrow.assign and "open_tool" in arrow.assign and len(snapshot.tools) >= MAX_OPEN_TOOLS:
-        reason = reason or "limit"
-    if reason is not None:
-        return refuse(machine, snapshot, event, reason, facts=facts)
-    return _take(machine, snapshot, arrow, facts)
+    if arrow.by == "owner":
+        # A fence of 0 was never given to a worker. A given one was compared above: it is the current one.
+        if fence is None and snapshot.fence != 0 and not request.ordered:
+            return refuse(machine, snapshot, request, "fenced")
+    elif arrow.by == "system" and request.user_id is not None:
+        return refuse(machine, snapshot, request, "forbidden")
+    return _take(machine, snapshot, arrow, request)
 
 
 def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> Step:
@@ -304,9 +268,9 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
     state = arrow.target
     if facts.at < snapshot.updated_at:
         # A wall clock that jumped back must not make a journal run backwards, nor cut a wait short.
-        facts = facts._replace(at=snapshot.updated_at)
+        facts = facts.but(at=snapshot.updated_at)
     at = facts.at
-    now = _now(facts)
+    now = at if facts.now is None else facts.now
     tools, attempt, owner, fence = snapshot.tools, snapshot.attempt, snapshot.owner, snapshot.fence
     model_attempt, suspended = snapshot.model_attempt, snapshot.suspended
     if arrow.internal:
@@ -327,7 +291,7 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
         breaker = change.get("breaker", breaker)
         limit_s = change.get("limit_s", limit_s)
         suspended = change.get("suspended", suspended)
-    limits = machine.limits_for(identity.timeouts_json)
+    limits = machine.limits_known.get(identity.timeouts_json) or machine.limits_for(identity.timeouts_json)
     paused_s = snapshot.paused_s
     if not arrow.internal and snapshot.state in limits.input_states:
         paused_s += max(0.0, now - snapshot.since_at)
@@ -353,14 +317,6 @@ def _undercut(payload_json: str | None, left_s: float, expires_s: float) -> str:
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
 
 
-def _not_by(snapshot: Snapshot, arrow: Arrow, facts: Facts) -> str | None:
-    """Return why this caller may not take a row that is not for anyone, in one word; ``None`` if it may."""
-    if arrow.by == "system":
-        return "forbidden" if facts.narrowed else None
-    # A fence of 0 was never given to a worker. A given one was compared before: it is the current one.
-    return None if facts.fence is not None or snapshot.fence == 0 or facts.ordered else "fenced"
-
-
 # --- refusals -------------------------------------------------------------------------------------------------
 
 
@@ -372,35 +328,27 @@ def _why_not(machine: Machine, snapshot: Snapshot, event: str) -> str:
     return "guard" if event in machine.by_source[snapshot.state] else "not_allowed"
 
 
-def refuse(
-    machine: Machine,
-    snapshot: Snapshot,
-    event: str,
-    reason: str,
-    detail: str = "",
-    facts: Facts | None = None,
-) -> Refusal:
-    """Return the refusal of an event, with the events that are allowed instead.
+def refuse(machine: Machine, snapshot: Snapshot, request: Request, reason: str, detail: str = "") -> Refusal:
+    """Return the refusal of a request, with the events that are allowed instead.
 
     Args:
         machine: The machine.
         snapshot: The record, which stays as it is.
-        event: The event.
+        request: The request; one without a fence is told which events need none.
         reason: Why, in one word; see `Refusal`.
-        detail: One sentence; made from the table if it is not given.
-        facts: What the caller brought: without a fence it is told what needs none.
+        detail: One sentence; defaults to what the table says.
     """
+    event = request.event
     if not detail:
-        detail = _FENCELESS if reason == "fenced" and facts is not None and facts.fence is None else ""
-        detail = detail or _DETAILS[reason](machine, snapshot, event)
-    narrowed = facts is not None and facts.narrowed
+        fenceless = reason == "fenced" and request.fence is None
+        detail = _FENCELESS if fenceless else _DETAILS[reason](machine, snapshot, event)
     fenced = reason == "fenced" and snapshot.fence > 0
     return Refusal(
         snapshot.identity.id,
         snapshot.state,
         event,
         reason,
-        allowed(machine, snapshot, narrowed=narrowed, fenced=fenced),
+        allowed(machine, snapshot, narrowed=request.user_id is not None, fenced=fenced),
         snapshot.version,
         detail,
     )
@@ -443,7 +391,6 @@ _DETAILS: dict[str, Callable[[Machine, Snapshot, str], str]] = {
     "stale": lambda _, snapshot, __: (
         f"it has moved on to version {snapshot.version} meanwhile: what was observed is no longer so"
     ),
-    "limit": lambda _, __, ___: f"{MAX_OPEN_TOOLS} tool calls are open, which is the most",
 }
 
 
@@ -464,18 +411,13 @@ def allowed(
         Event names in the order of the table.
     """
     kept_out = {by for by, out in (("system", narrowed), ("owner", fenced)) if out}
-    full = len(snapshot.tools) >= MAX_OPEN_TOOLS
     return tuple(
         event
         for event, arrows in machine.by_source[snapshot.state].items()
-        if (
-            _could_while_full(snapshot, arrows, kept_out)
-            if full
-            else any(
-                arrow.by not in kept_out
-                and all(wanted in _answers(snapshot, fact) for fact, wanted in arrow.literals)
-                for arrow in arrows
-            )
+        if any(
+            arrow.by not in kept_out
+            and all(wanted in _answers(snapshot, fact) for fact, wanted in arrow.literals)
+            for arrow in arrows
         )
     )
 
@@ -485,16 +427,3 @@ def _answers(snapshot: Snapshot, fact: str) -> tuple[bool, ...]:
     if fact == "tool_known":  # a payload may always name a tool that is not open
         return (False, True) if snapshot.tools else (False,)
     return (DERIVED[fact](snapshot, {}),) if fact in DERIVED else (False, True)
-
-
-def _could_while_full(snapshot: Snapshot, arrows: tuple[Arrow, ...], kept_out: set[str]) -> bool:
-    """Say whether some payload takes an arrow that opens no tool; what is tried first counts here."""
-    facts = list(dict.fromkeys(fact for arrow in arrows for fact, _ in arrow.literals))
-    for answers in product(*(_answers(snapshot, fact) for fact in facts)):
-        known = dict(zip(facts, answers, strict=True))
-        for arrow in arrows:
-            if all(known[fact] is wanted for fact, wanted in arrow.literals):
-                if "open_tool" not in arrow.assign and arrow.by not in kept_out:
-                    return True
-                break
-    return False

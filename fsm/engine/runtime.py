@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BRIDGES = "start think run_tools process_results finish".split()
-"""Events that only change the phase: an engine takes them on the way to what an agent says."""
 POLL_S = 0.1
 """So often, in seconds, other processes' commits are looked for in the journal."""
 PAGE = 2_000
@@ -179,7 +177,7 @@ class Home:
 
         A caller that is cancelled during it waits once more, until what was done is undone; cancelled again, it
         leaves, and the engine goes on with that alone
-        (`tests/test_hostile_engine.py::test_a_caller_that_is_cancelled_leaves_nothing`).
+        (`tests/engine/test_hostile_engine.py::test_a_caller_that_is_cancelled_leaves_nothing`).
 
         Args:
             coroutine: What to do; it has a limit of its own.
@@ -260,7 +258,7 @@ class Home:
         """Return the ways through a machine."""
         ways = self._ways.get(machine.content_hash)
         if ways is None:
-            ways = self._ways[machine.content_hash] = Ways(machine, BRIDGES)
+            ways = self._ways[machine.content_hash] = Ways(machine)
         return ways
 
     def listen(self, link: Link) -> None:

@@ -18,6 +18,7 @@ _DRIVEN = "@running @waiting !awaiting_input"
 _UNOWNED = "no worker owns it, so none can be lost"
 _NOT_DRIVEN = "no worker owns it, so none can go on with it"
 _NO_CALL_LEFT = "no attempt of this model call is left: fail, or think about a fallback"
+_NO_TOOL_LEFT = "no worker owns it, or as many tools are open as may be at once: close one first"
 _CLOSE_FIRST = "a tool is still open: close it first"
 
 # fmt: off
@@ -48,6 +49,7 @@ FACTS = (
     Fact(name="owned", doc="a worker drives this attempt"),
     Fact(name="attempts_left", doc="attempt < attempts_max"),
     Fact(name="model_attempts_left", doc="this model call may be tried again"),
+    Fact(name="tools_left", doc="another tool may be opened beside those that are open"),
     Fact(name="tools_open", doc="a tool was opened and not closed"),
     Fact(name="tool_known", doc="the tool to close is open"),
     Fact(name="retryable", doc="the error may go away by itself (payload of fail)"),
@@ -58,17 +60,18 @@ TRANSITIONS = (
     row("created", "enqueue", "queued", by="owner"),
     row("created queued", "connect", "connecting", assign="claim"),
     row("created queued", "validate", "validating", assign="claim"),
-    row("created queued", "start", "starting", assign="claim"),
+    row("created queued", "start", "starting", assign="claim", implicit=True),
     row("connecting", "validate", "validating", by="owner"),
-    row("connecting validating", "start", "starting", by="owner"),
+    row("connecting validating", "start", "starting", by="owner", implicit=True),
 
-    row(_THINKERS, "think", "thinking", by="owner"),
+    row(_THINKERS, "think", "thinking", by="owner", implicit=True),
     row("thinking", "prepare_tools", "preparing_tools", by="owner"),
     row(_CALLERS, "call_model", "calling_model", "permit", assign="first_call", by="owner"),
     row(_CALLERS, "call_model", "circuit_open", assign="new_call wait", by="owner"),
-    row("thinking preparing_tools calling_model", "run_tools", "running_tools", by="owner"),
-    row("thinking calling_model running_tools", "process_results", "processing_results", by="owner"),
-    row("processing_results", "finish", "completing", "not tools_open", otherwise=_CLOSE_FIRST, by="owner"),
+    row("thinking preparing_tools calling_model", "run_tools", "running_tools", by="owner", implicit=True),
+    row("thinking calling_model running_tools", "process_results", "processing_results", by="owner", implicit=True),
+    row("processing_results", "finish", "completing", "not tools_open", otherwise=_CLOSE_FIRST, by="owner",
+        implicit=True),
     row("completing", "complete", "completed", "not tools_open", otherwise=_CLOSE_FIRST, by="owner"),
 
     row(_ASKERS, "await_input", "awaiting_input", assign="ask", by="owner"),
@@ -86,7 +89,8 @@ TRANSITIONS = (
     row("circuit_open", "call_model", None, "model_attempts_left", assign="wait", by="owner",
         otherwise=_NO_CALL_LEFT),
 
-    row("@running @waiting", "open_tool", None, "owned", assign="open_tool", by="owner", otherwise=_NOT_DRIVEN),
+    row("@running @waiting", "open_tool", None, "owned and tools_left", assign="open_tool", by="owner",
+        otherwise=_NO_TOOL_LEFT),
     row("@running @waiting", "close_tool", None, "tool_known", assign="close_tool", by="owner",
         otherwise="no such tool is open"),
     row("@running @waiting", "progress", None, "owned", by="owner", otherwise=_NOT_DRIVEN),

@@ -4,7 +4,7 @@ One model-less `transitions.Machine` is built per declaration, once, and never s
 a model of it: a throw-away question (`Question`) stands in for one, so nothing is ever registered, and an event that
 is not carried out has nothing to undo. The subclasses below leave out what the core has no use for (callbacks,
 queues, event data), which makes a step several times cheaper than a stock trigger; that both agree on every state,
-event and guard value is shown by `tests/test_executor.py`, with stock `transitions` as the oracle.
+event and guard value is shown by `tests/machine/test_executor.py`, with stock `transitions` as the oracle.
 """
 
 from __future__ import annotations

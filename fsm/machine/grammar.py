@@ -11,6 +11,7 @@ A row reads: in `source`, on `event`, if `guard` holds, go to `target`, noting `
   carried out after the commit.
 - ``by`` says who may fire it: ``anyone``, the ``owner`` (the current fence is needed once a worker has claimed the
   execution), or the ``system`` (never a tracker that is narrowed to a user).
+- ``implicit`` rows only change the phase: a driver may take them unasked, on the way to another event.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ class Transition(Declaration):
         effects: Names of the orders that are carried out after the commit.
         otherwise: The declared refusal: one sentence for the caller when no row's guard holds.
         by: Who may fire it.
+        implicit: Whether a driver may take it unasked, on the way to another event or state.
     """
 
     source: Annotated[tuple[Selector, ...], BeforeValidator(_words), Field(min_length=1)]
@@ -115,6 +117,7 @@ class Transition(Declaration):
     effects: Names = ()
     otherwise: str | None = None
     by: Authority = "anyone"
+    implicit: bool = False
 
     @property
     def literals(self) -> Literals:
@@ -142,7 +145,7 @@ def state(
     return State(name=name, category=Category(category), deadline=deadline, doc=doc, outcome=outcome)
 
 
-def row(
+def row(  # noqa: PLR0913 - a row of a table has as many columns
     source: str,
     event: str,
     target: str | None = None,
@@ -152,6 +155,7 @@ def row(
     effects: str = "",
     otherwise: str | None = None,
     by: Authority = "anyone",
+    implicit: bool = False,
 ) -> Transition:
     """Write a `Transition` on one line of a table; the arguments are its fields, lists as words."""
     return Transition(
@@ -163,6 +167,7 @@ def row(
         effects=tuple(effects.split()),
         otherwise=otherwise,
         by=by,
+        implicit=implicit,
     )
 
 
@@ -180,6 +185,7 @@ class Arrow(NamedTuple):
         internal: Whether the state stays by declaration.
         row: The index of the row in the machine's table.
         by: Who may fire it.
+        implicit: Whether a driver may take it unasked.
     """
 
     source: str
@@ -192,6 +198,7 @@ class Arrow(NamedTuple):
     internal: bool
     row: int
     by: Authority
+    implicit: bool = False
 
     @property
     def guard(self) -> str:

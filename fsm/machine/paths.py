@@ -12,20 +12,13 @@ from fsm.machine.machine import Machine
 
 
 class Ways:
-    """The shortest ways through one machine over events that only change the phase. Pure, and remembered.
+    """The shortest ways through one machine over its implicit rows. Pure, and remembered.
 
     The number of ways is bounded by the square of the number of states.
     """
 
-    def __init__(self, machine: Machine, bridges: Iterable[str]) -> None:
-        """Prepare.
-
-        Args:
-            machine: The machine.
-            bridges: The events that may be taken on the way; all others are fired only by who means them.
-        """
+    def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._bridges = frozenset(bridges)
         self._known: dict[tuple[str, str, bool], tuple[str, ...] | None] = {}
 
     def to_state(self, source: str, goal: str) -> tuple[str, ...] | None:
@@ -45,6 +38,20 @@ class Ways:
             self._known[key] = self._search(source, lambda state: event in table[state])
         return self._known[key]
 
+    def onto(self, source: str, goal: str) -> tuple[str, ...] | None:
+        """Return the events that lead to a state, the last of them any event that the caller means."""
+        if source == goal:
+            return ()
+        table = self._machine.by_source
+        into = {
+            state: event
+            for state, events in table.items()
+            for event, arrows in reversed(list(events.items()))
+            if arrows[0].target == goal
+        }
+        way = self._search(source, lambda state: state in into)
+        return None if way is None else (*way, into[self.end_of(source, way)])
+
     def _search(self, source: str, found: Callable[[str], bool]) -> tuple[str, ...] | None:
         ways: dict[str, tuple[str, ...]] = {source: ()}
         todo = deque([source])
@@ -55,7 +62,7 @@ class Ways:
             for event, arrows in self._machine.by_source[state].items():
                 # Only the first row: the others are for guards that fail, and a way does not know guards.
                 target = arrows[0].target
-                if event in self._bridges and target not in ways:
+                if arrows[0].implicit and target not in ways:
                     ways[target] = (*ways[state], event)
                     todo.append(target)
         return None

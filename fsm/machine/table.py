@@ -63,6 +63,7 @@ class Table:
                 row.target is None,
                 index,
                 row.by,
+                row.implicit,
             )
             for index, row in enumerate(self.declared.transitions)
             for source in self.sources_of(row)

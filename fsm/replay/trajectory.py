@@ -2,7 +2,7 @@
 
 A trajectory is one JSON object a line: ``{"id", "source", "agent", "events": [{"kind", ...}]}``. It says what
 happened (a model answered, a tool opened), not which transitions to take; which ones lead there is read off the
-table, as the shortest way over events that only change the phase (`BRIDGES`). So no rule about states stands here.
+table, as the shortest way over implicit rows (`fsm.machine.paths`). So no rule about states stands here.
 """
 
 from __future__ import annotations
@@ -17,11 +17,6 @@ from fsm.errors import FsmError
 from fsm.lifecycles.execution import EXECUTION
 from fsm.machine.grammar import Category
 from fsm.machine.paths import Ways
-
-BRIDGES = frozenset(
-    "start think call_model run_tools process_results finish complete await_input receive_input".split()
-)
-"""Events that may be taken on the way to a phase; all others are fired only when the recording says so."""
 
 Outcome = Literal["completed", "failed", "limit", "cancelled", "handoff"]
 
@@ -121,20 +116,16 @@ class Order(NamedTuple):
     t: float | None
 
 
-_WAYS = Ways(EXECUTION, BRIDGES)
+_WAYS = Ways(EXECUTION)
 
 
 def route(source: str, goal: str) -> tuple[str, ...] | None:
-    """Return the shortest way between two states over events that only change the phase.
-
-    Args:
-        source: Where to begin.
-        goal: Where to arrive.
+    """Return the events that lead from one state to another: implicit ones, and the one that the goal means.
 
     Returns:
         The events to fire, none if it is there already; ``None`` if no way leads there.
     """
-    return _WAYS.to_state(source, goal)
+    return _WAYS.onto(source, goal)
 
 
 class Driver:
@@ -168,6 +159,8 @@ class Driver:
 
     def _to(self, goal: str, t: float | None, **payload: Any) -> Iterator[Order]:
         """Go to a phase; the payload comes with the last event of the way."""
+        if self._state != goal and EXECUTION.by_name[self._state].deadline == "input":
+            yield Order("receive_input", {}, t)  # the recording goes on: a person has answered
         events = route(self._state, goal)
         if events is None:
             events = ("think",)  # no way leads there, from an end for instance: let the table say why

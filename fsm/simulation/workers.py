@@ -100,8 +100,8 @@ class _SimulatedCommitter(Committer):
         """Carry commands out at once."""
         self._run(commands)
 
-    def _run(self, batch: Sequence[Command]) -> None:
-        for this in self._rounds(batch):
+    def _run(self, batch: Sequence[Command], tried: int = 0) -> None:
+        for this in self._rounds(batch, tried):
             self._way.carry_now(this)
 
 

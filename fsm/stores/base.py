@@ -187,7 +187,7 @@ class Damage(NamedTuple):
 
 
 class Store(Protocol):
-    """The protocol of every store; `tests/test_stores.py` holds each of them to it.
+    """The protocol of every store; `tests/stores/test_stores.py` holds each of them to it.
 
     Every method may raise `StoreUnavailable`. A record that cannot be read raises `DamagedRecord` where it is asked
     for by name (`load`, `history`, `keyed`, one execution's `journal`); pages leave it out, and `damaged` names it.

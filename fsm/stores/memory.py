@@ -7,7 +7,7 @@ a heap that is put right lazily: an entry is only ever too early, never too late
 
 An exception may arise between any two bytecodes (Ctrl-C, no memory). A step is committed when it is noted as `_torn`,
 in one bytecode: what is left undone is done by the next holder of the lock, and everything that follows from the
-records is then built from them (`tests/test_hostile_core.py` interrupts every line).
+records is then built from them (`tests/registry/test_hostile_core.py` interrupts every line).
 """
 
 from __future__ import annotations

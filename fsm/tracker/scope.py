@@ -23,7 +23,7 @@ class Scope:
     """One registry as it is seen by one user, or by all.
 
     Every read and every write names whom it is for: `_user_id` is ``None`` for all, and what is another user's is as
-    unknown as if it did not exist (tests/test_isolation.py).
+    unknown as if it did not exist (tests/tracker/test_isolation.py).
     """
 
     _registry: Registry

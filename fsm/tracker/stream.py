@@ -161,7 +161,7 @@ async def follow_async(registry: Registry, want: Wanted, *, wait: bool) -> Async
                 return
             if not rows:
                 # Not wait_for: before Python 3.12 it loses a cancel that comes together with the news
-                # (tests/test_stream.py cancels at every moment).
+                # (tests/tracker/test_stream.py cancels at every moment).
                 with suppress(TimeoutError):
                     async with asyncio.timeout(None if registry.store.instant else POLL_S):
                         await news.wait()

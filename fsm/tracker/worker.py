@@ -96,7 +96,7 @@ class Worker:
 
     @property
     def _elsewhere(self) -> bool:
-        """Whether this is a forked child of the process that is the worker (`tests/test_forks.py`)."""
+        """Whether this is a forked child of the process that is the worker (`tests/concurrency/test_forks.py`)."""
         return os.getpid() != self._pid
 
     def _renew_for_ever(self) -> None:

@@ -83,7 +83,7 @@ class Oracle:
 
 def agree(machine: Machine) -> int:
     """Compare both over the whole product of states, events and answers; return how often a row was taken."""
-    oracle, executor = Oracle(machine), Executor(machine)
+    oracle, executor = Oracle(machine), Executor(machine.table)
     assert set(executor.triggers) == set(oracle.stock.events)
     moves = 0
     for one, event in product(machine.states, machine.events):
@@ -132,7 +132,7 @@ def insides(executor: Executor) -> Any:
 @given(machines())
 def test_an_event_changes_nothing_in_the_executor(machine: Machine) -> None:
     """No event, legal or not, leaves anything behind in the executor, not even an empty entry."""
-    executor = Executor(machine)
+    executor = Executor(machine.table)
     before = insides(executor)
     for one, event in product([*(s.name for s in machine.states), "nowhere"], machine.events):
         for answers in cases(FACT_NAMES):
@@ -173,7 +173,7 @@ def test_only_the_facts_of_the_rows_that_are_tried_are_asked() -> None:
             row("a", "go", "b"),
         ),
     )
-    trigger = Executor(machine).triggers["go"]
+    trigger = Executor(machine.table).triggers["go"]
     for answers, asked in (
         ({"one": True, "two": True}, {"one", "two"}),
         ({"one": False, "three": True}, {"one", "three"}),
@@ -223,4 +223,4 @@ def test_only_the_executor_imports_transitions() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if any(name.split(".")[0] == "transitions" for name in names):
                 importers.add(path.relative_to(package).as_posix())
-    assert importers == {"executor.py"}
+    assert importers == {"machine/executor.py"}

@@ -323,20 +323,20 @@ def test_a_misspelt_name_is_answered_with_the_right_one(broken: dict[str, Any], 
 )
 def test_a_sound_declaration_is_accepted(sound: dict[str, Any]) -> None:
     """What holds together becomes a machine, and proves again without a finding."""
-    assert prove(build(**sound)) == []
+    assert prove(build(**sound).table) == []
 
 
 def test_both_shipped_machines_prove() -> None:
     """Neither shipped table has a finding."""
-    assert prove(EXECUTION) == []
-    assert prove(BREAKER) == []
+    assert prove(EXECUTION.table) == []
+    assert prove(BREAKER.table) == []
 
 
 @settings(max_examples=60)
 @given(machines())
 def test_drawn_machines_prove(machine: Machine) -> None:
     """Machines that are valid by construction have no finding."""
-    assert prove(machine) == []
+    assert prove(machine.table) == []
 
 
 LITERALS = st.dictionaries(st.sampled_from(FACT_NAMES), st.booleans(), max_size=3).map(

@@ -335,7 +335,7 @@ def test_a_parent_of_many_is_cancelled_page_by_page(store, url, many):
             for _ in range(many)
         ]  # fmt: skip
         registry.committer.commit_all(births)
-        grandchild = child_of(tracker, births[many // 2].execution_id)
+        grandchild = child_of(tracker, births[many // 2].request.execution_id)
         tracker.fire(root, "fail", fence=tracker.get(root).fence)
         assert tracker.counts() == {"failed": 1, "cancelled": many + 1}
         assert tracker.get(grandchild).state == "cancelled"

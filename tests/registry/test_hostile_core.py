@@ -18,11 +18,12 @@ import pytest
 
 import fsm.concurrency.locks
 import fsm.stores.sqlite.pool as pool_module
-from fsm import BadPayload, FsmError, Reentered, StoreUnavailable, ids, process
+from fsm import BadPayload, FsmError, Reentered, StoreUnavailable, ids
 from fsm.concurrency.locks import Bell, Lock
 from fsm.registry.committer import Committer
 from fsm.stores.memory import MemoryStore
 from fsm.testing import ManualClock, fresh_tracker
+from fsm.tracker import process
 from tests.support.hostile_tools import ROOT, Disturbance, elsewhere, forked, held, injected, points, raising
 from tests.support.tracker_tools import begun
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsm.core.journal import fold
+from fsm.lifecycles.execution import EXECUTION
 from fsm.replay.events import ReplayClock, replay, replay_one
-from fsm.replay.trajectory import BRIDGES, MalformedLine, Trajectory, read_line, route
+from fsm.replay.trajectory import MalformedLine, Trajectory, read_line, route
 from fsm.tracker.process import fresh_tracker
 from tests.conftest import SAMPLE
 
@@ -209,11 +210,17 @@ def test_unknown_fields_and_empty_lines_are_borne():
     )
 
 
-def test_a_way_takes_bridges_only():
-    """The way between two phases takes only events that change the phase, and the first row of each."""
+def test_a_way_takes_implicit_rows_only():
+    """The way between two phases takes implicit rows, the first of each event; only its last event may be another."""
     way = route("created", "completing")
     assert way[0] == "start"
-    assert set(way) <= BRIDGES
+    source = "created"
+    for event in way:
+        arrow = EXECUTION.by_source[source][event][0]
+        assert arrow.implicit
+        source = arrow.target
+    assert source == "completing"
+    assert route("created", "awaiting_input") == ("start", "think", "await_input")
     assert route("running_tools", "running_tools") == ()
     assert route("completed", "thinking") is None
 

@@ -257,25 +257,25 @@ decide = decide_module.decide
 
 def no_fence_check(monkeypatch):
     monkeypatch.setattr(
-        committer_module, "decide", lambda m, s, e, facts: decide(m, s, e, facts._replace(fence=s.fence))
+        committer_module, "decide", lambda m, s, request: decide(m, s, request.but(fence=s.fence))
     )
 
 
 def terminal_moves(monkeypatch):
-    def moves(machine, snapshot, event, facts):
-        decided = decide(machine, snapshot, event, facts)
-        if isinstance(decided, Refusal) and decided.reason == "terminal" and event == "cancel":
+    def moves(machine, snapshot, request):
+        decided = decide(machine, snapshot, request)
+        if isinstance(decided, Refusal) and decided.reason == "terminal" and request.event == "cancel":
             after = snapshot._replace(state="cancelled", version=snapshot.version + 1)
-            return Step(after, snapshot.state, event, facts.key, facts.payload_json, ())
+            return Step(after, snapshot.state, request.event, request.key, request.payload_json, ())
         return decided
 
     monkeypatch.setattr(committer_module, "decide", moves)
 
 
 def no_such_row(monkeypatch):
-    def jumps(machine, snapshot, event, facts):
-        decided = decide(machine, snapshot, event, facts)
-        if isinstance(decided, Step) and event == "finish":
+    def jumps(machine, snapshot, request):
+        decided = decide(machine, snapshot, request)
+        if isinstance(decided, Step) and request.event == "finish":
             return decided._replace(after=decided.after._replace(state="completed", due_at=None))
         return decided
 
@@ -330,7 +330,7 @@ def lapse_takes_half(monkeypatch):
     monkeypatch.setattr(
         Registry,
         "carry_all",
-        lambda self, commands: original(self, [one for one in commands if one.event != "lapse"][:1]),
+        lambda self, commands: original(self, [one for one in commands if one.request.event != "lapse"][:1]),
     )
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from fsm import BREAKER, EXECUTION, Machine, committer
+from fsm import BREAKER, EXECUTION, Machine
 from fsm.core import decide as deciding
 from fsm.core.decide import decide
 from fsm.core.payloads import PAYLOADS, Payload
@@ -21,6 +21,7 @@ from fsm.core.records import Step
 from fsm.errors import ConfigurationError, Refusal
 from fsm.machine.executor import Executor
 from fsm.machine.grammar import Fact, row, state
+from fsm.registry import committer
 from fsm.testing import coverage, oracle
 from fsm.testing.machine.driver import GuaranteeBroken
 from fsm.testing.machine.machines import machine_test
@@ -48,40 +49,45 @@ ERRAND = Machine(
 # --- machine_test: what it must find --------------------------------------------------------------------------
 
 
-def wrong_target(machine, snapshot, event, facts):
-    decided = decide(machine, snapshot, event, facts)
+def wrong_target(machine, snapshot, request):
+    decided = decide(machine, snapshot, request)
     if isinstance(decided, Step) and decided.event == "think":
         return decided._replace(after=decided.after._replace(state="completing"))
     return decided
 
 
-def no_fence(machine, snapshot, event, facts):
-    return decide(machine, snapshot, event, facts._replace(fence=snapshot.fence))
+def no_fence(machine, snapshot, request):
+    return decide(machine, snapshot, request.but(fence=snapshot.fence))
 
 
-def taken_for_granted(machine, snapshot, event, facts):
-    decided = decide(machine, snapshot, event, facts)
+def taken_for_granted(machine, snapshot, request):
+    decided = decide(machine, snapshot, request)
     if isinstance(decided, Refusal) and decided.reason == "guard":
-        return decide(machine, snapshot, "progress", facts._replace(fence=snapshot.fence))
+        return decide(machine, snapshot, request.but(event="progress", fence=snapshot.fence))
     return decided
 
 
-def back_from_the_dead(machine, snapshot, event, facts):
-    decided = decide(machine, snapshot, event, facts)
+def back_from_the_dead(machine, snapshot, request):
+    decided = decide(machine, snapshot, request)
     if isinstance(decided, Refusal) and decided.reason == "terminal":
         return Step(
-            snapshot._replace(version=snapshot.version + 1), snapshot.state, event, facts.key, None, ()
+            snapshot._replace(version=snapshot.version + 1),
+            snapshot.state,
+            request.event,
+            request.key,
+            None,
+            (),
         )
     return decided
 
 
-def nothing_allowed(machine, snapshot, event, facts):
-    decided = decide(machine, snapshot, event, facts)
+def nothing_allowed(machine, snapshot, request):
+    decided = decide(machine, snapshot, request)
     return decided._replace(allowed=()) if isinstance(decided, Refusal) else decided
 
 
-def no_deadline(machine, snapshot, event, facts):
-    decided = decide(machine, snapshot, event, facts)
+def no_deadline(machine, snapshot, request):
+    decided = decide(machine, snapshot, request)
     if isinstance(decided, Step):
         return decided._replace(after=decided.after._replace(due_at=None))
     return decided

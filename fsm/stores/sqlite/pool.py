@@ -3,7 +3,7 @@
 SQLite keeps its file locks per process, in tables that a fork copies while the locks themselves stay behind: a
 connection that a child opens beside an inherited one believes that it holds locks which it does not hold, and what
 the child commits can then be lost without an error. So every connection is closed before a fork and opened again at
-its next use, in the parent as in the child (`tests/test_sqlite.py` forks).
+its next use, in the parent as in the child (`tests/stores/test_sqlite.py` forks).
 """
 
 from __future__ import annotations

@@ -169,12 +169,12 @@ class Registry(LawBook):
         *,
         user_id: str,
         thread_id: str,
-        timeouts: Timeouts | Mapping[str, Any] | None,
-        retry: Retry | Mapping[str, Any] | None,
-        parent_id: str | None,
-        retry_of: str | None,
-        metadata: Mapping[str, Any] | None,
-        machine: Machine | str | None,
+        timeouts: Timeouts | Mapping[str, Any] | None = None,
+        retry: Retry | Mapping[str, Any] | None = None,
+        parent_id: str | None = None,
+        retry_of: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        machine: Machine | str | None = None,
         key: str | None = None,
     ) -> Command:
         """Return the command that creates an execution; see `Tracker.create` for the arguments."""

@@ -23,14 +23,14 @@ MAX_NAMED = 10
 def query(  # noqa: PLR0913 - one argument for each index
     registry: Registry,
     *,
-    state: str | Iterable[str] | None,
-    category: str | None,
-    agent: str | None,
-    user_id: str | None,
-    thread_id: str | None,
-    parent_id: str | None,
     limit: int,
     after: str | None,
+    state: str | Iterable[str] | None = None,
+    category: str | None = None,
+    agent: str | None = None,
+    user_id: str | None = None,
+    thread_id: str | None = None,
+    parent_id: str | None = None,
 ) -> Query:
     """Return the store's question; see `Tracker.find` for the arguments."""
     if type(limit) is not int or not 1 <= limit <= MAX_PAGE:

@@ -114,8 +114,10 @@ def _page(registry: Registry, cursor: _Cursor) -> _Look:
     return _Look([], cursor, over=cursor.state in cursor.terminal)
 
 
-def follow(registry: Registry, want: Wanted, *, wait: bool) -> Iterator[Receipt]:
-    """Yield receipts as they are committed; see `Scope.subscribe`."""
+def follow(registry: Registry, want: Wanted | None, *, wait: bool) -> Iterator[Receipt]:
+    """Yield receipts as they are committed; see `Scope.subscribe`. ``None`` is what nothing fits."""
+    if want is None:
+        return iter(())
     cursor = _begin(registry, want)
     return _follow(registry, cursor, wait=wait)
 
@@ -136,8 +138,18 @@ def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Rece
         registry.listeners.pop(news.set, None)
 
 
-async def follow_async(registry: Registry, want: Wanted, *, wait: bool) -> AsyncIterator[Receipt]:
+def follow_async(registry: Registry, want: Wanted | None, *, wait: bool) -> AsyncIterator[Receipt]:
     """Yield receipts as they are committed, without blocking the event loop; see `Scope.subscribe`."""
+    if want is not None and want.after is None:
+        # "From now on" begins with this call and not with the first wait. One look at the journal's end: no reader
+        # waits for a writer.
+        want = want._replace(after=registry.store.position())
+    return _follow_async(registry, want, wait=wait)
+
+
+async def _follow_async(registry: Registry, want: Wanted | None, *, wait: bool) -> AsyncIterator[Receipt]:
+    if want is None:
+        return
     import asyncio  # noqa: PLC0415 - loaded by those who use it
 
     loop = asyncio.get_running_loop()

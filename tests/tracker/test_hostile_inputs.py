@@ -25,9 +25,8 @@ from fsm.core.records import Receipt
 from fsm.errors.shown import MAX_SHOWN, shown
 from fsm.ids import execution_id
 from fsm.testing import fresh_tracker
-from fsm.tracker.aio import AsyncTracker, AsyncUserTracker
 from fsm.tracker.process import _build, configure, get_tracker
-from fsm.tracker.tracker import UserTracker
+from fsm.tracker.tracker import AsyncTracker, AsyncUserTracker, UserTracker
 from tests.support.tracker_tools import begun
 
 LOOP = asyncio.Runner()

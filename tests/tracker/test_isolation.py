@@ -13,9 +13,9 @@ import pytest
 
 from fsm import FsmError, InvalidArgument, Tracker, UnknownExecution
 from fsm.ids import execution_id
-from fsm.tracker.aio import AsyncScope, AsyncTracker, AsyncUserTracker
+from fsm.tracker.aio import AsyncScope
 from fsm.tracker.scope import Scope
-from fsm.tracker.tracker import UserTracker
+from fsm.tracker.tracker import AsyncTracker, AsyncUserTracker, UserTracker
 from tests.support.tracker_tools import begun
 
 THEIRS = {"user_id": "ada", "thread_id": "secret-thread"}

@@ -35,8 +35,8 @@ from fsm.core.decide import childless, create
 from fsm.core.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
 from fsm.core.request import Request
 from fsm.errors import (
-    BadPayload,
     FsmError,
+    InvalidArgument,
     KeyTaken,
     LeaseLost,
     Refusal,
@@ -169,12 +169,12 @@ class Registry(LawBook):
         *,
         user_id: str,
         thread_id: str,
-        timeouts: Timeouts | Mapping[str, Any] | None,
-        retry: Retry | Mapping[str, Any] | None,
-        parent_id: str | None,
-        retry_of: str | None,
-        metadata: Mapping[str, Any] | None,
-        machine: Machine | str | None,
+        timeouts: Timeouts | Mapping[str, Any] | None = None,
+        retry: Retry | Mapping[str, Any] | None = None,
+        parent_id: str | None = None,
+        retry_of: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        machine: Machine | str | None = None,
         key: str | None = None,
     ) -> Command:
         """Return the command that creates an execution; see `Tracker.create` for the arguments."""
@@ -241,7 +241,7 @@ class Registry(LawBook):
     ) -> Command:
         """Return the command that fires an event; see `Tracker.fire` for the arguments."""
         if type(event) is not str:
-            raise BadPayload(f"an event is a name, as 'start', not {shown(event)}")
+            raise InvalidArgument(f"an event is a name, as 'start', not {shown(event)}")
         if fence is not None and not (type(fence) is int and 0 <= fence <= MAX_NUMBER):
             whole("fence, from a claim's receipt,", fence, 0, MAX_NUMBER)  # it says what is wrong
         if key is not None:

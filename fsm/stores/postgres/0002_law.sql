@@ -1,6 +1,8 @@
 -- The table is law here too: whoever writes, with whatever program, is held to it. What the law refuses has an SQLSTATE
--- of its own: FS001 what breaks it, FS002 a claim by a worker that is gone, FS003 a birth under a parent that is over.
--- `pg_trigger_depth()` is 0 in a condition of a trigger when a statement of a session's own fires it.
+-- of its own: FS001 what breaks it, FS002 a claim by a worker that is gone, FS003 a birth under a parent
+-- that is over.
+-- `pg_trigger_depth()` is 0 in a condition of a trigger when a statement of a session's own fires it. What writes journals
+-- and tombstones does so with the owner's rights, so that a worker's role needs none on them.
 
 -- Refuses whatever it is called for; its first argument says why.
 CREATE FUNCTION fsm.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -85,7 +87,8 @@ END $$;
 CREATE TRIGGER execution_begins BEFORE INSERT ON fsm.executions
     FOR EACH ROW EXECUTE FUNCTION fsm.execution_begins();
 
-CREATE FUNCTION fsm.execution_begun() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION fsm.execution_begun() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO fsm.journal
         (position, execution_id, version, machine, event, source, target, at, attempt, fence, owner, key, payload)
@@ -99,7 +102,8 @@ CREATE TRIGGER execution_begun AFTER INSERT ON fsm.executions
 
 -- That the move is a row of the table is the journal's foreign key. No row of it leaves a terminal state
 -- (`law_begins`), so that one key answers for legality and finality.
-CREATE FUNCTION fsm.execution_moves() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION fsm.execution_moves() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF OLD.ended THEN
         RAISE EXCEPTION 'fsm: a terminal state is final' USING ERRCODE = 'FS001';
@@ -136,7 +140,8 @@ CREATE TRIGGER execution_stays BEFORE DELETE ON fsm.executions
     FOR EACH ROW WHEN (NOT OLD.ended) EXECUTE FUNCTION fsm.refuse('an open execution is never deleted');
 
 -- With an execution goes all that is kept of it; its id stays behind, and its place.
-CREATE FUNCTION fsm.executions_buried() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION fsm.executions_buried() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     many bigint;
 BEGIN
@@ -218,7 +223,8 @@ CREATE TRIGGER worker_changes BEFORE INSERT OR UPDATE ON fsm.workers
     FOR EACH ROW EXECUTE FUNCTION fsm.worker_changes();
 
 -- Ten thousand that have left are remembered (`fsm.stores.base.DEPARTED`).
-CREATE FUNCTION fsm.worker_departs() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION fsm.worker_departs() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO fsm.departed (id) VALUES (OLD.id) ON CONFLICT DO NOTHING;
     DELETE FROM fsm.departed WHERE number <= (SELECT max(number) FROM fsm.departed) - 10000;
@@ -230,7 +236,8 @@ CREATE TRIGGER departed_follows BEFORE INSERT OR UPDATE OR DELETE ON fsm.departe
 
 -- --- breakers -----------------------------------------------------------------------------------------------------
 
-CREATE FUNCTION fsm.breaker_changes() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION fsm.breaker_changes() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     before text;
 BEGIN

@@ -187,7 +187,7 @@ DECLARE
     done bigint;
 BEGIN
     -- One after the other: what is to be kept is counted on what is there.
-    PERFORM FROM fsm.bygone FOR UPDATE;
+    PERFORM pg_advisory_xact_lock(hashtextextended('fsm.bygone', 0));
     IF keep > 0 THEN
         SELECT count(*) - keep INTO spare FROM fsm.executions WHERE ended;
     END IF;

@@ -155,6 +155,8 @@ class Connections:
 
     def apart(self) -> Connection:
         """Return a connection of the caller's own, outside of the pool."""
+        if self.closed:
+            raise StoreUnavailable("the store is closed: configure() a new one")
         connection = Connection.connect(self.place.conninfo, autocommit=True)
         prepare(connection)
         return connection

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 import psycopg
 
+from fsm.concurrency.forks import anew_after_fork
 from fsm.core.records import MachineRecord, Receipt, Snapshot, Step, receipt_of
 from fsm.core.timeline import Era, Known, Mark
 from fsm.errors import StoreUnavailable
@@ -120,6 +121,16 @@ class PostgresStore:
         self._told_s = float("-inf")
         self._channel = f"fsm_{self._place.schema}"
         self._sql: dict[str, bytes] = {}
+        self._ear: Connection | None = None
+        self._ears: list[
+            Connection | None
+        ] = []  # of a forked child's parent: to close one would end its session
+        anew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin without the parent's connection for listening in a forked child."""
+        self._ears.append(self._ear)
+        self._ear = None
 
     # --- calls ------------------------------------------------------------------------------------------------
 
@@ -171,8 +182,28 @@ class PostgresStore:
         return f"{self.url}, schema {self._place.schema}"
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; the one that listens is closed by its own thread."""
         self._connections.close()
+
+    def heard(self, timeout_s: float) -> bool:
+        """Wait until another process says that it has committed."""
+        try:
+            if self._ear is None:
+                self._ear = self._connections.apart()
+                self._ear.execute(f'LISTEN "{self._channel}"'.encode())
+                return True  # what was committed before is not told
+            return any(True for _ in self._ear.notifies(timeout=timeout_s, stop_after=1))
+        except psycopg.Error as error:
+            self._hang_up()
+            self._refused(error)
+        finally:
+            if self._connections.closed:
+                self._hang_up()
+
+    def _hang_up(self) -> None:
+        ear, self._ear = self._ear, None
+        if ear is not None:
+            ear.close()
 
     # --- machines ---------------------------------------------------------------------------------------------
 

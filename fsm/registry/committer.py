@@ -366,9 +366,12 @@ class Committer:
                     return True
                 step = decided
             (outcome,) = self._store.append((step,))
-            if not isinstance(outcome, Receipt):
+            if isinstance(outcome, Receipt):
+                self._committed(command, step, outcome)
+            elif isinstance(outcome, Barred) or command.born is not None:
+                command.error = self._barred(outcome)  # a round would meet the same
+            else:
                 return False
-            self._committed(command, step, outcome)
         except BaseException as error:
             if command.outcome is None:
                 command.error = _own(error, command)

@@ -52,6 +52,7 @@ from fsm.registry.aftermath import Aftermath
 from fsm.registry.catalog import LawBook
 from fsm.registry.command import Command
 from fsm.registry.committer import Committer
+from fsm.registry.ear import Ear
 from fsm.registry.pulse import Pulse
 from fsm.registry.reader import Reader
 from fsm.registry.steady import SteadyClock
@@ -142,6 +143,7 @@ class Registry(LawBook):
         )
         self.committer.misheard = self.health.failed
         self.pulse = Pulse(store, self.health, clock, self.now, self._named)
+        self.ear = Ear(store, self.health, self._announce)
         self.health.stirred = self.pulse.stirred
         for machine in machines:
             self.add(machine)
@@ -616,6 +618,7 @@ class Registry(LawBook):
         for stop in tuple(self.closing) if whole else ():
             self.health.call("the end of the tracker", stop)
         if whole:
+            self.ear.stop()
             self.pulse.stop()
         self.closed = True
         self.committer.close()
@@ -635,3 +638,4 @@ class Registry(LawBook):
         self.worker = None
         self.health.after_fork()
         self.pulse.after_fork()
+        self.ear.after_fork()

@@ -1,7 +1,7 @@
 """The journal as a stream: whoever has seen position n asks for what came after it.
 
-Commits of this process wake a reader at once. Commits of other processes are found by looking every `POLL_S`
-seconds, if the store is one that others can write to.
+Commits of this process wake a reader at once, and so do those of others if the store tells of them. What was not told
+is found by looking every `POLL_S` seconds, if the store is one that others can write to.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ def follow(registry: Registry, want: Wanted | None, *, wait: bool) -> Iterator[R
 def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Receipt]:
     news = Bell()
     registry.listeners[news.set] = None
+    registry.ear.start()
     try:
         while not registry.closed:
             news.clear()
@@ -163,6 +164,7 @@ async def _follow_async(registry: Registry, want: Wanted | None, *, wait: bool) 
 
     cursor = await registry.reader.in_thread(_begin, registry, want)
     registry.listeners[wake] = None
+    registry.ear.start()
     try:
         while not registry.closed:
             news.clear()

@@ -1,4 +1,4 @@
-"""What a store of many machines can do beside the protocol: tell one time to all, and wake those who wait for commits."""
+"""What a store of many hosts can do beside the protocol: tell one time to all, and wake who waits for commits."""
 
 from __future__ import annotations
 

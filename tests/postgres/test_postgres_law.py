@@ -76,8 +76,12 @@ JOURNAL = (
         ("UPDATE machines SET sealed = false", "FS001"),
         ("INSERT INTO machines (content_hash, name, document, sealed) VALUES ('x', 'x', '{}', true)", "FS001"),
         ("INSERT INTO departed (id) VALUES ('worker_1')", "FS001"),
-        ("INSERT INTO breakers (key, machine, state, version, generation, changed_at, openings, successes, abandoned, "
-         "event, at) SELECT 'k', id, 'closed', 1, 1, 1, 0, 0, 0, 'trip', 1 FROM machines WHERE name = 'breaker'", "23503"),
+        (
+            "INSERT INTO breakers (key, machine, state, version, generation, changed_at, openings, successes, "
+            "abandoned, event, at) SELECT 'k', id, 'closed', 1, 1, 1, 0, 0, 0, 'trip', 1 FROM machines "
+            "WHERE name = 'breaker'",
+            "23503",
+        ),
     ],
 )  # fmt: skip
 def test_what_breaks_the_law_is_refused(store, server, schema, statement, code):

@@ -223,6 +223,11 @@ class PostgresStore:
         """Return every registered machine."""
         return dict(self._rows("SELECT content_hash, document FROM fsm.machines WHERE sealed"))
 
+    def machine_count(self) -> int:
+        """Return how many machines are registered."""
+        count: int = self._rows("SELECT count(*) FROM fsm.machines WHERE sealed")[0][0]
+        return count
+
     # --- write ------------------------------------------------------------------------------------------------
 
     def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:

@@ -77,9 +77,11 @@ JOURNAL = (
         ("INSERT INTO machines (content_hash, name, document, sealed) VALUES ('x', 'x', '{}', true)", "FS001"),
         ("INSERT INTO departed (id) VALUES ('worker_1')", "FS001"),
         (
-            "INSERT INTO breakers (key, machine, state, version, generation, changed_at, openings, successes, "
-            "abandoned, event, at) SELECT 'k', id, 'closed', 1, 1, 1, 0, 0, 0, 'trip', 1 FROM machines "
-            "WHERE name = 'breaker'",
+            (
+                "INSERT INTO breakers (key, machine, state, version, generation, changed_at, openings, successes, "
+                "abandoned, event, at) SELECT 'k', id, 'closed', 1, 1, 1, 0, 0, 0, 'trip', 1 FROM machines "
+                "WHERE name = 'breaker'"
+            ),
             "23503",
         ),
     ],

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from fsm.core.records import Identity, Snapshot, Step
 from fsm.core.request import Request
 from fsm.errors import Refusal
+from fsm.machine.expressions import Compiled, Vocabulary, compiled
 from fsm.machine.grammar import CREATE, Arrow
 from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Limits
@@ -21,9 +23,6 @@ UNDERCUT = "undercut"
 """The key under which the journal says of a question that it cannot be answered as long as its expiry promises."""
 MAX_OPEN_TOOLS = 1000
 """Maximum number of open tool calls for which the fact ``tools_left`` holds."""
-
-
-Facts = Request
 
 
 # --- facts that the record itself answers -----------------------------------------------------------------
@@ -38,14 +37,28 @@ def _find_tool(snapshot: Snapshot, payload: Mapping[str, Any]) -> int | None:
     return None
 
 
-DERIVED: dict[str, Callable[[Snapshot, Mapping[str, Any]], bool]] = {
-    "owned": lambda snapshot, _: snapshot.owner is not None,
-    "attempts_left": lambda snapshot, _: snapshot.attempt < snapshot.identity.attempts_max,
-    "model_attempts_left": lambda snapshot, _: snapshot.model_attempt < snapshot.identity.model_attempts_max,
-    "tools_left": lambda snapshot, _: len(snapshot.tools) < MAX_OPEN_TOOLS,
-    "tools_open": lambda snapshot, _: bool(snapshot.tools),
-    "tool_known": lambda snapshot, payload: _find_tool(snapshot, payload) is not None,
+FACTS: dict[str, str] = {
+    "owned": "owner is not none",
+    "attempts_left": "attempt < attempts_max",
+    "model_attempts_left": "model_attempt < model_attempts_max",
+    "tools_left": "open_tools < tools_max",
+    "tools_open": "open_tools > 0",
 }
+"""The facts that the record alone answers, as expressions."""
+_RECORD = {
+    "attempts_max": "record.identity.attempts_max",
+    "model_attempts_max": "record.identity.model_attempts_max",
+    "tools_max": "tools_max()",
+    "open_tools": "len(record.tools)",
+} | {
+    word: f"record.{word}"
+    for word in "version attempt owner fence tools model_attempt not_before breaker limit_s suspended".split()
+}
+"""How Python gets at the words of a record in expressions (`fsm.machine.expressions`)."""
+DERIVED: dict[str, Callable[[Snapshot, Mapping[str, Any]], bool]] = {
+    name: compiled(text, Compiled("record, _", _RECORD, {"tools_max": lambda: MAX_OPEN_TOOLS}))
+    for name, text in FACTS.items()
+} | {"tool_known": lambda snapshot, payload: _find_tool(snapshot, payload) is not None}
 """The facts that need no payload field of their own; any machine may ask them."""
 
 
@@ -71,46 +84,63 @@ class _Question:
 
 # --- changes of the record that commit with the state ---------------------------------------------------------
 
-Change = Callable[[Snapshot, Facts, dict[str, Any]], None]
+# What a row does to the record is data: an expression over the record before for each field. `decide` compiles it, the
+# proof and the exports read it; `tests/proof/test_symbolic.py` holds the two together over random records.
 
-
-def _claim(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+CHANGES: dict[str, Mapping[str, str]] = {
     # An attempt that was suspended is the same attempt: it did not fail, its worker left while a person was asked.
-    change.update(
-        owner=facts.payload.get("owner") or facts.worker,
-        attempt=snapshot.attempt if snapshot.suspended else snapshot.attempt + 1,
-        fence=snapshot.fence + 1,
-        tools=(),
-        suspended=False,
-    )
-
-
-def _release(snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    "claim": {
+        "owner": "claimant",
+        "attempt": "attempt if suspended else attempt + 1",
+        "fence": "fence + 1",
+        "tools": "()",
+        "suspended": "false",
+    },
     # The fence grows here too: between release and the next claim the old worker must already be a stranger.
-    change.update(owner=None, fence=snapshot.fence + 1, tools=(), model_attempt=0, suspended=False)
+    "release": {
+        "owner": "none", "fence": "fence + 1", "tools": "()", "model_attempt": "0", "suspended": "false",
+    },
+    "suspend": {
+        "owner": "none", "fence": "fence + 1", "tools": "()", "model_attempt": "0", "suspended": "true",
+    },
+    "wait": {"not_before": "said_wait", "breaker": "said_breaker"},
+    "pause": {"not_before": "model_backoff"},
+    "retry_later": {"not_before": "backoff"},
+    "new_call": {"model_attempt": "0"},  # a call that the breaker did not let through was not tried
+    "first_call": {"model_attempt": "1"},
+    "next_call": {"model_attempt": "model_attempt + 1"},
+    "open_tool": {"tools": "tools_and_this"},
+    "close_tool": {"tools": "tools_without"},
+    "drop_tools": {"tools": "()"},  # nobody waits for them any more: what opened them was given up
+    "ask": {"limit_s": "said_expiry"},
+}  # fmt: skip
+"""What a row's `assign` can name in a machine whose instances are executions."""
+FRAME: dict[str, Mapping[str, str]] = {
+    "always": {"version": "version + 1"},
+    "moved": {"not_before": "none", "breaker": "none", "limit_s": "none"},
+    "ended": {"tools": "()"},
+}
+"""What a row changes beside what it assigns: each one, one that leads to a state, one that ends the execution."""
 
 
-def _suspend(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    _release(snapshot, facts, change)
-    change["suspended"] = True
+def _claimant(_snapshot: Snapshot, facts: Request) -> str | None:
+    return facts.payload.get("owner") or facts.worker
 
 
-def _wait(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    delay_s = facts.payload.get("retry_in_s")
-    change.update(
-        not_before=None if delay_s is None else _now(facts) + delay_s, breaker=facts.payload.get("breaker")
-    )
+def _said_wait(_snapshot: Snapshot, facts: Request) -> float | None:
+    delay_s: float | None = facts.payload.get("retry_in_s")
+    return None if delay_s is None else _now(facts) + delay_s
 
 
-def _pause(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    change["not_before"] = _now(facts) + _backoff_s(snapshot, facts, snapshot.model_attempt)
+def _backoff(snapshot: Snapshot, facts: Request) -> float:
+    return _now(facts) + _backoff_s(snapshot, facts, snapshot.attempt)
 
 
-def _retry_later(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    change["not_before"] = _now(facts) + _backoff_s(snapshot, facts, snapshot.attempt)
+def _model_backoff(snapshot: Snapshot, facts: Request) -> float:
+    return _now(facts) + _backoff_s(snapshot, facts, snapshot.model_attempt)
 
 
-def _backoff_s(snapshot: Snapshot, facts: Facts, attempt: int) -> float:
+def _backoff_s(snapshot: Snapshot, facts: Request, attempt: int) -> float:
     """Return the wait before the next attempt, in seconds: what the payload says, else the execution's policy."""
     said: float | None = facts.payload.get("retry_in_s")
     if said is not None:
@@ -120,56 +150,79 @@ def _backoff_s(snapshot: Snapshot, facts: Facts, attempt: int) -> float:
     return min(identity.backoff_cap_s, identity.backoff_s * 2.0**doublings) * (1.0 - facts.jitter / 2)
 
 
-def _now(facts: Facts) -> float:
+def _now(facts: Request) -> float:
     return facts.at if facts.now is None else facts.now
 
 
-def _new_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
-    change["model_attempt"] = 0  # a call that the breaker did not let through was not tried
+def _tools_and_this(snapshot: Snapshot, facts: Request) -> tuple[tuple[str, str | None], ...]:
+    return (*snapshot.tools, (facts.payload.get("name") or "", facts.payload.get("call_id")))
 
 
-def _first_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
-    change["model_attempt"] = 1
-
-
-def _next_call(snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
-    change["model_attempt"] = snapshot.model_attempt + 1
-
-
-def _open_tool(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    change["tools"] = (*snapshot.tools, (facts.payload.get("name") or "", facts.payload.get("call_id")))
-
-
-def _close_tool(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+def _tools_without(snapshot: Snapshot, facts: Request) -> tuple[tuple[str, str | None], ...]:
     index = _find_tool(snapshot, facts.payload)
-    if index is not None:
-        change["tools"] = snapshot.tools[:index] + snapshot.tools[index + 1 :]
+    return snapshot.tools if index is None else snapshot.tools[:index] + snapshot.tools[index + 1 :]
 
 
-def _drop_tools(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
-    change["tools"] = ()  # nobody waits for them any more: what opened them was given up
-
-
-def _ask(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    change["limit_s"] = facts.payload.get("expires_s")
-
-
-CHANGES: dict[str, Change] = {
-    "claim": _claim,
-    "release": _release,
-    "suspend": _suspend,
-    "wait": _wait,
-    "pause": _pause,
-    "retry_later": _retry_later,
-    "new_call": _new_call,
-    "first_call": _first_call,
-    "next_call": _next_call,
-    "open_tool": _open_tool,
-    "close_tool": _close_tool,
-    "drop_tools": _drop_tools,
-    "ask": _ask,
+INPUTS: dict[str, Callable[[Snapshot, Request], Any]] = {
+    "claimant": _claimant,
+    "said_wait": _said_wait,
+    "said_breaker": lambda _, facts: facts.payload.get("breaker"),
+    "said_expiry": lambda _, facts: facts.payload.get("expires_s"),
+    "backoff": _backoff,
+    "model_backoff": _model_backoff,
+    "tools_and_this": _tools_and_this,
+    "tools_without": _tools_without,
 }
-"""What a row's `assign` can name in a machine whose instances are executions."""
+"""What a change takes from outside the record: from the payload, the clock and the caller."""
+
+EXECUTIONS = Vocabulary(
+    words={
+        "version": "count", "attempt": "count", "fence": "count", "model_attempt": "count", "tools": "count",
+        "open_tools": "count", "owner": "thing", "not_before": "thing", "breaker": "thing", "limit_s": "thing",
+        "suspended": "flag",
+    },
+    constants={"attempts_max": 1, "model_attempts_max": 1, "tools_max": 1},
+    facts=FACTS,
+    inputs={
+        "claimant": "present", "said_wait": "thing", "said_breaker": "thing", "said_expiry": "thing",
+        "backoff": "present", "model_backoff": "present", "tools_and_this": "count", "tools_without": "count",
+        "tool_known": "flag",
+    },
+    # Of the list of open tools a proof knows the length.
+    assume=(
+        "open_tools == tools",
+        "tool_known implies tools > 0",
+        "tools_and_this == tools + 1",
+        "tools_without == (tools - 1 if tool_known else tools)",
+    ),
+    begins={
+        "version": "0", "attempt": "0", "fence": "0", "model_attempt": "0", "tools": "()", "owner": "none",
+        "not_before": "none", "breaker": "none", "limit_s": "none", "suspended": "false",
+    },
+    changes=CHANGES,
+    frame=FRAME,
+)  # fmt: skip
+"""What the words of a machine mean whose instances are executions."""
+CHANGED = tuple(EXECUTIONS.begins)
+"""The fields of a record that expressions change, in the order in which `assigned` returns them."""
+
+
+@lru_cache(maxsize=1024)
+def assigned(
+    assign: tuple[str, ...], *, internal: bool, ends: bool
+) -> Callable[[Snapshot, Request], tuple[Any, ...]]:
+    """Return the function that yields the fields of the record after a row, in the order of `CHANGED`.
+
+    Args:
+        assign: What the row notes.
+        internal: Whether the state stays by declaration.
+        ends: Whether it leads to an end.
+    """
+    (texts,) = EXECUTIONS.assigned(assign, internal=internal, ends=ends)
+    terms = _RECORD | {name: f"{name}(record, given)" for name in INPUTS}
+    return compiled(
+        [texts.get(name, name) for name in CHANGED], Compiled("record, given", terms, dict(INPUTS))
+    )
 
 
 # --- deadlines ------------------------------------------------------------------------------------------------
@@ -263,7 +316,7 @@ def decide(machine: Machine, snapshot: Snapshot, request: Request) -> Step | Ref
     return _take(machine, snapshot, arrow, request)
 
 
-def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> Step:
+def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Request) -> Step:
     identity = snapshot.identity
     state = arrow.target
     if facts.at < snapshot.updated_at:
@@ -271,40 +324,28 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
         facts = facts.but(at=snapshot.updated_at)
     at = facts.at
     now = at if facts.now is None else facts.now
-    tools, attempt, owner, fence = snapshot.tools, snapshot.attempt, snapshot.owner, snapshot.fence
-    model_attempt, suspended = snapshot.model_attempt, snapshot.suspended
+    ends = state in machine.terminal
+    (
+        version, attempt, fence, model_attempt, tools, owner, not_before, breaker, limit_s, suspended,
+    ) = assigned(arrow.assign, internal=arrow.internal, ends=ends)(snapshot, facts)  # fmt: skip
     if arrow.internal:
-        entered_at, since_at, not_before = snapshot.entered_at, snapshot.since_at, snapshot.not_before
-        breaker, limit_s = snapshot.breaker, snapshot.limit_s
+        entered_at, since_at = snapshot.entered_at, snapshot.since_at
     else:
-        entered_at, since_at, not_before, breaker, limit_s = at, now, None, None, None
-    if arrow.assign:
-        change: dict[str, Any] = {}
-        for name in arrow.assign:
-            CHANGES[name](snapshot, facts, change)
-        tools = change.get("tools", tools)
-        attempt = change.get("attempt", attempt)
-        owner = change.get("owner", owner)
-        fence = change.get("fence", fence)
-        model_attempt = change.get("model_attempt", model_attempt)
-        not_before = change.get("not_before", not_before)
-        breaker = change.get("breaker", breaker)
-        limit_s = change.get("limit_s", limit_s)
-        suspended = change.get("suspended", suspended)
+        entered_at, since_at = at, now
     limits = machine.limits_known.get(identity.timeouts_json) or machine.limits_for(identity.timeouts_json)
     paused_s = snapshot.paused_s
     if not arrow.internal and snapshot.state in limits.input_states:
         paused_s += max(0.0, now - snapshot.since_at)
     payload_json = facts.payload_json
-    if state in machine.terminal:
-        due_at, kind, tools, end_json = None, None, (), payload_json
+    if ends:
+        due_at, kind, end_json = None, None, payload_json
     else:
         end_json = None
         due_at, kind = deadline(limits, state, identity.born_at, since_at, now, not_before, limit_s, paused_s)
         if kind == "total" and due_at is not None and limit_s is not None and not arrow.internal:
             payload_json = _undercut(payload_json, due_at - now, limit_s)
     after = Snapshot(
-        identity, state, snapshot.version + 1, entered_at, at, due_at, kind, attempt, owner, fence, tools,
+        identity, state, version, entered_at, at, due_at, kind, attempt, owner, fence, tools,
         model_attempt, not_before, breaker, limit_s, end_json, since_at, paused_s, suspended,
     )  # fmt: skip
     return Step(after, snapshot.state, arrow.event, facts.key, payload_json, arrow.effects, snapshot)
@@ -354,6 +395,12 @@ def refuse(machine: Machine, snapshot: Snapshot, request: Request, reason: str, 
     )
 
 
+def childless(parent: Snapshot) -> Refusal:
+    """Return the refusal of a child whose parent has ended or is about to; no event helps it."""
+    detail = "the parent has ended or is about to: it cannot start children any more"
+    return Refusal(parent.identity.id, parent.state, CREATE, "terminal", (), parent.version, detail)
+
+
 def _unknown_event(machine: Machine, _snapshot: Snapshot, event: str) -> str:
     from difflib import get_close_matches  # noqa: PLC0415 - for the one who mistyped
 
@@ -399,7 +446,7 @@ def allowed(
 ) -> tuple[str, ...]:
     """Return the events that an execution would accept now: those that some payload could make succeed.
 
-    Facts that only a payload answers may come out either way; facts of the record are asked.
+    Request that only a payload answers may come out either way; facts of the record are asked.
 
     Args:
         machine: Its machine.

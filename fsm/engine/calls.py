@@ -7,8 +7,8 @@ import logging
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from fsm.breakers.execution import ModelCall
 from fsm.core.results import clipped, jsonable, why
+from fsm.engine.model_calls import ModelCall
 from fsm.errors import Refused
 
 if TYPE_CHECKING:
@@ -21,27 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 class Fires:
-    """A run, as breakers see it: a tracker on which they fire."""
-
-    def __init__(self, run: Run) -> None:
-        self.aio = AsyncFires(run)
-
-    def fire(self, execution_id: str, event: str, /, *, fence: int | None = None, **payload: Any) -> Receipt:
-        """Refuse: a run is asynchronous."""
-        raise NotImplementedError(f"{execution_id}: await aio.fire({event!r}, …) with {fence}, {payload}")
-
-
-class AsyncFires:
-    """The same for asyncio; there is no other."""
+    """What fires the events of a run's model calls."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    async def fire(
-        self, _execution_id: str, event: str, /, *, fence: int | None = None, **payload: Any
-    ) -> Receipt:
+    async def __call__(self, event: str, /, **payload: Any) -> Receipt:
         """Hand an event to the run's execution, with its own fence."""
-        del fence
         run = self._run
         run.check()
         receipt = await run.link.fire(event, payload)
@@ -74,14 +60,14 @@ class ModelPhase:
             if self._breaker is not None:
                 breakers = run.link.home.tracker.breakers
                 call = (
-                    breakers.model_call(Fires(run), run.id, self._breaker, name=self._name)
+                    ModelCall(breakers.get(self._breaker), Fires(run), name=self._name)
                     if first
                     else breakers.permit(self._breaker)
                 )
                 await call.__aenter__()
                 permitted = call
             elif first:
-                await AsyncFires(run).fire(run.id, "call_model", name=self._name)
+                await Fires(run)("call_model", name=self._name)
             if not first:
                 await self._tell({"data": {"model": clipped(self._name)}})
         except BaseException as error:

@@ -19,6 +19,7 @@ from fsm.core.results import clipped, jsonable
 from fsm.engine.answers import Answer, answer_of, asked
 from fsm.engine.calls import Fires, ModelPhase, ToolPhase
 from fsm.engine.connection import RunOver
+from fsm.engine.model_calls import ModelTries
 from fsm.errors import BreakerOpen, Refused
 
 if TYPE_CHECKING:
@@ -206,10 +207,9 @@ class Run:
         await self.ready()
         self.models += 1
         try:
-            return await self.link.home.tracker.breakers.call_model_async(
-                Fires(self), self.id, breaker or name, function,
-                name=name, backoff=backoff, timeout_s=timeout_s, sleep=self._sleep,
-            )  # fmt: skip
+            asked = self.link.home.tracker.breakers.get(breaker or name)
+            tries = ModelTries(asked, Fires(self), name=name, backoff=backoff)
+            return await tries.run_async(function, self._sleep, timeout_s)
         finally:
             self.models -= 1
             await self.leave_model()

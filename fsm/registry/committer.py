@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING
 from fsm.concurrency.forks import anew_after_fork
 from fsm.concurrency.locks import Bell, Lock, inside
 from fsm.concurrency.supervised import BACKOFF_S, Loop
-from fsm.core.decide import UNDERCUT, decide, refuse
+from fsm.core.decide import UNDERCUT, childless, decide, refuse
 from fsm.core.records import Receipt, Snapshot, Step
 from fsm.core.request import Request
 from fsm.errors import (
+    BadPayload,
     DamagedRecord,
     FsmError,
     KeyTaken,
@@ -35,7 +36,6 @@ from fsm.errors import (
     StoreUnavailable,
     UnknownExecution,
 )
-from fsm.machine.grammar import CREATE
 from fsm.registry.catalog import Law
 from fsm.registry.command import Command, tell
 from fsm.stores.base import Barred, Conflict, Store
@@ -366,9 +366,12 @@ class Committer:
                     return True
                 step = decided
             (outcome,) = self._store.append((step,))
-            if not isinstance(outcome, Receipt):
+            if isinstance(outcome, Receipt):
+                self._committed(command, step, outcome)
+            elif isinstance(outcome, Barred) or command.born is not None:
+                command.error = self._barred(outcome)  # a round would meet the same
+            else:
                 return False
-            self._committed(command, step, outcome)
         except BaseException as error:
             if command.outcome is None:
                 command.error = _own(error, command)
@@ -434,13 +437,12 @@ class Committer:
     def _settle(self, this: _Round, outcomes: Sequence[Receipt | Conflict | Barred]) -> None:
         lost: set[str] = set()
         for command, step, outcome in zip(this.commands, this.steps, outcomes, strict=True):
-            if isinstance(outcome, Conflict):
+            if not isinstance(outcome, Receipt):
                 lost.add(outcome.execution_id)
-                this.again.append(command)
-                continue
-            if isinstance(outcome, Barred):
-                command.error = _barred(outcome)
-                lost.add(outcome.execution_id)
+                if isinstance(outcome, Conflict) and command.born is None:
+                    this.again.append(command)
+                else:  # another round would meet the same
+                    command.error = self._barred(outcome)
                 continue
             self._committed(command, step, outcome)
         for execution_id in lost:
@@ -449,6 +451,29 @@ class Committer:
             if command.request.execution_id in lost:
                 command.outcome = None
                 this.again.append(command)
+
+    def _barred(self, outcome: Conflict | Barred) -> FsmError:
+        if isinstance(outcome, Conflict):
+            there = "was deleted" if outcome.version is None else "is there already"
+            return BadPayload(
+                f"an execution of the id {outcome.execution_id} {there}: no id is given out twice, so make a new one"
+            )
+        if outcome.why == "lease":
+            return LeaseLost(outcome.who)
+        if outcome.why == "key":
+            return KeyTaken(outcome.who)
+        if outcome.why == "law":
+            return DamagedRecord(
+                "executions",
+                outcome.execution_id,
+                "the step",
+                f"is refused by the store's own law ({outcome.who})",
+            )
+        try:
+            parent = self._store.load(outcome.who)
+        except FsmError as error:
+            return error  # the child is kept out all the same
+        return UnknownExecution(outcome.who) if parent is None else Refused(childless(parent))
 
     def _committed(self, command: Command, step: Step, receipt: Receipt) -> None:
         """Note a commit, and tell those who hear of it."""
@@ -520,7 +545,11 @@ class Committer:
         """Check a request, and return what follows from it for a record."""
         machine, codec = self._law_for(request, snapshot)
         if not request.checked:
-            request.payload, request.payload_json = codec.encode(request.event, request.payload)
+            empty = None if request.payload else codec.empty.get(request.event)
+            if empty is None:
+                request.payload, request.payload_json = codec.encode(request.event, request.payload)
+            else:
+                request.payload = empty
             request.checked = True
         return decide(machine, snapshot, request)
 
@@ -578,22 +607,6 @@ def _closed() -> StoreUnavailable:
 def _warn(step: Step) -> None:
     payload = json.loads(step.payload_json) if step.payload_json else {}
     logger.warning("%s: %s", step.after.identity.id, payload.get(UNDERCUT))
-
-
-def _barred(outcome: Barred) -> FsmError:
-    if outcome.why == "lease":
-        return LeaseLost(outcome.who)
-    if outcome.why == "key":
-        return KeyTaken(outcome.who)
-    if outcome.why == "law":
-        return DamagedRecord(
-            "executions",
-            outcome.execution_id,
-            "the step",
-            f"is refused by the store's own law ({outcome.who})",
-        )
-    detail = "the parent has ended or is about to: it cannot start children any more"
-    return Refused(Refusal(outcome.who, "ended", CREATE, "terminal", (), 0, detail))
 
 
 def _own(error: BaseException, command: Command) -> BaseException:

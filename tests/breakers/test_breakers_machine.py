@@ -78,7 +78,7 @@ class Model(RuleBasedStateMachine):
         breaker = self.both[which].get("k")
         mirror, truth, failures = breaker.row, self.truth(), breaker.failures
         left, lines = breaker.retry_after_s(), len(self.both[0].history("k", 10_000))
-        breaker.finish(call, verdict)
+        self.both[which].release("k", call, verdict)
         after = self.truth()
         events = [entry.event for entry in self.both[0].history("k", 10_000)[lines:]]
         if call.generation != truth.generation:

@@ -17,7 +17,7 @@ from fsm.engine import Handle, Recorder, Registered, Run, SyncRun
 from fsm.engine.block import Session
 from fsm.engine.launch import Launcher
 from fsm.ids import execution_id
-from fsm.tracker.aio import AsyncTracker
+from fsm.tracker.tracker import AsyncTracker
 from tests.support.engine_tools import in_memory, simulated
 from tests.support.tracker_tools import begun, finish
 

@@ -28,12 +28,12 @@ from tests.support.hostile_tools import ROOT, Disturbance, elsewhere, forked, he
 from tests.support.tracker_tools import begun
 
 CORE = (
-    "committer.py",
-    "command.py",
-    "registry.py",
-    "steady.py",
+    "registry/committer.py",
+    "registry/command.py",
+    "registry/registry.py",
+    "registry/steady.py",
     "ids.py",
-    "locks.py",
+    "concurrency/locks.py",
     "stores/memory",
     "stores/sqlite/pool.py",
     "stores/sqlite/database.py",

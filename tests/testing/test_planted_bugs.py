@@ -134,7 +134,10 @@ def under_simulation(wrong: Callable[..., object], guarantees: Collection[str]) 
         if isinstance(wrong, type):
             return simulated(wrong)
         wrong(monkeypatch)
-        return simulated()
+        try:
+            return simulated()
+        finally:
+            decide_module.assigned.cache_clear()
 
     return Bug(wrong.__name__, guarantees, find)
 
@@ -337,34 +340,21 @@ def no_such_row(monkeypatch):
     monkeypatch.setattr(committer_module, "decide", jumps)
 
 
+def assigns(monkeypatch, name, **otherwise):
+    decide_module.assigned.cache_clear()  # what is compiled already follows the table as it was
+    monkeypatch.setitem(decide_module.CHANGES, name, decide_module.CHANGES[name] | otherwise)
+
+
 def claim_keeps_the_fence(monkeypatch):
-    original = decide_module.CHANGES["claim"]
-
-    def claim(snapshot, facts, change):
-        original(snapshot, facts, change)
-        change["fence"] = snapshot.fence
-
-    monkeypatch.setitem(decide_module.CHANGES, "claim", claim)
+    assigns(monkeypatch, "claim", fence="fence")
 
 
 def claim_counts_no_attempt(monkeypatch):
-    original = decide_module.CHANGES["claim"]
-
-    def claim(snapshot, facts, change):
-        original(snapshot, facts, change)
-        change["attempt"] = snapshot.attempt
-
-    monkeypatch.setitem(decide_module.CHANGES, "claim", claim)
+    assigns(monkeypatch, "claim", attempt="attempt")
 
 
 def release_keeps_the_fence(monkeypatch):
-    original = decide_module.CHANGES["release"]
-
-    def release(snapshot, facts, change):
-        original(snapshot, facts, change)
-        change["fence"] = snapshot.fence
-
-    monkeypatch.setitem(decide_module.CHANGES, "release", release)
+    assigns(monkeypatch, "release", fence="fence")
 
 
 def sweep_without_compare_and_set(monkeypatch):
@@ -586,13 +576,13 @@ PATCHES = (
         "a refused event leaves something in the journal",
         "a refusal changes nothing",
         "registry/committer.py",
-        "if isinstance(decided, Refusal):\n            command.outcome = decided",
+        "if isinstance(decided, Refusal):\n                    command.outcome = decided",
         "if isinstance(decided, Refusal):\n"
-        "            machine = self._law(snapshot).machine\n"
-        '            sign = decide(machine, snapshot, request.but(event="progress", fence=snapshot.fence))\n'
-        "            if isinstance(sign, Step):\n"
-        "                self._store.append([sign])\n"
-        "            command.outcome = decided",
+        "                    machine = self._law(snapshot).machine\n"
+        '                    sign = decide(machine, snapshot, request.but(event="progress", fence=snapshot.fence))\n'
+        "                    if isinstance(sign, Step):\n"
+        "                        self._store.append([sign])\n"
+        "                    command.outcome = decided",
     ),
     patch(
         "the key is ignored",

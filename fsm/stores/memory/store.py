@@ -97,6 +97,11 @@ class MemoryStore:
             self._check_open()
             return dict(self._machines)
 
+    def machine_count(self) -> int:
+        """Return how many machines are registered."""
+        self._check_open()
+        return len(self._machines)
+
     # --- write ------------------------------------------------------------------------------------------------
 
     def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:
@@ -178,6 +183,8 @@ class MemoryStore:
             first = self._born_keys.get((identity.user_id, identity.key))
             if first is not None:
                 return Barred(identity.id, "key", first)
+        if identity.id in self._places:
+            return Conflict(identity.id, None)  # an id that was deleted is not given out again
         if identity.parent_id is not None and not self._goes_on(identity.parent_id):
             return Barred(identity.id, "parent", identity.parent_id)
         return None

@@ -180,6 +180,11 @@ class SqliteStore:
         """Return every registered machine."""
         return self._machines.documents()
 
+    def machine_count(self) -> int:
+        """Return how many machines are registered."""
+        count: int = self._rows("SELECT count(*) FROM machines")[0][0]
+        return count
+
     # --- write ------------------------------------------------------------------------------------------------
 
     def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:

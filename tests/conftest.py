@@ -12,9 +12,7 @@ from hypothesis import Phase, settings
 from fsm.core.timeline import Mark
 from fsm.testing import ManualClock, fresh_tracker
 from fsm.testing.conformance.steps import birth, committed, move, walk
-
-ROOT = Path(__file__).resolve().parent.parent
-SAMPLE = ROOT / "fsm" / "samples" / "trajectories.jsonl"
+from tests.support.places import ROOT
 
 pytest.register_assert_rewrite("tests.support.engine_tools")
 # A commit is green or red, the same for everybody: what is drawn depends on the test alone. To look for what nobody

@@ -24,7 +24,8 @@ from fsm.registry.committer import Committer
 from fsm.stores.memory import MemoryStore
 from fsm.testing import ManualClock, fresh_tracker
 from fsm.tracker import process
-from tests.support.hostile_tools import ROOT, Disturbance, elsewhere, forked, held, injected, points, raising
+from tests.support.hostile_tools import Disturbance, elsewhere, forked, held, injected, points, raising
+from tests.support.places import PACKAGE
 from tests.support.tracker_tools import begun
 
 CORE = (
@@ -579,8 +580,8 @@ ALLOWED = {
 def test_every_lock_has_a_story_for_forks_and_handlers():
     """Nothing in the library owns a lock of another class than `Lock`, which starts unlocked in a child process."""
     found = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "fsm").rglob("*.py")
+        str(path.relative_to(PACKAGE.parent))
+        for path in PACKAGE.rglob("*.py")
         if re.search(
             r"threading\.(R?Lock|Condition|Semaphore|BoundedSemaphore|Barrier)\(", path.read_text("utf-8")
         )

@@ -15,7 +15,7 @@ from fsm.replay.trajectory import Trajectory, read_line
 from fsm.simulation.loop import SteppedLoop
 from fsm.simulation.workers import SimulatedClock
 from fsm.testing import fresh_tracker
-from tests.conftest import SAMPLE
+from tests.support.places import SAMPLE
 
 
 def read(*paths) -> list[Trajectory]:

@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from fsm import stream
 from fsm.checks import flag, text
-from fsm.command import own
+from fsm.command import make_up, own
 from fsm.health import HealthReport
 from fsm.machine import Machine
 from fsm.records import Execution, Receipt, Retry
@@ -82,7 +82,11 @@ class AsyncScope:
         await registry.committer.commit_async(command)
         receipt = registry.receipt(command)
         if command.effects:
-            await self._read(registry.carry_out, command)
+            try:
+                await self._read(registry.carry_out, command)
+            except BaseException:  # a cancel keeps the call from being made while all threads are busy
+                make_up([command])
+                raise
         return receipt
 
     async def get(self, execution_id: str) -> Execution:

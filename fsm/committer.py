@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fsm.command import Command, tell
+from fsm.command import Command, make_up, tell
 from fsm.decide import UNDERCUT, Facts, childless, decide, refuse
 from fsm.errors import (
     BadPayload,
@@ -192,8 +192,15 @@ class Committer:
             command: Its outcome or error is set on return.
         """
         future = self.submit(command)
-        if future is not None:
+        if future is None:
+            return
+        try:
             await future
+        except BaseException:
+            # A cancel may come when the future is done and before its caller has gone on: then nobody has made up.
+            if not future.cancel() and not future.cancelled():
+                make_up([command])
+            raise
 
     def submit(self, command: Command) -> asyncio.Future[None] | None:
         """Hand a command in without waiting, from an event loop: what is handed in first is decided first.

@@ -312,9 +312,7 @@ class Link:
         """
         registry = self.home.registry
         command = registry.event(self.id, event, payload, fence=None, key=None, user_id=None)
-        future = registry.committer.submit(command)
-        if future is not None:
-            await future
+        await registry.committer.commit_async(command)
         receipt = self._came_to(command)
         if command.effects:
             await self.home.through(self._carry_out([command]), "fsm-effects")
@@ -443,9 +441,7 @@ class Link:
             self.id, "time_out", {"kind": snapshot.due_kind, "late_s": late_s}, version=snapshot.version
         )
         try:
-            future = registry.committer.submit(order)
-            if future is not None:
-                await future
+            await registry.committer.commit_async(order)
             self._came_to(order)
         except Refused:
             # It has moved on, perhaps in another process, of which we have not heard yet: its new deadline counts.

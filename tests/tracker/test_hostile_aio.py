@@ -17,7 +17,7 @@ import fsm.concurrency.locks
 from fsm import Tracker
 from fsm.registry.reader import MAX_READERS
 from fsm.testing import ManualClock, fresh_tracker
-from fsm.tracker.aio import AsyncTracker, AsyncUserTracker
+from fsm.tracker.tracker import AsyncTracker, AsyncUserTracker
 from fsm.tracker.verify import verify
 
 USER: dict[str, Any] = {"user_id": "ada", "thread_id": "t"}

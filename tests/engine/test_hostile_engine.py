@@ -287,7 +287,7 @@ def _closes(engine: Any) -> Any:
 
 def _tears_down(engine: Any) -> Any:
     def strike(task: asyncio.Task[Any], victim: asyncio.Task[Any]) -> None:
-        home = engine._home
+        home = engine._runtime
         for one in {
             task,
             victim,
@@ -628,7 +628,7 @@ def test_a_thread_that_goes_on_is_reported_until_it_ends():
         execution_id = asyncio.run(main(tracker))
         assert tracker.get(execution_id).ended
         assert engines[0].stragglers == {execution_id: "blocks"}
-        thread = engines[0]._home.threads[execution_id][1]
+        thread = engines[0]._runtime.threads[execution_id][1]
         go_on.set()
         thread.join(60)
         assert engines[0].stragglers == {}

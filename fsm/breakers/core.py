@@ -203,7 +203,7 @@ BREAKERS = Vocabulary(
     # Of the list of probes a proof knows the length. No verdict is both a success and a cancellation.
     assume=(
         "probes_and_this == probes + 1",
-        "probes_without == probes - 1",
+        "probes > 0 implies probes_without == probes - 1",
         "not (succeeded and called_off)",
     ),
     begins={

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from fsm.machine.timeouts import Seconds
+from fsm.machine.timeouts import Span
 
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)]
 Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
@@ -69,7 +69,7 @@ class TimeWindow(_Frozen):
     """
 
     kind: Literal["time"] = "time"
-    window_s: Seconds = 60.0
+    window_s: Span = 60.0
     failure_rate: Rate = 0.5
     minimum_calls: Count = 10
 
@@ -85,7 +85,7 @@ class SlowCalls(_Frozen):
     """
 
     kind: Literal["slow"] = "slow"
-    slow_call_s: Seconds = 10.0
+    slow_call_s: Span = 10.0
     slow_rate: Rate = 0.5
     calls: Count = 20
     minimum_calls: Count = 10
@@ -127,15 +127,15 @@ class Policy(_Frozen):
     """
 
     trip: Annotated[tuple[Rule, ...], BeforeValidator(_several), Field(min_length=1)] = (Consecutive(),)
-    cooldown_s: Seconds = 30.0
+    cooldown_s: Span = 30.0
     cooldown_factor: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False, strict=True)] = 2.0
-    cooldown_max_s: Seconds = 600.0
+    cooldown_max_s: Span = 600.0
     jitter: Share = 0.1
-    throttle_max_s: Seconds = 600.0
+    throttle_max_s: Span = 600.0
     probes_at_once: Count = 1
     successes_needed: Count = 1
     abandoned_limit: Count = 3
-    probe_lease_s: Seconds = 120.0
+    probe_lease_s: Span = 120.0
 
     @model_validator(mode="after")
     def _cap_above_start(self) -> Self:

@@ -21,11 +21,11 @@ from fsm.breakers.retry import Calling
 from fsm.breakers.section import Section
 from fsm.breakers.shared import Shared
 from fsm.breakers.status import BreakersStatus, BreakerStatus, status_of
-from fsm.breakers.verdicts import FAILURE, Classifier, Verdict, has_content, seconds_of, sound
+from fsm.breakers.verdicts import FAILURE, Classifier, Verdict, has_content, sound
 from fsm.clock import Clock, SystemClock
 from fsm.concurrency.forks import anew_after_fork, at_fork
 from fsm.concurrency.supervised import Health, Loop, keep_going
-from fsm.core.arguments import MAX_TEXT, model
+from fsm.core.arguments import MAX_TEXT, model, seconds
 from fsm.errors import BadPayload, ConfigurationError
 from fsm.registry.registry import Registry
 from fsm.stores.base import Store
@@ -500,14 +500,7 @@ def _classifier(value: Classifier | None) -> Classifier | None:
 
 
 def _interval(poll_s: float | None) -> float | None:
-    if poll_s is None:
-        return None
-    seconds = seconds_of(poll_s)
-    if not seconds:
-        raise BadPayload(
-            f"poll_s is a positive, finite number of seconds, or None for never; this {type(poll_s).__name__} is not"
-        )
-    return seconds
+    return None if poll_s is None else seconds("poll_s", poll_s)
 
 
 def _whole(name: str, value: object, least: int, most: int) -> None:

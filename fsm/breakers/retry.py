@@ -22,7 +22,7 @@ from fsm.breakers.core import PASSING
 from fsm.breakers.execution import Fires, ModelCall
 from fsm.breakers.foreign import say, why_of
 from fsm.errors import BreakerOpen, Refused
-from fsm.machine.timeouts import Seconds
+from fsm.machine.timeouts import MAX_SECONDS, Span
 
 if TYPE_CHECKING:
     from fsm.breakers.breaker import Breaker
@@ -49,11 +49,11 @@ class Backoff(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     attempts: Annotated[int, Field(ge=1, le=1000, strict=True)] = 3
-    initial_s: Seconds = 1.0
+    initial_s: Span = 1.0
     factor: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False, strict=True)] = 2.0
-    max_s: Seconds = 60.0
-    retry_after_max_s: Seconds = 120.0
-    open_wait_s: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
+    max_s: Span = 60.0
+    retry_after_max_s: Span = 120.0
+    open_wait_s: Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False, strict=True)] = 0.0
 
 
 class _Course:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from fsm.core.records import Identity, Snapshot, Step
+from fsm.core.request import Request
 from fsm.errors import Refusal
 from fsm.machine.expressions import Compiled, Vocabulary, compiled
 from fsm.machine.grammar import CREATE, Arrow
@@ -22,38 +23,6 @@ UNDERCUT = "undercut"
 """The key under which the journal says of a question that it cannot be answered as long as its expiry promises."""
 MAX_OPEN_TOOLS = 1000
 """Maximum number of open tool calls for which the fact ``tools_left`` holds."""
-
-
-class Facts(NamedTuple):
-    """What a decision is made on, beside the record.
-
-    Attributes:
-        at: The instant, in seconds since the epoch.
-        payload: The event's payload with its defaults.
-        payload_json: The given part of it as text.
-        fence: The caller's fence, or ``None`` for a caller that owns nothing.
-        key: The idempotency key, which goes into the journal.
-        worker: Who becomes the owner if the event claims the execution and the payload names nobody.
-        now: The instant on the steady timeline, where deadlines are laid; `at` if nothing is said.
-        version: Refuse as stale unless this is still the record's version; ``None`` for whatever it is.
-        holder: Refuse as stale unless this worker still owns it; ``None`` for whoever does.
-        jitter: A number from 0 to 1, drawn at random by the caller; it shortens a backoff.
-        narrowed: Whether the caller is a user: a row of the system is not theirs.
-        ordered: Whether the library itself asks (a sweeper, a parent's end): it needs no fence.
-    """
-
-    at: float
-    payload: Mapping[str, Any]
-    payload_json: str | None = None
-    fence: int | None = None
-    key: str | None = None
-    worker: str | None = None
-    now: float | None = None
-    version: int | None = None
-    holder: str | None = None
-    jitter: float = 0.0
-    narrowed: bool = False
-    ordered: bool = False
 
 
 # --- facts that the record itself answers -----------------------------------------------------------------
@@ -154,24 +123,24 @@ FRAME: dict[str, Mapping[str, str]] = {
 """What a row changes beside what it assigns: each one, one that leads to a state, one that ends the execution."""
 
 
-def _claimant(_snapshot: Snapshot, facts: Facts) -> str | None:
+def _claimant(_snapshot: Snapshot, facts: Request) -> str | None:
     return facts.payload.get("owner") or facts.worker
 
 
-def _said_wait(_snapshot: Snapshot, facts: Facts) -> float | None:
+def _said_wait(_snapshot: Snapshot, facts: Request) -> float | None:
     delay_s: float | None = facts.payload.get("retry_in_s")
     return None if delay_s is None else _now(facts) + delay_s
 
 
-def _backoff(snapshot: Snapshot, facts: Facts) -> float:
+def _backoff(snapshot: Snapshot, facts: Request) -> float:
     return _now(facts) + _backoff_s(snapshot, facts, snapshot.attempt)
 
 
-def _model_backoff(snapshot: Snapshot, facts: Facts) -> float:
+def _model_backoff(snapshot: Snapshot, facts: Request) -> float:
     return _now(facts) + _backoff_s(snapshot, facts, snapshot.model_attempt)
 
 
-def _backoff_s(snapshot: Snapshot, facts: Facts, attempt: int) -> float:
+def _backoff_s(snapshot: Snapshot, facts: Request, attempt: int) -> float:
     """Return the wait before the next attempt, in seconds: what the payload says, else the execution's policy."""
     said: float | None = facts.payload.get("retry_in_s")
     if said is not None:
@@ -181,20 +150,20 @@ def _backoff_s(snapshot: Snapshot, facts: Facts, attempt: int) -> float:
     return min(identity.backoff_cap_s, identity.backoff_s * 2.0**doublings) * (1.0 - facts.jitter / 2)
 
 
-def _now(facts: Facts) -> float:
+def _now(facts: Request) -> float:
     return facts.at if facts.now is None else facts.now
 
 
-def _tools_and_this(snapshot: Snapshot, facts: Facts) -> tuple[tuple[str, str | None], ...]:
+def _tools_and_this(snapshot: Snapshot, facts: Request) -> tuple[tuple[str, str | None], ...]:
     return (*snapshot.tools, (facts.payload.get("name") or "", facts.payload.get("call_id")))
 
 
-def _tools_without(snapshot: Snapshot, facts: Facts) -> tuple[tuple[str, str | None], ...]:
+def _tools_without(snapshot: Snapshot, facts: Request) -> tuple[tuple[str, str | None], ...]:
     index = _find_tool(snapshot, facts.payload)
     return snapshot.tools if index is None else snapshot.tools[:index] + snapshot.tools[index + 1 :]
 
 
-INPUTS: dict[str, Callable[[Snapshot, Facts], Any]] = {
+INPUTS: dict[str, Callable[[Snapshot, Request], Any]] = {
     "claimant": _claimant,
     "said_wait": _said_wait,
     "said_breaker": lambda _, facts: facts.payload.get("breaker"),
@@ -242,7 +211,7 @@ CHANGED = tuple(EXECUTIONS.begins)
 @lru_cache(maxsize=1024)
 def assigned(
     assign: tuple[str, ...], *, internal: bool, ends: bool
-) -> Callable[[Snapshot, Facts], tuple[Any, ...]]:
+) -> Callable[[Snapshot, Request], tuple[Any, ...]]:
     """Return the function that yields the fields of the record after a row, in the order of `CHANGED`.
 
     Args:
@@ -324,44 +293,38 @@ def create(machine: Machine, identity: Identity) -> Step:
     return Step(after, None, CREATE, None, None, ())
 
 
-def decide(machine: Machine, snapshot: Snapshot, event: str, facts: Facts) -> Step | Refusal:
-    """Say what follows from an event.
-
-    Args:
-        machine: The machine that the execution is an instance of.
-        snapshot: The execution's record.
-        event: The event.
-        facts: What else the decision is made on.
-
-    Returns:
-        A `Step` to commit, or a `Refusal`. Nothing is changed either way.
-    """
-    if facts.fence is not None and facts.fence != snapshot.fence:
-        return refuse(machine, snapshot, event, "fenced", facts=facts)
-    if (facts.version is not None and facts.version != snapshot.version) or (
-        facts.holder is not None and facts.holder != snapshot.owner
+def decide(machine: Machine, snapshot: Snapshot, request: Request) -> Step | Refusal:
+    """Return what follows from a request: a `Step` to commit, or a `Refusal`. Nothing is changed either way."""
+    fence = request.fence
+    if fence is not None and fence != snapshot.fence:
+        return refuse(machine, snapshot, request, "fenced")
+    if (request.version is not None and request.version != snapshot.version) or (
+        request.holder is not None and request.holder != snapshot.owner
     ):
-        return refuse(machine, snapshot, event, "stale", facts=facts)
-    question = _Question(snapshot, facts.payload, machine.fact_defaults)
-    trigger = machine.executor.triggers.get(event)
+        return refuse(machine, snapshot, request, "stale")
+    question = _Question(snapshot, request.payload, machine.fact_defaults)
+    trigger = machine.executor.triggers.get(request.event)
     if trigger is None or not trigger(question):
-        return refuse(machine, snapshot, event, _why_not(machine, snapshot, event), facts=facts)
+        return refuse(machine, snapshot, request, _why_not(machine, snapshot, request.event))
     arrow = question.arrow
     assert arrow is not None  # noqa: S101 - the executor sets it whenever it returns True
-    reason = None if arrow.by == "anyone" else _not_by(snapshot, arrow, facts)
-    if reason is not None:
-        return refuse(machine, snapshot, event, reason, facts=facts)
-    return _take(machine, snapshot, arrow, facts)
+    if arrow.by == "owner":
+        # A fence of 0 was never given to a worker. A given one was compared above: it is the current one.
+        if fence is None and snapshot.fence != 0 and not request.ordered:
+            return refuse(machine, snapshot, request, "fenced")
+    elif arrow.by == "system" and request.user_id is not None:
+        return refuse(machine, snapshot, request, "forbidden")
+    return _take(machine, snapshot, arrow, request)
 
 
-def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> Step:
+def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Request) -> Step:
     identity = snapshot.identity
     state = arrow.target
     if facts.at < snapshot.updated_at:
         # A wall clock that jumped back must not make a journal run backwards, nor cut a wait short.
-        facts = facts._replace(at=snapshot.updated_at)
+        facts = facts.but(at=snapshot.updated_at)
     at = facts.at
-    now = _now(facts)
+    now = at if facts.now is None else facts.now
     ends = state in machine.terminal
     (
         version, attempt, fence, model_attempt, tools, owner, not_before, breaker, limit_s, suspended,
@@ -370,7 +333,7 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> S
         entered_at, since_at = snapshot.entered_at, snapshot.since_at
     else:
         entered_at, since_at = at, now
-    limits = machine.limits_for(identity.timeouts_json)
+    limits = machine.limits_known.get(identity.timeouts_json) or machine.limits_for(identity.timeouts_json)
     paused_s = snapshot.paused_s
     if not arrow.internal and snapshot.state in limits.input_states:
         paused_s += max(0.0, now - snapshot.since_at)
@@ -396,14 +359,6 @@ def _undercut(payload_json: str | None, left_s: float, expires_s: float) -> str:
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
 
 
-def _not_by(snapshot: Snapshot, arrow: Arrow, facts: Facts) -> str | None:
-    """Return why this caller may not take a row that is not for anyone, in one word; ``None`` if it may."""
-    if arrow.by == "system":
-        return "forbidden" if facts.narrowed else None
-    # A fence of 0 was never given to a worker. A given one was compared before: it is the current one.
-    return None if facts.fence is not None or snapshot.fence == 0 or facts.ordered else "fenced"
-
-
 # --- refusals -------------------------------------------------------------------------------------------------
 
 
@@ -415,38 +370,36 @@ def _why_not(machine: Machine, snapshot: Snapshot, event: str) -> str:
     return "guard" if event in machine.by_source[snapshot.state] else "not_allowed"
 
 
-def refuse(
-    machine: Machine,
-    snapshot: Snapshot,
-    event: str,
-    reason: str,
-    detail: str = "",
-    facts: Facts | None = None,
-) -> Refusal:
-    """Return the refusal of an event, with the events that are allowed instead.
+def refuse(machine: Machine, snapshot: Snapshot, request: Request, reason: str, detail: str = "") -> Refusal:
+    """Return the refusal of a request, with the events that are allowed instead.
 
     Args:
         machine: The machine.
         snapshot: The record, which stays as it is.
-        event: The event.
+        request: The request; one without a fence is told which events need none.
         reason: Why, in one word; see `Refusal`.
-        detail: One sentence; made from the table if it is not given.
-        facts: What the caller brought: without a fence it is told what needs none.
+        detail: One sentence; defaults to what the table says.
     """
+    event = request.event
     if not detail:
-        detail = _FENCELESS if reason == "fenced" and facts is not None and facts.fence is None else ""
-        detail = detail or _DETAILS[reason](machine, snapshot, event)
-    narrowed = facts is not None and facts.narrowed
+        fenceless = reason == "fenced" and request.fence is None
+        detail = _FENCELESS if fenceless else _DETAILS[reason](machine, snapshot, event)
     fenced = reason == "fenced" and snapshot.fence > 0
     return Refusal(
         snapshot.identity.id,
         snapshot.state,
         event,
         reason,
-        allowed(machine, snapshot, narrowed=narrowed, fenced=fenced),
+        allowed(machine, snapshot, narrowed=request.user_id is not None, fenced=fenced),
         snapshot.version,
         detail,
     )
+
+
+def childless(parent: Snapshot) -> Refusal:
+    """Return the refusal of a child whose parent has ended or is about to; no event helps it."""
+    detail = "the parent has ended or is about to: it cannot start children any more"
+    return Refusal(parent.identity.id, parent.state, CREATE, "terminal", (), parent.version, detail)
 
 
 def _unknown_event(machine: Machine, _snapshot: Snapshot, event: str) -> str:
@@ -494,7 +447,7 @@ def allowed(
 ) -> tuple[str, ...]:
     """Return the events that an execution would accept now: those that some payload could make succeed.
 
-    Facts that only a payload answers may come out either way; facts of the record are asked.
+    Request that only a payload answers may come out either way; facts of the record are asked.
 
     Args:
         machine: Its machine.

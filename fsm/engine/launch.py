@@ -156,7 +156,7 @@ class Launcher:
         except StoreUnavailable as error:
             # Nobody can tell whether it was born? The store can; nobody else would drive it.
             known = home.registry.store.load
-            if error.committed is not None or await home.read(known, birth.execution_id) is None:
+            if error.committed is not None or await home.read(known, birth.request.execution_id) is None:
                 raise
 
     async def _unwanted(self, home: Home, seat: Seat, link: Link) -> None:

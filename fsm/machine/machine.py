@@ -191,16 +191,17 @@ class Machine(Declaration):
             timeouts_json: What `Timeouts.model_dump_json` wrote with ``exclude_unset`` (a limit that is written as
                 null is lifted), or ``None`` for the machine's own limits.
         """
-        limits = self._limits.get(timeouts_json)
+        limits = self.limits_known.get(timeouts_json)
         if limits is None:
-            if len(self._limits) >= MAX_LIMITS:
-                self._limits.clear()
+            if len(self.limits_known) >= MAX_LIMITS:
+                self.limits_known.clear()
             timeouts = Timeouts.model_validate_json(timeouts_json) if timeouts_json else None
-            limits = self._limits[timeouts_json] = self.limits(timeouts)
+            limits = self.limits_known[timeouts_json] = self.limits(timeouts)
         return limits
 
     @cached_property
-    def _limits(self) -> dict[str | None, Limits]:
+    def limits_known(self) -> dict[str | None, Limits]:
+        """What `limits_for` has resolved, by text; at most `MAX_LIMITS`."""
         return {}
 
     # --- derive, write, read ----------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ async def work(
         slots: How many executions at the same time.
         children: As for `drive`.
     """
-    rng = Random(f"work {worker.process.name} {worker.simulation.seed}")
+    rng = Random(f"work {worker.process.name} {worker.world.seed}")
     busy = asyncio.Semaphore(slots)
 
     async def one(execution: Execution) -> None:

@@ -1306,7 +1306,7 @@ def test_a_row_that_is_gone(clock):
     store = open_store("memory://")
     breakers = make(clock, store)
     fail(breakers)
-    store._breakers.clear()
+    store._breakers.rows.clear()
     clock.advance(10.0)
     with breakers.permit("k"):
         pass

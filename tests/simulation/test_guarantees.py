@@ -10,10 +10,11 @@ import pytest
 
 from fsm import EXECUTION, Machine, Refused, ids
 from fsm.clock import ManualClock
-from fsm.core.decide import DERIVED, Facts, create, decide
+from fsm.core.decide import DERIVED, create, decide
 from fsm.core.journal import record_of
 from fsm.core.payloads import Codec
 from fsm.core.records import Identity, Snapshot, Step
+from fsm.core.request import Request
 from fsm.errors import Refusal
 from fsm.machine.grammar import row, state
 from fsm.stores.base import Conflict
@@ -51,7 +52,9 @@ def born() -> Step:
 def step(snapshot: Snapshot, event: str, **payload: Any) -> Step:
     fields, text = CODEC.encode(event, payload)
     decided = decide(
-        EXECUTION, snapshot, event, Facts(1001.0, fields, text, snapshot.fence, None, "worker_1")
+        EXECUTION,
+        snapshot,
+        Request(event, 1001.0, fields, text, fence=snapshot.fence, key=None, worker="worker_1"),
     )
     assert isinstance(decided, Step)
     return decided
@@ -118,7 +121,7 @@ def test_an_end_is_final_for_a_rogue_script(url, tmp_path):
 def test_only_true_is_true(answer):
     """A guard holds for the answer True alone: text and numbers that count as true in Python do not."""
     running = step(born().after, "start").after._replace(attempt=0)
-    decided = decide(EXECUTION, running, "fail", Facts(1001.0, {"retryable": answer}, fence=running.fence))
+    decided = decide(EXECUTION, running, Request("fail", 1001.0, {"retryable": answer}, fence=running.fence))
     assert not isinstance(decided, Refusal)
     assert decided.after.state == "failed"
 

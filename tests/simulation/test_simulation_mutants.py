@@ -12,6 +12,7 @@ from fsm.core.records import Step, receipt_of
 from fsm.errors import Refusal
 from fsm.registry import committer as committer_module
 from fsm.registry.registry import Registry
+from fsm.registry.steady import SteadyClock
 from fsm.simulation.faults import STORM
 from fsm.simulation.observed import Broken
 from fsm.simulation.scenarios import fleet
@@ -125,7 +126,7 @@ class RenewsNothing(MemoryStore):
     """It says that a lease is renewed and leaves it as it was."""
 
     def worker_renew(self, worker_id, now):
-        return not self._workers[worker_id].lost if worker_id in self._workers else False
+        return any(one.id == worker_id and not one.lost for one in self.workers())
 
 
 class LosesEarly(MemoryStore):
@@ -257,25 +258,25 @@ decide = decide_module.decide
 
 def no_fence_check(monkeypatch):
     monkeypatch.setattr(
-        committer_module, "decide", lambda m, s, e, facts: decide(m, s, e, facts._replace(fence=s.fence))
+        committer_module, "decide", lambda m, s, request: decide(m, s, request.but(fence=s.fence))
     )
 
 
 def terminal_moves(monkeypatch):
-    def moves(machine, snapshot, event, facts):
-        decided = decide(machine, snapshot, event, facts)
-        if isinstance(decided, Refusal) and decided.reason == "terminal" and event == "cancel":
+    def moves(machine, snapshot, request):
+        decided = decide(machine, snapshot, request)
+        if isinstance(decided, Refusal) and decided.reason == "terminal" and request.event == "cancel":
             after = snapshot._replace(state="cancelled", version=snapshot.version + 1)
-            return Step(after, snapshot.state, event, facts.key, facts.payload_json, ())
+            return Step(after, snapshot.state, request.event, request.key, request.payload_json, ())
         return decided
 
     monkeypatch.setattr(committer_module, "decide", moves)
 
 
 def no_such_row(monkeypatch):
-    def jumps(machine, snapshot, event, facts):
-        decided = decide(machine, snapshot, event, facts)
-        if isinstance(decided, Step) and event == "finish":
+    def jumps(machine, snapshot, request):
+        decided = decide(machine, snapshot, request)
+        if isinstance(decided, Step) and request.event == "finish":
             return decided._replace(after=decided.after._replace(state="completed", due_at=None))
         return decided
 
@@ -317,7 +318,7 @@ def lapse_takes_half(monkeypatch):
     monkeypatch.setattr(
         Registry,
         "carry_all",
-        lambda self, commands: original(self, [one for one in commands if one.event != "lapse"][:1]),
+        lambda self, commands: original(self, [one for one in commands if one.request.event != "lapse"][:1]),
     )
 
 
@@ -362,7 +363,7 @@ def a_receipt_for_what_failed(monkeypatch):
 
 
 def deadlines_live_on_the_wall_clock(monkeypatch):
-    monkeypatch.setattr(Registry, "now", lambda self: self.clock.wall())
+    monkeypatch.setattr(SteadyClock, "now", lambda self: self._clock.wall())
 
 
 @pytest.mark.parametrize(

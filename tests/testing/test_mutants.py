@@ -16,15 +16,15 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DRAWN = "test_machines.py::TestExecution::test_guarantees"
-CLAIMER = "test_guarantees.py::test_exactly_one_claimer"
-FRESH = "test_guarantees.py::test_a_refusal_is_given_on_what_is_there_now"
-LATE = "test_guarantees.py::test_a_late_step_is_not_committed"
-ROGUE = "test_guarantees.py::test_an_end_is_final_for_a_rogue_script"
-BACKWARDS = "test_guarantees.py::test_a_journal_does_not_run_backwards"
-OLDEST = "test_guarantees.py::test_the_oldest_tool_is_closed"
-CHILDREN = "test_guarantees.py::test_a_cancel_reaches_children_and_theirs"
-TRUE = "test_guarantees.py::test_only_true_is_true"
+DRAWN = "testing/test_machines.py::TestExecution::test_guarantees"
+CLAIMER = "simulation/test_guarantees.py::test_exactly_one_claimer"
+FRESH = "simulation/test_guarantees.py::test_a_refusal_is_given_on_what_is_there_now"
+LATE = "simulation/test_guarantees.py::test_a_late_step_is_not_committed"
+ROGUE = "simulation/test_guarantees.py::test_an_end_is_final_for_a_rogue_script"
+BACKWARDS = "simulation/test_guarantees.py::test_a_journal_does_not_run_backwards"
+OLDEST = "simulation/test_guarantees.py::test_the_oldest_tool_is_closed"
+CHILDREN = "simulation/test_guarantees.py::test_a_cancel_reaches_children_and_theirs"
+TRUE = "simulation/test_guarantees.py::test_only_true_is_true"
 
 
 class Mutant(NamedTuple):
@@ -42,49 +42,49 @@ MUTANTS = (
     Mutant(
         "the fence is not checked",
         "a zombie cannot write",
-        "decide.py",
-        "if facts.fence is not None and facts.fence != snapshot.fence:",
-        "if facts.fence is not None and facts.fence > snapshot.fence:",
+        "core/decide.py",
+        "if fence is not None and fence != snapshot.fence:",
+        "if fence is not None and fence > snapshot.fence:",
     ),
     Mutant(
         "a claim does not raise the fence",
         "a zombie cannot write",
-        "decide.py",
+        "core/decide.py",
         "attempt=snapshot.attempt if snapshot.suspended else snapshot.attempt + 1,\n        fence=snapshot.fence + 1,",
         "attempt=snapshot.attempt if snapshot.suspended else snapshot.attempt + 1,\n        fence=snapshot.fence,",
     ),
     Mutant(
         "a release does not raise the fence",
         "a zombie cannot write",
-        "decide.py",
+        "core/decide.py",
         "change.update(owner=None, fence=snapshot.fence + 1,",
         "change.update(owner=None, fence=snapshot.fence,",
     ),
     Mutant(
         "a version is skipped",
         "versions have no gap",
-        "decide.py",
+        "core/decide.py",
         "identity, state, snapshot.version + 1,",
         "identity, state, snapshot.version + 2,",
     ),
     Mutant(
         "a deadline has the wrong kind",
         "a deadline fires as what it is",
-        "machine.py",
+        "machine/machine.py",
         '(state.deadline or "phase", seconds)',
         '("phase", seconds)',
     ),
     Mutant(
         "an execution's own limits are ignored",
         "every open execution has a deadline or a lease",
-        "machine.py",
+        "machine/machine.py",
         "merged = timeouts.over(self.timeouts) if timeouts is not None else self.timeouts",
         "merged = self.timeouts",
     ),
     Mutant(
         "one attempt too many",
         "a lost execution is tried as often as was said, then dead",
-        "decide.py",
+        "core/decide.py",
         "snapshot.attempt < snapshot.identity.attempts_max",
         "snapshot.attempt <= snapshot.identity.attempts_max",
     ),
@@ -99,7 +99,7 @@ MUTANTS = (
     Mutant(
         "the memory store takes a late step on an ended execution",
         "a terminal state is final",
-        "stores/memory.py",
+        "stores/memory/store.py",
         "if before.version != after.version - 1 or",
         "if before.version < after.version - 1 or",
         LATE,
@@ -115,7 +115,7 @@ MUTANTS = (
     Mutant(
         "a conflict is decided again on the same stale record",
         "exactly one claimer",
-        "committer.py",
+        "registry/committer.py",
         "for execution_id in lost:\n            self._known.pop(execution_id, None)",
         "for execution_id in lost:\n            self._known.get(execution_id, None)",
         CLAIMER,
@@ -123,7 +123,7 @@ MUTANTS = (
     Mutant(
         "a refusal is given on a stale record",
         "journal and state agree",
-        "committer.py",
+        "registry/committer.py",
         "if isinstance(decided, Refusal) and not fresh and ahead is None:",
         "if isinstance(decided, Refusal) and fresh and ahead is None:",
         FRESH,
@@ -131,39 +131,40 @@ MUTANTS = (
     Mutant(
         "a refused event leaves something in the journal",
         "a refusal changes nothing",
-        "committer.py",
-        "if isinstance(decided, Refusal):\n            command.outcome = decided",
+        "registry/committer.py",
+        "if isinstance(decided, Refusal):\n                    command.outcome = decided",
         "if isinstance(decided, Refusal):\n"
-        '            sign = decide(machine, snapshot, "progress", Facts(command.at, {}, fence=snapshot.fence))\n'
-        "            if isinstance(sign, Step):\n"
-        "                self._store.append([sign])\n"
-        "            command.outcome = decided",
+        "                    machine = self._law(snapshot).machine\n"
+        '                    sign = decide(machine, snapshot, request.but(event="progress", fence=snapshot.fence))\n'
+        "                    if isinstance(sign, Step):\n"
+        "                        self._store.append([sign])\n"
+        "                    command.outcome = decided",
     ),
     Mutant(
         "the key is ignored",
         "an ambiguous commit is safe with a key",
-        "committer.py",
-        "if command.key is not None and self._seen(",
-        'if command.key == "" and self._seen(',
+        "registry/committer.py",
+        "if request.key is not None and self._seen(",
+        'if request.key == "" and self._seen(',
     ),
     Mutant(
         "an internal transition is not written down",
         "no acknowledged transition is lost",
-        "stores/memory.py",
+        "stores/memory/store.py",
         "            rows[0] = after\n            rows.append(receipt)\n",
         "            if before.state != after.state:\n                rows.append(receipt)\n",
     ),
     Mutant(
         "the registry's journal leaves a row out",
         "journal and state agree",
-        "stores/memory.py",
+        "stores/memory/store.py",
         "        self._journal.append(receipt)\n",
         '        if step.event != "receive_input":\n            self._journal.append(receipt)\n',
     ),
     Mutant(
         "a wall clock that goes back makes the journal run backwards",
         "a journal does not run backwards",
-        "decide.py",
+        "core/decide.py",
         "if facts.at < snapshot.updated_at:",
         "if facts.at < 0:",
         BACKWARDS,
@@ -171,7 +172,7 @@ MUTANTS = (
     Mutant(
         "the youngest tool is closed instead of the oldest",
         "the record is what the table makes of it",
-        "decide.py",
+        "core/decide.py",
         "for index, (open_name, open_id) in enumerate(snapshot.tools):",
         "for index, (open_name, open_id) in reversed(list(enumerate(snapshot.tools))):",
         OLDEST,
@@ -179,7 +180,7 @@ MUTANTS = (
     Mutant(
         "a guard is asked for truthiness",
         "the table is the law",
-        "decide.py",
+        "core/decide.py",
         "self.defaults[fact] if answer is None else answer is True",
         "self.defaults[fact] if answer is None else bool(answer)",
         TRUE,
@@ -187,80 +188,82 @@ MUTANTS = (
     Mutant(
         "what a guard on the record forbids is listed as allowed",
         "a refusal says what is allowed",
-        "decide.py",
+        "core/decide.py",
         "all(wanted in _answers(snapshot, fact) for",
         "all(wanted in (True, False) for",
     ),
     Mutant(
         "a parent's cancel stops at the parent",
         "a cancel ends cancelled or is reported",
-        "registry.py",
-        "                self.call_off(Order(command.execution_id, command.outcome.version, command.event))\n",
+        "registry/registry.py",
+        "                self.call_off(\n"
+        "                    Order(command.request.execution_id, command.outcome.version, command.request.event)\n"
+        "                )\n",
         "                self._claims.clear()\n",
         CHILDREN,
     ),
     Mutant(
         "another user may fire",
         "another user's execution is as unknown as none",
-        "committer.py",
-        "if command.user_id is not None and snapshot.identity.user_id != command.user_id:",
-        "if command.user_id is not None and not snapshot.identity.user_id:",
+        "registry/committer.py",
+        "if request.user_id is not None and snapshot.identity.user_id != request.user_id:",
+        "if request.user_id is not None and not snapshot.identity.user_id:",
     ),
     Mutant(
         "a sweep without compare-and-set",
         "a stale timer is harmless",
-        "sweeper.py",
+        "tracker/sweeper.py",
         "version=one.version,",
         "version=None,",
-        "test_time.py::test_a_deadline_that_moves_while_it_is_swept_is_left_alone",
+        "registry/test_time.py::test_a_deadline_that_moves_while_it_is_swept_is_left_alone",
     ),
     Mutant(
         "a timeout names the wrong kind",
         "a deadline fires as what it is",
-        "sweeper.py",
+        "tracker/sweeper.py",
         '{"kind": one.kind,',
         '{"kind": "phase",',
-        "test_time.py::test_each_kind_of_deadline_fires",
+        "registry/test_time.py::test_each_kind_of_deadline_fires",
     ),
     Mutant(
         "a deadline fires early",
         "a healthy execution is never declared dead",
-        "stores/memory.py",
+        "stores/memory/store.py",
         "while self._due and self._due[0][0] <= now and",
         "while self._due and self._due[0][0] <= now + 5.0 and",
-        "test_time.py::test_progress_keeps_an_idle_execution_alive",
+        "registry/test_time.py::test_progress_keeps_an_idle_execution_alive",
     ),
     Mutant(
         "a lease runs out early",
         "a healthy execution is never declared dead",
-        "stores/memory_workers.py",
+        "stores/memory/workers.py",
         "worker.renewed_at + worker.ttl_s < now",
         "worker.renewed_at + worker.ttl_s / 2 < now",
-        "test_worker.py::test_a_worker_that_renews_is_never_lost",
+        "tracker/test_worker.py::test_a_worker_that_renews_is_never_lost",
     ),
     Mutant(
         "a lost worker renews",
         "a zombie cannot write",
-        "stores/memory_workers.py",
+        "stores/memory/workers.py",
         "if worker is None or worker.lost:",
         "if worker is None:",
-        "test_worker.py::test_a_lost_worker_stays_lost",
+        "tracker/test_worker.py::test_a_lost_worker_stays_lost",
     ),
     Mutant(
         "a lapse takes work from whoever owns it now",
         "a healthy execution is never declared dead",
-        "worker.py",
+        "tracker/worker.py",
         "holder=worker_id",
         "holder=None",
-        "test_worker.py::test_work_that_was_claimed_anew_is_not_taken",
+        "tracker/test_worker.py::test_work_that_was_claimed_anew_is_not_taken",
     ),
     Mutant(
         "deadlines are laid on the wall clock",
         "a wall clock that jumps neither kills nor blocks",
-        "steady.py",
+        "registry/steady.py",
         "return monotonic + self._era.offset_s",
         "return self._clock.wall()",
-        "test_time.py::test_a_wall_clock_that_jumps_neither_kills_nor_blocks",
+        "registry/test_time.py::test_a_wall_clock_that_jumps_neither_kills_nor_blocks",
     ),
 )
 

@@ -71,7 +71,7 @@ def test_a_pager_sees_what_others_create_under_earlier_ids(store, url):
             if begin == 10:
                 tracker.fire(seen[-1], "cancel")
                 tracker.prune(older_than_s=0)  # the page's last one is gone
-        assert seen == [command.execution_id for command in born]
+        assert seen == [command.request.execution_id for command in born]
 
 
 @pytest.mark.parametrize(

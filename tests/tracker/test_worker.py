@@ -201,13 +201,13 @@ def test_only_so_many_departed_workers_are_remembered(tracker):
             writer.executemany("INSERT INTO workers VALUES (?, ?, ?, ?, ?, ?)", rows)
             writer.execute("DELETE FROM workers")
 
-        store._write(write)
-        kept = {row[0] for row in store._rows("SELECT id FROM departed")}
+        store.database.write(write)
+        kept = {row[0] for row in store.database.rows("SELECT id FROM departed")}
     else:
         for row in rows:
             store.worker_add(WorkerRow(*row))
             store.worker_remove(row[0])
-        kept = set(store._departed)
+        kept = set(store._workers.departed)
     assert kept == {row[0] for row in rows[5:]}
 
 

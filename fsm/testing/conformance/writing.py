@@ -389,6 +389,8 @@ class Writing:
         assert store.journal(0, 10) == [stays]
         assert store.counts() == {"created": 1}
         assert store.forget([execution_id]) == 0
+        assert store.append([gone]) == [Conflict(execution_id, None)]
+        assert store.append([kept]) == [Conflict(kept.after.identity.id, 0)]
 
     def test_forgetting_leaves_what_is_to_be_kept(self, store: Store) -> None:
         """Only so many are forgotten that the wanted number of ended ones is left, the first ones that are named."""

@@ -222,7 +222,7 @@ class Prover:
             trail.append((number, after, inputs))
             for one in left:
                 if solver.check(z3.Not(world.say(one.holds, after, before=record))) == z3.sat:
-                    found[one.name] = self._path(solver.model(), trail)
+                    found[one.name] = self.path(solver.model(), trail)
             record = after
         return found
 
@@ -232,9 +232,11 @@ class Prover:
             for name, symbol in self.world.constants.items()
         }
 
-    def _path(
+    def path(
         self, model: Any, trail: Sequence[tuple[Any, Record, list[Mapping[str, Any]]]]
     ) -> Counterexample:
+        """Return the path that a model of the solver describes: for each step its number, its record and inputs."""
+
         def value(symbol: Any) -> int | bool:
             found = model.eval(symbol, model_completion=True)
             return bool(self.z3.is_true(found)) if self.z3.is_bool(found) else int(found.as_long())

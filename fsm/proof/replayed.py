@@ -7,9 +7,10 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from fsm.core.decide import DERIVED, EXECUTIONS, Facts, create, decide
+from fsm.core.decide import DERIVED, EXECUTIONS, create, decide
 from fsm.core.payloads import Codec
 from fsm.core.records import Identity, Snapshot, Step
+from fsm.core.request import Request
 from fsm.errors import ConfigurationError, Refused
 from fsm.machine.expressions import Compiled, compiled, source
 from fsm.machine.machine import Machine
@@ -63,8 +64,10 @@ def carried(machine: Machine, path: Counterexample) -> list[Snapshot] | None:
     for leg, (event, given) in zip(path.legs, events_of(machine, path), strict=True):
         payload, text = codec.encode(event, given)
         now = records[-1]
-        facts = Facts(now.updated_at + 1.0, payload, text, now.fence, None, "worker", ordered=True)
-        step = decide(machine, now, event, facts)
+        request = Request(
+            event, now.updated_at + 1.0, payload, text, fence=now.fence, worker="worker", ordered=True
+        )
+        step = decide(machine, now, request)
         if not isinstance(step, Step) or step.after.state != leg.target:
             return None
         records.append(step.after)

@@ -196,17 +196,29 @@ class World:
 
     # --- moves ------------------------------------------------------------------------------------------------
 
-    def take(self, move: Move, record: Record) -> Taken:
-        """Return what a move asks of a record, and what it makes of it."""
+    def take(self, move: Move, record: Record, shared: Mapping[str, Any] | None = None) -> Taken:
+        """Return what a move asks of a record, and what it makes of it.
+
+        Args:
+            move: The move.
+            record: The record.
+            shared: What comes from outside, where it is the same as for another move (of the first stage).
+        """
         guards = (*move.earlier, move.arrow.literals if move.arrow else ())
         facts = {fact for guard in guards for fact, _ in guard}
         inputs: dict[str, Any] = {}
+        shared = shared or {}
         when: list[Any] = [self.at(record, move.sources)]
         for fact in facts - self.vocabulary.facts.keys() - self.vocabulary.inputs.keys():
-            inputs[fact], _ = self.fresh(fact, "flag")  # an answer that comes with the payload
+            inputs[fact] = (
+                shared[fact] if fact in shared else self.fresh(fact, "flag")[0]
+            )  # an answer that comes with the payload
         for number, stage in enumerate(move.stages or ({},)):
             given = dict(inputs)
             for name, sort in self.vocabulary.inputs.items():
+                if number == 0 and name in shared:
+                    given[name] = shared[name]
+                    continue
                 given[name], bound = self.fresh(name, sort)
                 when += bound
             when += self._assumed(record, given)

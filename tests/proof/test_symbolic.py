@@ -12,9 +12,10 @@ from fsm import BREAKER, EXECUTION, InvalidMachine
 from fsm.breakers import Policy
 from fsm.breakers import core as breakers
 from fsm.core import decide as deciding
-from fsm.core.decide import DERIVED, EXECUTIONS, Facts, create, decide
+from fsm.core.decide import DERIVED, EXECUTIONS, create, decide
 from fsm.core.payloads import Codec
 from fsm.core.records import Identity, Snapshot, Step
+from fsm.core.request import Request
 from fsm.machine.expressions import NoExpression, parse
 from fsm.machine.grammar import invariant
 from fsm.stores.breakers import BreakerRow
@@ -92,8 +93,8 @@ def test_a_decision_is_the_move_that_the_proof_takes(data: st.DataObject) -> Non
     needed = {name for name, field in model.model_fields.items() if field.is_required()}
     payload = dict.fromkeys(needed - payload.keys(), "s") | payload
     checked, text = CODEC.encode(event, payload)
-    facts = Facts(before.updated_at, checked, text, before.fence, None, "w2", ordered=True)
-    decided = decide(EXECUTION, before, event, facts)
+    facts = Request(event, before.updated_at, checked, text, fence=before.fence, worker="w2", ordered=True)
+    decided = decide(EXECUTION, before, facts)
     codes = Codes()
     record, known = WORLD.record(before.state)
     known = [*known, *(record.words[word] == value for word, value in words_of(before, codes).items())]

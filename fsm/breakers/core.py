@@ -7,12 +7,14 @@ look at. The meaning of the table's `assign` names is defined here and nowhere e
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from fsm.breakers.policy import Policy
 from fsm.breakers.verdicts import Kind, Verdict
 from fsm.lifecycles.breaker import BREAKER, CLOSED, FORCED_OPEN, HALF_OPEN, OPEN
+from fsm.machine.expressions import Compiled, Vocabulary, compiled
 from fsm.machine.grammar import Arrow
 from fsm.stores.breakers import BreakerRow
 
@@ -88,14 +90,29 @@ def unseen(key: str) -> BreakerRow:
 
 # --- facts that guards ask ------------------------------------------------------------------------------------
 
-ANSWERS: dict[str, Callable[[BreakerRow, BreakerFacts], bool]] = {
-    "policy_met": lambda _, facts: facts.policy_met,
-    "enough_calls": lambda _, facts: facts.enough_calls,
-    "until_passed": lambda _, facts: facts.left_s <= 0,
-    "probe_free": lambda row, facts: len(row.probes) < facts.policy.probes_at_once,
-    "enough_successes": lambda row, facts: row.successes >= facts.policy.successes_needed,
-    "enough_abandoned": lambda row, facts: row.abandoned >= facts.policy.abandoned_limit,
+FACTS: dict[str, str] = {
+    "policy_met": "rule_met",
+    "enough_calls": "calls_seen",
+    "until_passed": "cooled_down",
+    "probe_free": "probes < probes_at_once",
+    "enough_successes": "successes >= successes_needed",
+    "enough_abandoned": "abandoned >= abandoned_limit",
 }
+"""What the guards of the breaker's machine ask, as expressions over its row (`fsm.machine.expressions`)."""
+_TERMS = (
+    {word: f"row.{word}" for word in "version generation since until openings successes abandoned".split()}
+    | {word: f"facts.policy.{word}" for word in "probes_at_once successes_needed abandoned_limit".split()}
+    | {
+        "probes": "len(row.probes)",
+        "rule_met": "facts.policy_met",
+        "calls_seen": "facts.enough_calls",
+        "cooled_down": "(facts.left_s <= 0)",
+    }
+)
+ANSWERS: dict[str, Callable[[BreakerRow, BreakerFacts], bool]] = {
+    name: compiled(text, Compiled("row, facts", _TERMS, {})) for name, text in FACTS.items()
+}
+"""The same as functions of a row and what the decision is made on."""
 
 
 class _Question:
@@ -115,57 +132,106 @@ class _Question:
 
 # --- changes that the table's rows assign ----------------------------------------------------------------------
 
-_Change = Callable[[BreakerRow, BreakerFacts], BreakerRow]
+# Data, as the execution's (`fsm.core.decide.CHANGES`): an expression for each word that a change sets.
+
+CHANGES: dict[str, Mapping[str, str]] = {
+    "next_generation": {
+        "generation": "generation + 1", "changed_at": "later", "since": "none", "until": "none", "probes": "()",
+        "successes": "0", "abandoned": "0",
+    },
+    "open_until": {"since": "at", "until": "cooled_at"},
+    "extend_until": {"since": "at", "until": "extended_at"},
+    "take_probe": {"probes": "probes_and_this"},
+    "longer_cooldown": {"openings": "openings + 1"},
+    "reset_cooldown": {"openings": "0"},
+}  # fmt: skip
+"""What a row's `assign` can name in the breaker's machine; they are carried out from left to right."""
+NOTE: Mapping[str, str] = {
+    "probes": "probes_without",
+    "successes": "successes + 1 if succeeded else successes",
+    "abandoned": "abandoned + 1 if called_off else abandoned",
+}
+"""What the verdict on a probe changes, before the table is asked whether that is enough."""
 
 
-def _next_generation(row: BreakerRow, facts: BreakerFacts) -> BreakerRow:
-    # A wall clock that jumped back must not make a journal run backwards.
-    return row._replace(
-        generation=row.generation + 1,
-        changed_at=max(facts.at, row.changed_at),
-        since=None,
-        until=None,
-        probes=(),
-        successes=0,
-        abandoned=0,
-    )
-
-
-def _open_until(row: BreakerRow, facts: BreakerFacts) -> BreakerRow:
+def _cooled_at(row: BreakerRow, facts: BreakerFacts) -> float:
     if facts.retry_after_s is None:
-        open_s = facts.policy.cooldown(row.openings, facts.draw)
-    else:
-        open_s = min(facts.retry_after_s, facts.policy.throttle_max_s)
-    return row._replace(since=facts.at, until=facts.at + open_s)
+        return facts.at + facts.policy.cooldown(row.openings, facts.draw)
+    return facts.at + min(facts.retry_after_s, facts.policy.throttle_max_s)
 
 
-def _extend_until(row: BreakerRow, facts: BreakerFacts) -> BreakerRow:
+def _extended_at(_row: BreakerRow, facts: BreakerFacts) -> float:
     # By what is left, not by `until`: were the wall clock set back, the old instant would hide the extension.
     asked_s = 0.0 if facts.retry_after_s is None else min(facts.retry_after_s, facts.policy.throttle_max_s)
-    return row._replace(since=facts.at, until=facts.at + max(facts.left_s, asked_s))
+    return facts.at + max(facts.left_s, asked_s)
 
 
-def _take_probe(row: BreakerRow, facts: BreakerFacts) -> BreakerRow:
-    return row._replace(probes=(*row.probes, (facts.token, facts.at + facts.policy.probe_lease_s)))
-
-
-def _longer_cooldown(row: BreakerRow, _facts: BreakerFacts) -> BreakerRow:
-    return row._replace(openings=row.openings + 1)
-
-
-def _reset_cooldown(row: BreakerRow, _facts: BreakerFacts) -> BreakerRow:
-    return row._replace(openings=0)
-
-
-CHANGES: dict[str, _Change] = {
-    "next_generation": _next_generation,
-    "open_until": _open_until,
-    "extend_until": _extend_until,
-    "take_probe": _take_probe,
-    "longer_cooldown": _longer_cooldown,
-    "reset_cooldown": _reset_cooldown,
+_INPUTS: dict[str, Callable[[BreakerRow, BreakerFacts], Any]] = {
+    "at": lambda _, facts: facts.at,
+    "later": lambda row, facts: max(
+        facts.at, row.changed_at
+    ),  # a clock set back makes no journal run backwards
+    "cooled_at": _cooled_at,
+    "extended_at": _extended_at,
+    "probes_and_this": lambda row, facts: (
+        *row.probes,
+        (facts.token, facts.at + facts.policy.probe_lease_s),
+    ),
 }
-"""What a row's `assign` can name in the breaker's machine; they are carried out from left to right."""
+"""What a change takes from the clock, the policy and the caller."""
+
+BREAKERS = Vocabulary(
+    words={
+        "version": "count", "generation": "count", "openings": "count", "successes": "count", "abandoned": "count",
+        "probes": "count", "since": "thing", "until": "thing",
+    },
+    constants={"probes_at_once": 1, "successes_needed": 1, "abandoned_limit": 1},
+    facts=FACTS,
+    inputs={
+        "rule_met": "flag", "calls_seen": "flag", "cooled_down": "flag", "at": "present", "later": "present",
+        "cooled_at": "present", "extended_at": "present", "probes_and_this": "count", "probes_without": "count",
+        "succeeded": "flag", "called_off": "flag",
+    },
+    # Of the list of probes a proof knows the length. No verdict is both a success and a cancellation.
+    assume=(
+        "probes_and_this == probes + 1",
+        "probes > 0 implies probes_without == probes - 1",
+        "not (succeeded and called_off)",
+    ),
+    begins={
+        "version": "0", "generation": "1", "openings": "0", "successes": "0", "abandoned": "0", "probes": "()",
+        "since": "none", "until": "none",
+    },
+    changes=CHANGES,
+    frame={"always": {"version": "version + 1"}},
+    beside={"note": ("half_open and probes > 0", {"version": "version + 1", **NOTE})},
+    in_turn=True,
+)  # fmt: skip
+"""What the words of the breaker's machine mean."""
+
+
+@lru_cache(maxsize=64)
+def _change(items: tuple[tuple[str, str], ...]) -> Callable[..., tuple[Any, ...]]:
+    terms = _TERMS | {name: f"{name}(row, facts)" for name in _INPUTS}
+    terms |= {
+        "succeeded": "verdict.succeeded",
+        "called_off": "verdict.called_off",
+        "probes_without": "verdict.left",
+    }
+    return compiled([text for _, text in items], Compiled("row, facts, verdict", terms, dict(_INPUTS)))
+
+
+class _Verdict(NamedTuple):
+    succeeded: bool
+    called_off: bool
+    left: tuple[tuple[str, float], ...]
+
+
+def _changed(
+    row: BreakerRow, facts: BreakerFacts, change: Mapping[str, str], verdict: _Verdict | None = None
+) -> BreakerRow:
+    values = _change(tuple(change.items()))(row, facts, verdict)
+    return row._replace(**dict(zip(change, values, strict=True)))
 
 
 # --- decisions ------------------------------------------------------------------------------------------------
@@ -180,10 +246,10 @@ def decide_breaker(row: BreakerRow, event: str, facts: BreakerFacts) -> BreakerS
     arrow = question.arrow
     assert arrow is not None  # noqa: S101 - the executor sets it whenever it returns True
     after = row
-    for name in arrow.assign:
-        after = CHANGES[name](after, facts)
+    for change in BREAKERS.assigned(arrow.assign, internal=arrow.internal, ends=False):
+        after = _changed(after, facts, change)
     return BreakerStep(
-        after._replace(state=arrow.target, version=row.version + 1),
+        after._replace(state=arrow.target),
         row.state,
         event,
         max(facts.at, row.changed_at),
@@ -262,11 +328,9 @@ def judge(
 
 def _judge_probe(row: BreakerRow, token: str | None, verdict: Verdict, facts: BreakerFacts) -> BreakerStep:
     """Give the probe back, count it, and ask the table whether that is enough."""
-    noted = row._replace(
-        probes=tuple(probe for probe in row.probes if probe[0] != token),
-        successes=row.successes + (verdict.kind is Kind.SUCCESS),
-        abandoned=row.abandoned + (verdict.kind is Kind.CANCELLED),
-    )
+    left = tuple(probe for probe in row.probes if probe[0] != token)
+    came_to = _Verdict(verdict.kind is Kind.SUCCESS, verdict.kind is Kind.CANCELLED, left)
+    noted = _changed(row, facts, NOTE, came_to)
     event = _PROBE_EVENTS.get(verdict.kind)
     step = _step(decide_breaker(noted, event, facts)) if event else None
     return step or BreakerStep(noted._replace(version=row.version + 1), row.state, None, facts.at)

@@ -17,7 +17,7 @@ from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
-from fsm.breakers.faces import Wait, here, in_thread, now
+from fsm.breakers.faces import Steps, later, now
 from fsm.breakers.foreign import DROPPED
 from fsm.breakers.keys import key_of
 from fsm.breakers.permit import ABreaker, Permit
@@ -167,10 +167,10 @@ def stream_sync(
                     failed = False
                     return end.value
                 took_s = clock.monotonic() - since
-                now(_came, permit, content, item, here, stalled=stall_s is not None and took_s >= stall_s)
+                now(_came(permit, content, item, stalled=stall_s is not None and took_s >= stall_s))
                 sent = yield item
         finally:
-            now(_close, (iterator, opened), ("close",), DROPPED, failed=failed)
+            now(_close((iterator, opened), ("close",), DROPPED, failed=failed))
 
 
 async def stream_async(
@@ -201,46 +201,43 @@ async def stream_async(
                 except StopAsyncIteration:
                     failed = False
                     return
-                await _came(permit, content, item, in_thread, stalled=False)  # a stall was a TimeoutError
+                await later(_came(permit, content, item, stalled=False))  # a stall was a TimeoutError
                 yield item
         finally:
             heard = (Exception, GeneratorExit)  # a cancel of the reader goes on even now
-            await _close((iterator, opened), ("aclose", "close"), heard, failed=failed)
+            await later(_close((iterator, opened), ("aclose", "close"), heard, failed=failed))
 
 
-async def _came(
-    permit: Permit, content: Callable[[Any], bool], item: Any, wait: Wait, *, stalled: bool
-) -> None:
+def _came(permit: Permit, content: Callable[[Any], bool], item: Any, *, stalled: bool) -> Steps[None]:
     """Look at an item of a stream: the first content is the answer, and a stall after it is a failure."""
     if permit.has_answered:
         if stalled:
             permit.fail()
     elif permit.is_content(content, item):
-        await permit.answer(wait)
+        yield from permit.answer()
 
 
-async def _close(
+def _close(
     streams: tuple[Any, Any],
     names: tuple[str, ...],
     dropped: tuple[type[BaseException], ...],
     *,
     failed: bool,
-) -> None:
+) -> Steps[None]:
     """Close a stream and what opened it; what ended the stream goes before what closing it raises."""
-    try:
+    error: BaseException | None = None
+    for stream in streams:
         try:
-            await _close_one(streams[0], names)
-        finally:
-            await _close_one(streams[1], names)
-    except dropped as error:
-        if not failed:
-            raise
-        logger.debug("a stream that had failed could not be closed: %s", type(error).__name__)
-
-
-async def _close_one(stream: Any, names: tuple[str, ...]) -> None:
-    close = next((found for name in names if (found := getattr(stream, name, None)) is not None), None)
-    if close is not None:
-        closing = close()
-        if "aclose" in names and inspect.isawaitable(closing):
-            await closing
+            found = (getattr(stream, name, None) for name in names)
+            close = next((one for one in found if one is not None), None)
+            if close is not None:
+                yield close
+        except BaseException as raised:  # noqa: BLE001 - it is raised below, unless the stream's own error goes first
+            error = raised
+            if issubclass(type(raised), GeneratorExit):
+                break  # these steps may be closed themselves, and yield no more then
+    if error is None:
+        return
+    if not failed or not issubclass(type(error), dropped):
+        raise error
+    logger.debug("a stream that had failed could not be closed: %s", type(error).__name__)

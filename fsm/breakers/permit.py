@@ -1,6 +1,6 @@
 """The permit: what a call runs inside, with ``with`` or ``async with``.
 
-What both faces do is written once, as coroutines (`fsm.breakers.faces`). Each face keeps only its short way past them,
+What both faces do is written once, as steps (`fsm.breakers.faces`). Each face keeps only its short way past them,
 for a call that a closed breaker lets through and that goes well.
 """
 
@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
 from fsm.breakers.breaker import Breaker, Call
-from fsm.breakers.faces import Wait, here, in_thread, now
+from fsm.breakers.faces import Disk, Steps, later, now
 from fsm.breakers.foreign import DROPPED, why_of
 from fsm.breakers.verdicts import CANCELLED, FAILURE, IGNORED, SUCCESS, Kind, Verdict, throttled
 from fsm.errors import BadPayload
@@ -117,14 +117,14 @@ class Permit:
         if generation:
             self.generation = generation
             return self
-        return now(self.enter, here)
+        return now(self.enter())
 
     async def __aenter__(self) -> Self:
         generation = self._breaker.fast_in
         if generation:
             self.generation = generation
             return self
-        return await self.enter(in_thread)
+        return await later(self.enter())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
@@ -133,7 +133,7 @@ class Permit:
         if kind is None and self._more is None and self.generation == breaker.fast_out:
             breaker.succeeded += 1
             return
-        now(self.leave, error, here)
+        now(self.leave(error))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
@@ -142,18 +142,18 @@ class Permit:
         if kind is None and self._more is None and self.generation == breaker.fast_out:
             breaker.succeeded += 1
             return
-        await self.leave(error, in_thread)
+        await later(self.leave(error), closing=issubclass(type(error), GeneratorExit))
 
     def answered(self) -> None:
         """Say that the first content of a stream is here: the verdict falls now, and it is SUCCESS.
 
         What goes wrong later (a stall) is a FAILURE of its own; a cancel is none any more.
         """
-        now(self.answer, here)
+        now(self.answer())
 
     async def answered_async(self) -> None:
         """Do the same as `answered` without blocking the event loop."""
-        await self.answer(in_thread)
+        await later(self.answer())
 
     # --- what both do -----------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class Permit:
         self.generation = generation
         return self
 
-    async def enter(self, wait: Wait) -> Self:
+    def enter(self) -> Steps[Self]:
         """Ask for the permit; one permit is for one call at a time.
 
         Raises:
@@ -174,7 +174,7 @@ class Permit:
             )
         self._more = more = _More(None)
         try:
-            self._got(more, await take(self._breaker, more, wait))
+            self._got(more, (yield from take(self._breaker, more)))
             return self  # noqa: TRY300 - an interrupt at this line loses nothing either
         except asyncio.CancelledError:
             raise  # the thread that takes it gives it back
@@ -182,17 +182,14 @@ class Permit:
             self._breaker.abandon(more)
             raise
 
-    async def leave(self, error: BaseException | None, wait: Wait) -> None:
+    def leave(self, error: BaseException | None) -> Steps[None]:
         """Note the verdict of the call that ended, with the error that it raised."""
         breaker = self._breaker
         try:
             verdict = self._verdict(error)
             if verdict is not None:
                 why = None if error is None else why_of(error)
-                # A generator or coroutine that is being closed can wait for nothing any more.
-                await finish(
-                    breaker, self.call, verdict, why, here if isinstance(error, GeneratorExit) else wait
-                )
+                yield from finish(breaker, self.call, verdict, why)
         except asyncio.CancelledError:
             raise  # the thread that settles it goes on
         except BaseException:  # an interrupt
@@ -201,12 +198,12 @@ class Permit:
         finally:
             self._more = None
 
-    async def answer(self, wait: Wait) -> None:
+    def answer(self) -> Steps[None]:
         """See `answered`. The rest of the stream is watched as a call of the generation that is now."""
         if self.has_answered:
             return
         breaker = self._breaker
-        await finish(breaker, self.call, SUCCESS, None, wait)
+        yield from finish(breaker, self.call, SUCCESS)
         self._got(_More(None), Call(breaker.row.generation, None, breaker.clock.monotonic()))
         self._details().answered = True
 
@@ -233,7 +230,7 @@ ABreaker: TypeAlias = Breaker[Permit]
 """A breaker whose permits are for ``with`` and ``async with``."""
 
 
-async def take(breaker: ABreaker, held: object | None, wait: Wait) -> Call:
+def take(breaker: ABreaker, held: object | None) -> Steps[Call]:
     """Return a permit; see `Breaker.take_probe`. A caller that is cancelled while it waits leaves no probe out.
 
     Raises:
@@ -242,7 +239,7 @@ async def take(breaker: ABreaker, held: object | None, wait: Wait) -> Call:
     call = breaker.ask()
     if call is not None:
         return call
-    if wait is here or breaker.instant:
+    if breaker.instant:
         return breaker.take_probe(held)
     handover: Future[Call] = Future()
     turn = threading.Lock()
@@ -256,7 +253,7 @@ async def take(breaker: ABreaker, held: object | None, wait: Wait) -> Call:
                 handover.set_exception(error)
 
     try:
-        await wait(taking)
+        yield Disk(taking)
         return handover.result()
     except BaseException:
         if not handover.cancel():  # it was begun, and is given back where it ends
@@ -266,11 +263,16 @@ async def take(breaker: ABreaker, held: object | None, wait: Wait) -> Call:
 
 def _give_back(breaker: ABreaker, taken: Future[Call]) -> None:
     if taken.exception() is None:
-        now(finish, breaker, taken.result(), CANCELLED, None, here)
+        now(finish(breaker, taken.result(), CANCELLED))
 
 
-async def finish(breaker: ABreaker, call: Call, verdict: Verdict, why: str | None, wait: Wait) -> None:
+def finish(breaker: ABreaker, call: Call, verdict: Verdict, why: str | None = None) -> Steps[None]:
     """Note a call's verdict, and settle it if the row has to change; a cancel while it waits does not undo it."""
     question = breaker.leave(call, verdict)
-    if question is not None:
-        await (here if breaker.instant else wait)(partial(breaker.settle, call, question, why))
+    if question is None:
+        return
+    settle = Disk(breaker.settle, call, question, why)
+    if breaker.instant:
+        settle()
+    else:
+        yield settle

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from fsm.breakers.breaker import Breaker, Call
-from fsm.breakers.faces import Wait, here, in_thread, now
+from fsm.breakers.faces import Steps, later, now
 from fsm.breakers.foreign import say, storable
 from fsm.breakers.guard import Guard, stream_async, stream_sync
 from fsm.breakers.keys import key_of
@@ -233,11 +233,11 @@ class Breakers:
 
     def acquire(self, key: str) -> Call:
         """Take a permit by hand, or raise `BreakerOpen`; give it to `release` in a ``finally``."""
-        return now(take, self.get(key), None, here)
+        return now(take(self.get(key), None))
 
     async def acquire_async(self, key: str) -> Call:
         """Do the same as `acquire` without blocking the event loop."""
-        return await take(self.get(key), None, in_thread)
+        return await later(take(self.get(key), None))
 
     def release(self, key: str, call: Call, verdict: Verdict, *, why: str | None = None) -> None:
         """Give back what `acquire` returned, with the call's verdict, and for the journal why.
@@ -245,16 +245,16 @@ class Breakers:
         Raises:
             BadPayload: The verdict is none, and was noted as a FAILURE; or the call is none.
         """
-        now(self._release, key, call, verdict, why, here)
+        now(self._release(key, call, verdict, why))
 
     async def release_async(self, key: str, call: Call, verdict: Verdict, *, why: str | None = None) -> None:
         """Do the same as `release` without blocking the event loop."""
-        await self._release(key, call, verdict, why, in_thread)
+        await later(self._release(key, call, verdict, why))
 
-    async def _release(self, key: str, call: Call, verdict: Verdict, why: str | None, wait: Wait) -> None:
+    def _release(self, key: str, call: Call, verdict: Verdict, why: str | None) -> Steps[None]:
         breaker = self.get(key)
         refused = _unsound(call, verdict)
-        await finish(breaker, call, FAILURE if refused else verdict, _text(why), wait)
+        yield from finish(breaker, call, FAILURE if refused else verdict, _text(why))
         if refused is not None:
             raise refused
 

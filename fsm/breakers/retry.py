@@ -11,14 +11,14 @@ Cancellation and KeyboardInterrupt pass through as the very exception that was r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Annotated, Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar, cast
 
 import tenacity
 from pydantic import BaseModel, ConfigDict, Field
 
 from fsm.breakers.breaker import Breaker
-from fsm.breakers.faces import now
+from fsm.breakers.faces import Steps, later, now
 from fsm.breakers.policy import Factor
 from fsm.errors import BreakerOpen
 from fsm.lifecycles.breaker import PASSING
@@ -59,8 +59,8 @@ class Tries:
         breaker: Whose verdicts decide.
         backoff: How often and how long.
         block: Makes what each try runs inside, for ``with`` or ``async with``: a permit.
-        before_wait: Asked before each wait, with the error and the seconds, whether to go on; a coroutine function
-            that waits for nothing where the call is not asynchronous.
+        before_wait: Asked before each wait, with the error and the seconds, whether to go on; its steps are those
+            of the face that is run.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Tries:
         breaker: Breaker[Any],
         backoff: Backoff | None,
         block: Callable[[], Any],
-        before_wait: Callable[[BaseException, float], Coroutine[Any, Any, bool]] | None = None,
+        before_wait: Callable[[BaseException, float], Steps[bool]] | None = None,
     ) -> None:
         self._breaker = breaker
         self._backoff = backoff = backoff or Backoff()
@@ -87,7 +87,7 @@ class Tries:
             with self._block(): return self._counted(function)  # noqa: E701  # fmt: skip
 
         def before_sleep(state: tenacity.RetryCallState) -> None:
-            if not now(self._goes_on, state):
+            if not now(self._goes_on(state)):
                 raise _error_of(state)
 
         return tenacity.Retrying(sleep=sleep, before_sleep=before_sleep, **self._rules())(once)
@@ -108,7 +108,7 @@ class Tries:
             async with self._block(): return await self._counted(limited)  # noqa: E701  # fmt: skip
 
         async def before_sleep(state: tenacity.RetryCallState) -> None:
-            if not await self._goes_on(state):
+            if not await later(self._goes_on(state)):
                 raise _error_of(state)
 
         return await tenacity.AsyncRetrying(sleep=sleep, before_sleep=before_sleep, **self._rules())(once)
@@ -121,8 +121,10 @@ class Tries:
             "reraise": True,
         }
 
-    async def _goes_on(self, state: tenacity.RetryCallState) -> bool:
-        return self._before_wait is None or await self._before_wait(_error_of(state), state.upcoming_sleep)
+    def _goes_on(self, state: tenacity.RetryCallState) -> Steps[bool]:
+        if self._before_wait is None:
+            return True
+        return (yield from self._before_wait(_error_of(state), state.upcoming_sleep))
 
     def _counted(self, function: Callable[[], T]) -> T:
         self._tries += 1
@@ -130,15 +132,16 @@ class Tries:
 
     def refused(self, error: BaseException) -> bool:
         """Whether our own breaker gave no permit; another one's refusal is an error like any other."""
-        return isinstance(error, BreakerOpen) and error.key == self._breaker.key
+        # By its type: `isinstance` asks an object's own `__class__`, which may raise.
+        return issubclass(type(error), BreakerOpen) and cast("BreakerOpen", error).key == self._breaker.key
 
     def _may_help(self, error: BaseException) -> bool:
         return self.refused(error) or self._breaker.verdict(error).retryable  # CANCELLED is never retried
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
         error = _error_of(state)
-        if isinstance(error, BreakerOpen) and self.refused(error):
-            return error.retry_after_s
+        if self.refused(error):
+            return cast("BreakerOpen", error).retry_after_s
         asked_s = self._breaker.verdict(error).retry_after_s or 0.0
         # Behind a breaker that has just opened nothing is drawn: it says itself when it may be probed.
         return max(asked_s, self._breaker.retry_after_s() or self._draw(state))

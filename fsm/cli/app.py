@@ -12,6 +12,7 @@ from fsm.cli.breakers import breaker_command, breakers_command
 from fsm.cli.common import teaching
 from fsm.cli.demo import demo_command
 from fsm.cli.diagram import diagram
+from fsm.cli.diff import diff_command
 from fsm.cli.doctor import doctor_command
 from fsm.cli.inspect import list_command, show_command
 from fsm.cli.replay import replay_command
@@ -58,6 +59,7 @@ app.command("answer")(teaching(answer_command))
 app.command("watch")(teaching(watch_command))
 app.command("diagram")(teaching(diagram))
 app.command("verify")(teaching(verify_command))
+app.command("diff")(teaching(diff_command))
 app.command("audit")(teaching(audit_command))
 app.command("breakers")(teaching(breakers_command))
 app.command("breaker")(teaching(breaker_command))

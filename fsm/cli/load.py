@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -66,6 +67,33 @@ def load_machine(text: str) -> Machine:
             f"the machines of {module_name} are: {_machines(module)}"
         )
     return found
+
+
+def find_machine(text: str, stored: Mapping[str, str] | None = None) -> Machine:
+    """Find a machine by name, hash, ``MODULE:NAME`` or JSON file.
+
+    Args:
+        text: What the person wrote.
+        stored: The machines of a store, their declarations by hash; a name means the newest of them if none shipped.
+
+    Raises:
+        CannotLoad: There is no such machine.
+        InvalidMachine: It does not hold together.
+    """
+    if text.endswith(".json"):
+        try:
+            return Machine.from_json(Path(text).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise CannotLoad(f"{text} holds no machine: {error}") from error
+    documents = stored or {}
+    if text in documents:
+        return Machine.from_json(documents[text])
+    named = [one for one in map(Machine.from_json, documents.values()) if one.name == text]
+    if named and text not in SHIPPED:
+        return named[-1]
+    if re.fullmatch("[0-9a-f]{32}", text):
+        raise CannotLoad(f"no machine of the store has the hash {text}; name the store with --store URL")
+    return load_machine(text)
 
 
 def _import(name: str) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,8 +11,9 @@ from rich.text import Text
 
 from fsm.cli.common import FOUND, err, out, print_json, teaching
 from fsm.cli.load import load_machine
-from fsm.cli.options import JsonOption
-from fsm.errors import InvalidMachine
+from fsm.cli.options import JsonOption, file_path
+from fsm.cli.prove import Report
+from fsm.errors import ConfigurationError, InvalidMachine
 
 
 @teaching
@@ -19,13 +21,33 @@ def verify_command(
     machine: Annotated[
         str, typer.Argument(metavar="MODULE:NAME", help="Your machine, or execution, or breaker.")
     ],
+    prove: Annotated[
+        bool,
+        typer.Option(
+            "--prove", help="Prove the machine's invariants, and that every instance reaches its end."
+        ),
+    ] = False,
+    draw: Annotated[
+        Path | None,
+        typer.Option(parser=file_path, metavar="SVG", help="Draw the path that refutes an invariant there."),
+    ] = None,
+    write_test: Annotated[
+        Path | None,
+        typer.Option(
+            parser=file_path, metavar="FILE", help="Write the refuting path there, as a test that fails."
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Prove a machine: every unknown name, shadowed row, trap and endless wait is listed.
+    """Check a machine: every unknown name, shadowed row, trap and endless wait is listed.
 
-    With --json one object: machine, ok, hash, states, transitions, findings (each with code, row, message, fix).
+    With --prove its invariants are proved for every record that it can lead to, whatever the counters and payloads
+    (needs the extra `prove`); what is refuted is shown as a shortest path. With --json one object: machine, ok, hash,
+    states, transitions, findings (each with code, row, message, fix) and, with --prove, invariants.
     Exit code 1 if there is a finding.
     """
+    if not prove and (draw or write_test):
+        raise ConfigurationError("--draw and --write-test show what --prove refutes: add --prove")
     try:
         proved = load_machine(machine)
     except InvalidMachine as error:
@@ -44,21 +66,30 @@ def verify_command(
     except ValidationError as error:
         err.print(Text(f"{machine}: not of the grammar: {error}"))
         raise typer.Exit(FOUND) from None
+    report = Report(machine, proved) if prove else None
+    ok = report is None or report.ok
     if json:
         print_json(
             {
                 "machine": proved.name,
-                "ok": True,
+                "ok": ok,
                 "hash": proved.content_hash,
                 "states": len(proved.states),
                 "transitions": len(proved.arrows),
-                "findings": [],
+                "findings": [finding._asdict() for finding in report.findings] if report else [],
             }
+            | ({"invariants": report.as_list()} if report else {})
         )
-        return
-    out.print(
-        f"[green]machine {proved.name!r} holds together[/]: {len(proved.states)} states, "
-        f"{len(proved.transitions)} rows, {len(proved.arrows)} transitions, {len(proved.events)} events, "
-        f"hash {proved.content_hash}",
-        markup=True,
-    )
+    else:
+        out.print(
+            f"[green]machine {proved.name!r} holds together[/]: {len(proved.states)} states, "
+            f"{len(proved.transitions)} rows, {len(proved.arrows)} transitions, {len(proved.events)} events, "
+            f"hash {proved.content_hash}",
+            markup=True,
+        )
+    if report:
+        if not json:
+            report.show()
+        report.write(draw, write_test)
+    if not ok:
+        raise typer.Exit(FOUND)

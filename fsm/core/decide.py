@@ -201,6 +201,7 @@ EXECUTIONS = Vocabulary(
     },
     changes=CHANGES,
     frame=FRAME,
+    python=_RECORD | {"tools_max": str(MAX_OPEN_TOOLS)},
 )  # fmt: skip
 """What the words of a machine mean whose instances are executions."""
 CHANGED = tuple(EXECUTIONS.begins)

@@ -18,14 +18,13 @@ plain one in one and a coroutine function in the other.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from fsm.breakers.faces import Wait, here, in_thread, now
+from fsm.breakers.faces import Steps, later, now
 from fsm.breakers.foreign import say, why_of
 from fsm.breakers.permit import ABreaker, Permit, finish
 from fsm.breakers.retry import Backoff, Tries
@@ -50,12 +49,6 @@ class Fire(Protocol):
         ...
 
 
-async def _fired(fire: Fire, event: str, payload: dict[str, Any]) -> None:
-    receipt = fire(event, **payload)
-    if inspect.isawaitable(receipt):
-        await receipt
-
-
 class ModelCall:
     """One try of one model call; use it with ``with`` or ``async with``. It yields the `Permit`.
 
@@ -78,47 +71,49 @@ class ModelCall:
         self.tripped = False
 
     def __enter__(self) -> Permit:
-        return now(self._enter, self._fire, here)
+        return now(self._enter(self._fire))
 
     async def __aenter__(self) -> Permit:
-        return await self._enter(self._fire_async, in_thread)
+        return await later(self._enter(self._fire_async))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._permit.__exit__(kind, error, trace)
-        now(self._trip, self._fire, error)
+        now(self._trip(self._fire, error))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._permit.__aexit__(kind, error, trace)
-        await self._trip(self._fire_async, error)
+        await later(self._trip(self._fire_async, error))
 
-    async def _enter(self, fire: Fire, wait: Wait) -> Permit:
+    def _enter(self, fire: Fire) -> Steps[Permit]:
         said = {"name": self._name, "breaker": self._breaker.key}
         try:
-            await self._permit.enter(wait)
+            yield from self._permit.enter()
         except BreakerOpen as refused:
             without = {"permit": False, "retry_in_s": refused.retry_after_s}
-            await _fired(fire, "call_model", {**said, **without})
+            yield partial(fire, "call_model", **said, **without)
             raise
         try:
-            await _fired(fire, "call_model", said)
+            yield partial(fire, "call_model", **said)
         except BaseException as error:
-            # A coroutine that is being closed can wait for nothing any more.
-            wait = here if isinstance(error, GeneratorExit) else wait
-            await finish(self._breaker, self._permit.call, CANCELLED, None, wait)
+            given_back = finish(self._breaker, self._permit.call, CANCELLED)
+            if issubclass(type(error), GeneratorExit):
+                now(given_back)  # steps that are being closed yield no more
+            else:
+                yield from given_back
             raise
         return self._permit
 
-    async def _trip(self, fire: Fire, error: BaseException | None) -> None:
+    def _trip(self, fire: Fire, error: BaseException | None) -> Steps[None]:
         breaker = self._breaker
         if error is None or breaker.row.state in PASSING or not breaker.verdict(error).retryable:
             return
         said = {"breaker": breaker.key, "retry_in_s": breaker.retry_after_s(), "error": why_of(error)}
         try:
-            await _fired(fire, "trip", said)
+            yield partial(fire, "trip", **said)
         except Exception as refused:  # noqa: BLE001 - the call's own error goes first
             _say(f"no trip of {breaker.key}", refused)
         else:
@@ -146,12 +141,12 @@ class ModelTries:
         self._last = self._make()
         return self._last
 
-    async def _back_off(self, error: BaseException, seconds: float) -> bool:
+    def _back_off(self, error: BaseException, seconds: float) -> Steps[bool]:
         """Note the wait; one behind an open breaker is noted already. ``False`` if the execution does not back off."""
         if self._tries.refused(error) or (self._last is not None and self._last.tripped):
             return True
         try:
-            await _fired(self._fire, "back_off", {"retry_in_s": seconds, "error": why_of(error)})
+            yield partial(self._fire, "back_off", retry_in_s=seconds, error=why_of(error))
         except Exception as refused:  # noqa: BLE001 - the call's own error goes first
             _say("not tried again", refused)
             return False

@@ -6,7 +6,7 @@ state go through the table.
 
 from __future__ import annotations
 
-from fsm.machine.grammar import Fact, row, state
+from fsm.machine.grammar import Fact, invariant, row, state
 from fsm.machine.machine import Machine
 
 # fmt: off
@@ -50,6 +50,29 @@ TRANSITIONS = (
     row("@running @waiting @stopping", "disable", "disabled", assign="next_generation"),
     row("@running @waiting @stopping", "reset", "closed", assign="next_generation reset_cooldown"),
 )
+
+INVARIANTS = (
+    invariant("generation_only_grows", "A verdict of an old generation never counts again", "generation never falls"),
+    invariant("every_step_counts", "Each write makes the next version", "version == before.version + 1"),
+    invariant("half_open_is_new", "Who probes knows that it is a new generation",
+              "half_open and not before.half_open implies generation > before.generation"),
+    invariant("left_is_old", "What leaves a state leaves its generation",
+              "(closed and not before.closed) or (open and not before.open) or (disabled and not before.disabled)"
+              " or (forced_open and not before.forced_open) implies generation > before.generation"),
+    invariant("generations_are_written", "Every generation was written", "generation <= version + 1"),
+    invariant("probes_where", "Only what is half open has probes in flight", "probes > 0 implies half_open"),
+    invariant("probes_bounded", "No more probes are in flight than the policy allows", "probes <= probes_at_once"),
+    invariant("probe_after_cooldown", "What is half open has taken a probe, or given one back",
+              "half_open and not before.half_open implies probes == 1"),
+    invariant("successes_where", "Only what is half open counts successes", "successes > 0 implies half_open"),
+    invariant("abandoned_where", "Only what is half open counts probes that were cancelled",
+              "abandoned > 0 implies half_open"),
+    invariant("cooldown_where", "Only what is open cools down", "until is not none implies open"),
+    invariant("open_ends", "What is open says until when", "open implies until is not none"),
+    invariant("cooldown_bounded", "A cooldown says since when, so that a clock set back cannot stretch it",
+              "until is none or since is not none"),
+    invariant("closed_forgets", "What is closed has forgotten the probes that failed", "closed implies openings == 0"),
+)
 # fmt: on
 
 BREAKER = Machine(
@@ -59,6 +82,7 @@ BREAKER = Machine(
     states=STATES,
     transitions=TRANSITIONS,
     facts=FACTS,
+    invariants=INVARIANTS,
     perpetual=True,
 )
 """The machine of every circuit breaker."""

@@ -6,7 +6,7 @@ lists of allowed events and the generated tests are all made from it.
 
 from __future__ import annotations
 
-from fsm.machine.grammar import Fact, row, state
+from fsm.machine.grammar import Fact, invariant, row, state
 from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Timeouts
 
@@ -109,6 +109,50 @@ TRANSITIONS = (
     row("cancelling", "lapse", "cancelled", by="system"),
     row("cancelling", "fail", "cancelled", by="owner"),
 )
+
+INVARIANTS = (
+    invariant("attempts_bounded", "It is never tried more often than it may be", "attempt <= attempts_max"),
+    invariant("attempt_free", "What waits for a worker has an attempt left, or goes on with a suspended one",
+              "@pending and not suspended implies attempt < attempts_max"),
+    invariant("attempts_only_grow", "An attempt that was counted stays counted", "attempt never falls"),
+    invariant("calls_bounded", "A model call is never tried more often than it may be",
+              "model_attempt <= model_attempts_max"),
+    invariant("call_free", "A pause leads to another try", "backing_off implies model_attempt < model_attempts_max"),
+    invariant("call_counted", "A call that runs has been counted", "calling_model implies model_attempt >= 1"),
+    invariant("fence_only_grows", "A stale worker's fence never becomes valid again", "fence never falls"),
+    invariant("fence_tells_owners_apart", "No two owners have one fence",
+              "owner == before.owner or fence > before.fence"),
+    invariant("fence_tells_attempts_apart", "No two attempts have one fence",
+              "attempt == before.attempt or fence > before.fence"),
+    invariant("fence_covers_attempts", "Every attempt has raised the fence", "fence >= attempt"),
+    invariant("driven", "What runs, pauses or is stopping has an owner",
+              "@running or @stopping or backing_off or circuit_open implies owned"),
+    invariant("free", "What waits for a worker has no owner", "@pending implies not owned"),
+    invariant("owner_has_claimed", "An owner has claimed it, and has a fence",
+              "owned implies attempt >= 1 and fence >= 1"),
+    invariant("suspended_was_tried", "What is suspended has been tried", "suspended implies attempt >= 1"),
+    invariant("suspended_free", "What is suspended has no owner", "suspended implies not owned"),
+    invariant("asked_without_owner", "A question without an owner belongs to a suspended attempt",
+              "awaiting_input and not owned implies suspended"),
+    invariant("suspended_where", "Only what waits for a person, for a worker or has ended is suspended",
+              "suspended implies awaiting_input or @pending or @terminal"),
+    invariant("tools_have_owner", "Whoever opened a tool is still there", "tools_open implies owned"),
+    invariant("tools_bounded", "No more tools are open than may be at once", "open_tools <= tools_max"),
+    invariant("no_tools_while_pending", "What waits for a worker has no tool open", "@pending implies not tools_open"),
+    invariant("no_tools_after_the_end", "What has ended has no tool open", "@terminal implies not tools_open"),
+    invariant("tools_closed_first", "What begins to write its result down has closed every tool",
+              "completing and not before.completing implies not tools_open"),
+    invariant("stop_is_obeyed", "What was told to stop ends cancelled, and nothing else",
+              "before.@stopping implies @stopping or cancelled"),
+    invariant("success_is_written_down", "Only what has written its result down is a success",
+              "completed implies before.completing"),
+    invariant("waits_where", "Only a queue, a pause and a breaker make it wait until an instant",
+              "not_before is not none implies queued or backing_off or circuit_open"),
+    invariant("breaker_where", "Only behind a breaker the record names one",
+              "breaker is not none implies circuit_open"),
+    invariant("expiry_where", "Only a question has an expiry of its own", "limit_s is not none implies awaiting_input"),
+    invariant("every_step_counts", "Each step makes the next version", "version == before.version + 1"),
+)
 # fmt: on
 
 EXECUTION = Machine(
@@ -118,6 +162,7 @@ EXECUTION = Machine(
     states=STATES,
     transitions=TRANSITIONS,
     facts=FACTS,
+    invariants=INVARIANTS,
     payloads=tuple(
         (event, event)
         for event in (

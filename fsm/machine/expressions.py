@@ -50,6 +50,7 @@ class Vocabulary(NamedTuple):
         changes: What a row's `assign` can name: the new value of each word, over the record before.
         frame: What else a row changes: ``always``, when it ``moved`` to a state, when it ``ended``.
         beside: What changes the record without a row of the table: for each a condition and the changes.
+        python: The words of the record as Python source over the argument ``record``, for those who look at a record.
         in_turn: Whether each change is over the record that the last one left, and not over the record before.
     """
 
@@ -62,6 +63,7 @@ class Vocabulary(NamedTuple):
     changes: Mapping[str, Mapping[str, str]]
     frame: Mapping[str, Mapping[str, str]]
     beside: Mapping[str, tuple[str, Mapping[str, str]]] = {}
+    python: Mapping[str, str] = {}
     in_turn: bool = False
 
     def assigned(self, assign: tuple[str, ...], *, internal: bool, ends: bool) -> list[Mapping[str, str]]:
@@ -183,9 +185,9 @@ def _parts(tree: ast.expr) -> list[ast.expr]:
     raise NoExpression(f"{ast.unparse(tree)} is not of the grammar of expressions")
 
 
-def words_of(text: str) -> frozenset[str]:
-    """Return the words of an expression; a category begins with an @."""
-    return frozenset(name for name, _ in _words(parse(text)))
+def words_in(text: str) -> frozenset[tuple[str, bool]]:
+    """Return the words of an expression, each with whether it is of the record before; a category begins with an @."""
+    return frozenset(_words(parse(text)))
 
 
 def said(text: str, sense: Sense[T]) -> T:

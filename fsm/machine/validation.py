@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pydantic import BaseModel
 
 from fsm.errors import Finding
-from fsm.machine.expressions import NoExpression, words_of
+from fsm.machine.expressions import NoExpression, words_in
 from fsm.machine.grammar import Arrow, State
 from fsm.machine.table import Table
 
@@ -212,11 +212,11 @@ def _outcomes(table: Table) -> Iterator[Finding]:
 def _invariants(table: Table) -> Iterator[Finding]:
     for invariant in table.declared.invariants:
         try:
-            words = words_of(invariant.holds)
+            words = words_in(invariant.holds)
         except NoExpression as error:
             yield Finding("bad_invariant", invariant.name, str(error), "See fsm.machine.expressions")
             continue
-        for word in words:
+        for word, _ in sorted(words):
             if word.startswith("@") and word[1:] not in CATEGORIES:
                 yield Finding(
                     "unknown_category", invariant.name, f"no such category {word!r}", _near(word, CATEGORIES)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
-from fsm.registry.command import Command, own
+from fsm.registry.command import Command, make_up, own
 from fsm.registry.registry import Registry
 from fsm.tracker import stream
 
@@ -51,7 +51,11 @@ async def _write_on_loop(registry: Registry, command: Command | Callable[[], Com
         return await registry.reader.call(finish, command)
     made = finish(command)
     if command.effects:
-        await registry.reader.call(registry.carry_out, command)
+        try:
+            await registry.reader.call(registry.carry_out, command)
+        except BaseException:  # a cancel keeps the call from being made while all threads are busy
+            make_up([command])
+            raise
     return made
 
 

@@ -102,7 +102,7 @@ class Model(RuleBasedStateMachine):
         """What the table's rows for closed make of a verdict."""
         if verdict.kind is Kind.THROTTLED:
             return ["throttle"]
-        return ["trip"] if verdict is FAILURE and failures + 1 >= self.policy.trip[0].failures else []
+        return ["trip"] if verdict is FAILURE and failures + 1 >= self.policy.trip[0].calls else []
 
     def when_half_open(self, verdict, row):
         """What the table's rows for half_open make of a verdict."""

@@ -281,7 +281,7 @@ async def a_thousand(engine, tracker, count: int = 1000):
         assert outcome.state in PLANNED[item % 10], (item, outcome)
     for key in ("b1", "b3", "broken"):
         assert tracker.breakers.status_of(key).probes == 0
-    admission = engine._home.admission
+    admission = engine._runtime.admission
     assert (admission._users, admission._agents, admission._ready) == ({}, {}, [])
     assert sum(tracker.counts().values()) == count + count // 10
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fsm import BREAKER, EXECUTION, Fact, InvalidMachine, Machine, State, Timeouts, Transition
 from fsm.machine import validation as proof_module
-from fsm.machine.grammar import row, state
+from fsm.machine.grammar import invariant, row, state
 from fsm.machine.validation import MAX_FACTS, prove
 from tests.support.strategies import FACT_NAMES, Literals, cases, guard_text, holds, machines
 
@@ -191,6 +191,9 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("deadline_without_row", "a", {"timeouts": Timeouts(total_s=5.0)}),
     ("deadline_without_row", "a", {"timeouts": Timeouts(idle_s=5.0)}),
     ("deadline_without_row", "a", {"timeouts": Timeouts(phases={"a": 5.0})}),
+    ("duplicate_invariant", "twice", {"invariants": (invariant("twice", "It is said twice", "true"),) * 2}),
+    ("bad_invariant", "half", {"invariants": (invariant("half", "It is not said", "attempt <"),)}),
+    ("unknown_category", "where", {"invariants": (invariant("where", "It is nowhere", "not @runing"),)}),
 ]
 
 
@@ -218,7 +221,10 @@ def _codes_in_source() -> Iterable[str]:
                 assert isinstance(first, ast.JoinedStr)
                 prefix = first.values[0]
                 assert isinstance(prefix, ast.Constant)
-                words = {"unknown_": ("state", "category"), "duplicate_": ("state", "fact", "payload")}
+                words = {
+                    "unknown_": ("state", "category"),
+                    "duplicate_": ("state", "fact", "payload", "invariant"),
+                }
                 yield from (prefix.value + word for word in words[prefix.value])
 
 

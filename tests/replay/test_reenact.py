@@ -15,6 +15,7 @@ from fsm.replay.trajectory import Trajectory, read_line
 from fsm.simulation.loop import SteppedLoop
 from fsm.simulation.workers import SimulatedClock
 from fsm.testing import fresh_tracker
+from tests.support.inside import registry_of
 from tests.support.places import SAMPLE
 
 
@@ -60,7 +61,7 @@ def nothing_left(engine: Engine, tracker: Tracker) -> None:
         (),
         {},
     )
-    assert tracker._registry.committer.watchers == {}
+    assert registry_of(tracker).committer.watchers == {}
     assert all(one.category == "terminal" for one in every(tracker))
     for status in tracker.breakers.status().breakers:
         assert status.key.startswith(BREAKERS)

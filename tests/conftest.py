@@ -12,9 +12,8 @@ from hypothesis import Phase, settings
 from fsm.core.timeline import Mark
 from fsm.testing import ManualClock, fresh_tracker
 from fsm.testing.conformance.steps import birth, committed, move, walk
-
-ROOT = Path(__file__).resolve().parent.parent
-SAMPLE = ROOT / "fsm" / "samples" / "trajectories.jsonl"
+from tests.support.inside import store_of
+from tests.support.places import ROOT
 
 pytest.register_assert_rewrite("tests.support.engine_tools")
 # A commit is green or red, the same for everybody: what is drawn depends on the test alone. To look for what nobody
@@ -72,8 +71,8 @@ def written_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with fresh_tracker(f"sqlite:///{file}") as tracker:
         first = birth(id="open")
         started = move(first.after, "start", key="k")
-        committed(tracker._registry.store, first, started, *walk(birth(id="ended"), "cancel"))
-        tracker._registry.store.timeline_mark(Mark(1.0, 1.0, 1.0))
+        committed(store_of(tracker), first, started, *walk(birth(id="ended"), "cancel"))
+        store_of(tracker).timeline_mark(Mark(1.0, 1.0, 1.0))
     return file
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fsm.audit.cli import app
 from fsm.audit.config import CODES
+from tests.support.places import ROOT
 
 BAD = "import uuid\nfrom fsm import Tracker\nrun_id = uuid.uuid4()\ntracker = Tracker()\n"
 
@@ -272,7 +273,7 @@ def test_python_dash_m_runs_without_a_bar(project: Path):
 
 def test_the_pre_commit_hook_runs_the_command():
     """The hook definition names the command and hands over no single files."""
-    text = (Path(__file__).parents[2] / ".pre-commit-hooks.yaml").read_text(encoding="utf-8")
+    text = (ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8")
     assert re.search(r"^- id: fsm-audit$", text, re.MULTILINE)
     assert re.search(r"^  entry: fsm audit$", text, re.MULTILINE)
     assert re.search(r"^  pass_filenames: false$", text, re.MULTILINE)

@@ -24,6 +24,7 @@ from fsm.audit.drawing import as_mermaid, as_page, as_plan
 from fsm.audit.modules import Role
 from fsm.audit.roles import Tree
 from fsm.audit.rules import RULES
+from tests.support.places import ROOT
 
 ENOUGH = 3
 TEXTBOOK = """
@@ -161,7 +162,7 @@ def test_the_plan_removes_first_what_nothing_rests_on(tmp_path: Path):
 
 
 def readme_rows() -> list[str]:
-    text = (Path(fsm.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text.split("| what you had |")[1].split("\n\n")[0]
     return [line.split("|")[1].strip() for line in table.splitlines()[2:] if line.startswith("|")]
 

@@ -24,7 +24,7 @@ from fsm.core.journal import record_of
 from fsm.stores.breakers import BreakerEntry, BreakerRow
 from fsm.stores.opening import open_store
 from fsm.tracker.process import fresh_tracker
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 POLICY = Policy(trip=Consecutive(failures=2), cooldown_s=10.0, jitter=0.0)
 

@@ -48,7 +48,7 @@ from fsm.stores.breakers import BREAKER_LINES, BreakerEntry, BreakerRow
 from fsm.stores.opening import open_store
 from fsm.tracker import breakers as founding
 from fsm.tracker.process import fresh_tracker
-from tests.conftest import ROOT
+from tests.support.places import PACKAGE, ROOT
 
 HUGE = pytest.param(10**5000, id="huge")
 POLICY = Policy(trip=Consecutive(failures=3), cooldown_s=10.0, jitter=0.0)
@@ -1131,7 +1131,7 @@ def test_a_file_of_before_is_brought_within_the_limit(tmp_path):
     connection.execute(
         "CREATE TRIGGER breaker_journal_kept BEFORE DELETE ON breaker_journal BEGIN SELECT 1; END"
     )
-    folder = ROOT / "fsm" / "stores" / "sqlite"
+    folder = PACKAGE / "stores" / "sqlite"
     (script,) = [one for one in folder.glob("*.sql") if "breaker_journal_bounded" in one.read_text()]
     connection.executescript(script.read_text())
     kept = "SELECT key, count(*), min(version), max(version) FROM breaker_journal GROUP BY key"

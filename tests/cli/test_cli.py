@@ -10,7 +10,7 @@ import pytest
 
 from fsm.core.journal import fold
 from fsm.tracker.process import fresh_tracker
-from tests.conftest import SAMPLE
+from tests.support.places import SAMPLE
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from fsm.cli.common import teaching
 from fsm.cli.upkeep import MIN_AGE_S
 from fsm.ids import execution_id
 from fsm.testing import fresh_tracker
-from tests.conftest import SAMPLE
+from tests.support.places import SAMPLE
 
 ZYGOTE = """
 import json, os, sys

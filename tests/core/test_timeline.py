@@ -33,6 +33,7 @@ from fsm.core.timeline import (
 from fsm.stores import open_store
 from fsm.stores.base import MAX_ERAS
 from fsm.testing import fresh_tracker
+from tests.support.inside import registry_of
 
 TRUE = 1_790_000_000.0
 HOUR, DAY, YEAR = 3600.0, 86_400.0, 365 * 86_400.0
@@ -228,7 +229,7 @@ def wrecked(url: str, host: Machine) -> dict[str, str]:
         fired = tracker.worker(ttl_s=15.0)
         fired._stop.set()
         tracker.fire(lost.id, "start")
-        tracker._registry.worker = None
+        registry_of(tracker).worker = None
         long = tracker.create(
             "a", user_id="u", thread_id="t", timeouts={"queue_s": 30 * DAY, "total_s": 30 * DAY}
         )
@@ -274,7 +275,7 @@ def test_a_leases_time_does_not_depend_on_a_clock_that_was_set_back(url):
         worker._stop.set()
         started = tracker.create("a", user_id="u", thread_id="t", retry={"attempts_max": 2})
         tracker.fire(started.id, "start")
-        tracker._registry.worker = None
+        registry_of(tracker).worker = None
         host.go(5.0)
         host.error = 0.0
         tracker.sweep()
@@ -291,18 +292,18 @@ def test_all_processes_of_a_boot_follow_one_correction(url):
     host.boot(HOUR, DAY)
     with ExitStack() as stack:
         one, two = (stack.enter_context(fresh_tracker(url, clock=host)) for _ in range(2))
-        assert one._registry.now() == two._registry.now()
-        assert not two._registry.steady.settled
+        assert registry_of(one).now() == registry_of(two).now()
+        assert not registry_of(two).steady.settled
         host.go(5.0)
         host.error = 0.0
         one.sweep()
         host.go(1.0)
-        assert one._registry.now() == two._registry.now() == pytest.approx(TRUE + HOUR + 6.0)
+        assert registry_of(one).now() == registry_of(two).now() == pytest.approx(TRUE + HOUR + 6.0)
         host.go(SETTLE_S)
         one.sweep()
         host.go(1.0)
-        two._registry.now()
-        assert two._registry.steady.settled
+        registry_of(two).now()
+        assert registry_of(two).steady.settled
 
 
 def test_downtime_counts_when_the_clock_is_right(url):
@@ -311,7 +312,7 @@ def test_downtime_counts_when_the_clock_is_right(url):
     ids = wrecked(url, host)
     host.boot(HOUR, 0.0)
     with fresh_tracker(url, clock=host) as tracker:
-        assert tracker._registry.now() == TRUE + HOUR
+        assert registry_of(tracker).now() == TRUE + HOUR
         assert tracker.sweep().timed_out == 0
         host.go(SETTLE_S)
         assert tracker.sweep().timed_out >= 1
@@ -327,7 +328,7 @@ def test_a_jump_within_a_boot_changes_nothing(url):
             host.go(1.0)
             tracker.sweep()
             with fresh_tracker(url, clock=host) as later:
-                assert later._registry.now() == tracker._registry.now() == host.true
+                assert registry_of(later).now() == registry_of(tracker).now() == host.true
 
 
 def test_eras_are_kept_under_a_limit(url):
@@ -382,7 +383,7 @@ def test_a_process_id_that_is_given_out_again_takes_over_nothing(url):
         overdue = tracker.create("a", user_id="u", thread_id="t", timeouts={"queue_s": 1.0})
     host.boot(600.0, 0.0)
     with fresh_tracker(url, clock=host) as tracker:
-        assert tracker._registry.now() == TRUE + 600.0
+        assert registry_of(tracker).now() == TRUE + 600.0
         assert tracker.sweep().timed_out == 1
         assert tracker.get(overdue.id).state == "timed_out"
 
@@ -435,7 +436,7 @@ def test_a_sweep_from_a_time_namespace_times_out_nothing(url):
     """A process whose monotonic clock is shifted by a day has the same time as all others."""
     with fresh_tracker(url) as tracker:
         tracker.create("a", user_id="u", thread_id="t")
-        now = tracker._registry.now()
+        now = registry_of(tracker).now()
     told = subprocess.run(
         [
             "unshare", "-T", "--monotonic", "86400", "--fork", sys.executable, "-c",

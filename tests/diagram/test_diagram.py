@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path as File
 
 import pytest
 from hypothesis import given, settings
@@ -27,9 +26,9 @@ from fsm.lifecycles import BREAKER, EXECUTION
 from fsm.machine.grammar import row
 from fsm.machine.machine import Machine
 from tests.support.drawn import arrows_of, from_dot, from_mermaid, machines, made
+from tests.support.places import ROOT
 
 SHIPPED = pytest.mark.parametrize("machine", [EXECUTION, BREAKER], ids=lambda machine: machine.name)
-ROOT = File(__file__).parents[2]
 STEPS = [
     (None, "create", "created", 10.0),
     ("created", "start", "starting", 10.5),

@@ -9,6 +9,7 @@ import pytest
 
 from fsm import BadPayload, Refused, UnknownExecution
 from fsm.registry.registry import Registry
+from tests.support.inside import registry_of
 
 USER: dict[str, Any] = {"user_id": "ada", "thread_id": "t"}
 
@@ -26,7 +27,7 @@ def birth(registry: Registry, **more: Any) -> Any:
 def test_a_child_that_comes_too_late_is_told_how_its_parent_is(either, event, state, how):
     """A parent that stops between a child's check and its commit is named with its state and version."""
     parent = either.create("parent", **USER)
-    registry = either._registry
+    registry = registry_of(either)
     child = birth(registry, parent_id=parent.id)
     either.fire(parent.id, event)
     if event == "start":
@@ -47,7 +48,7 @@ def test_a_child_that_comes_too_late_is_told_how_its_parent_is(either, event, st
 def test_a_child_of_a_parent_that_is_gone_names_the_parent(either):
     """A parent that is deleted between a child's check and its commit is the unknown one, not the child."""
     parent = either.create("parent", **USER)
-    registry = either._registry
+    registry = registry_of(either)
     child = birth(registry, parent_id=parent.id)
     either.fire(parent.id, "cancel")
     assert either.prune(keep=0) == 1
@@ -64,7 +65,7 @@ def test_an_id_that_was_given_out_is_refused_at_once(either, monkeypatch, delete
     if deleted:
         either.fire(one.id, "cancel")
         assert either.prune(keep=0) == 1
-    registry = either._registry
+    registry = registry_of(either)
     appended: list[int] = []
     real = registry.store.append
 

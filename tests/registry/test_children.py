@@ -17,6 +17,7 @@ from fsm.registry.registry import Registry
 from fsm.stores.base import Order
 from fsm.tracker import sweeper
 from fsm.tracker.process import fresh_tracker
+from tests.support.inside import registry_of, store_of
 from tests.support.tracker_tools import begun, finish
 
 
@@ -85,7 +86,7 @@ def test_an_end_that_nobody_heard_of_reaches_the_children(either, monkeypatch):
     """When nobody can tell whether the parent's end was committed, and it was, its children end with the next sweep."""
     parent = begun(either)
     child = child_of(either, parent)
-    store = either._registry.store
+    store = store_of(either)
     append = store.append
 
     def breaks_on_the_way_back(steps):
@@ -106,7 +107,7 @@ def test_a_sweep_that_fails_halfway_is_followed_by_the_next(either, monkeypatch)
     parent = begun(either)
     children = [child_of(either, parent) for _ in range(250)]
     die_after_commit(either, parent, "fail", monkeypatch)
-    store = either._registry.store
+    store = store_of(either)
     find = store.find
 
     def fails_at_the_second(query):
@@ -130,7 +131,7 @@ def test_children_that_end_by_themselves_meanwhile_are_left_alone(either, monkey
     parent = begun(either)
     ends, stops = begun(either, parent_id=parent), begun(either, parent_id=parent)
     die_after_commit(either, parent, "fail", monkeypatch)
-    store = either._registry.store
+    store = store_of(either)
     find = store.find
 
     def late(query):
@@ -177,7 +178,7 @@ def test_each_order_is_tried_once_in_a_sweep(either, monkeypatch):
         child_of(either, parents[-1])
         die_after_commit(either, parents[-1], "fail", monkeypatch)
     tried = []
-    monkeypatch.setattr(either._registry, "call_off", lambda order: tried.append(order.execution_id) or 0)
+    monkeypatch.setattr(registry_of(either), "call_off", lambda order: tried.append(order.execution_id) or 0)
     assert either.sweep().orphans == 0
     assert tried == parents
 
@@ -211,7 +212,7 @@ def test_a_sweep_does_not_look_at_healthy_families(store, url, monkeypatch):
         def looks(_self, *_arguments):
             raise AssertionError("a sweep looked at executions without a reason")
 
-        kind = type(tracker._registry.store)
+        kind = type(store_of(tracker))
         for name in ("find", "load"):
             monkeypatch.setattr(kind, name, looks)
         assert tracker.sweep() == (0, 0, 0, 0, 0)
@@ -220,7 +221,7 @@ def test_a_sweep_does_not_look_at_healthy_families(store, url, monkeypatch):
 def test_the_search_for_orders_is_a_search_by_key(url):
     """On SQLite a page of orders is a stretch of their primary key: no scan, no sorting."""
     with fresh_tracker(url) as tracker:
-        plan = tracker._registry.store.database.rows(
+        plan = store_of(tracker).database.rows(
             "EXPLAIN QUERY PLAN SELECT execution_id, version, event FROM orders "
             "WHERE execution_id > ? ORDER BY execution_id LIMIT ?", ("", 500),
         )  # fmt: skip
@@ -249,7 +250,7 @@ def test_a_child_that_this_process_cannot_cancel_is_left_to_one_that_can(url, mo
         with fresh_tracker(url) as stranger:
             assert stranger.sweep().orphans == 1
             assert states(stranger, [strange, child]) == ["open", "cancelled"]
-            assert stranger._registry.store.orders("", 10) == [Order(first, 2, "fail")]
+            assert store_of(stranger).orders("", 10) == [Order(first, 2, "fail")]
     assert "could not be carried out" in caplog.text
     with fresh_tracker(url, machines=[EXECUTION, machine]) as tracker:
         assert tracker.sweep().orphans == 1
@@ -260,7 +261,7 @@ def test_an_end_without_children_writes_once(url, monkeypatch):
     """Where there are no children, an end is one transaction, as without the order."""
     with fresh_tracker(url) as tracker:
         alone = begun(tracker)
-        store = tracker._registry.store
+        store = store_of(tracker)
         write = store.database.write
         begun_ = []
 
@@ -304,7 +305,7 @@ def test_a_chain_of_any_length_is_cancelled_at_once(store, url, length, monkeypa
         ids = chain(tracker, length, monkeypatch)
         tracker.fire(ids[0], "fail", fence=tracker.get(ids[0]).fence)
         assert tracker.counts() == {"failed": 1, "cancelled": length - 1}
-        assert tracker._registry.store.orders("", 10) == []
+        assert store_of(tracker).orders("", 10) == []
         told_the_same(tracker, ids[:: length // 50])
 
 
@@ -326,7 +327,7 @@ def test_a_parent_of_many_is_cancelled_page_by_page(store, url, many):
     where = f"{url}?synchronous=NORMAL" if store == "sqlite" else store
     with fresh_tracker(where, clock=ManualClock()) as tracker:
         root = begun(tracker)
-        registry = tracker._registry
+        registry = registry_of(tracker)
         births = [
             registry.birth(
                 "a", user_id="ada", thread_id="t", timeouts=None, retry=None, parent_id=root, retry_of=None,
@@ -363,7 +364,7 @@ def test_what_one_order_brings_along_has_a_limit(either, monkeypatch):
 def test_a_store_that_fails_below_is_made_up_for(either, monkeypatch):
     """A store that fails while the children's children are cancelled leaves the rest to the next sweep."""
     ids = chain(either, 20, monkeypatch)
-    store = either._registry.store
+    store = store_of(either)
     find, asked = store.find, []
 
     def fails_later(query):
@@ -404,7 +405,7 @@ def test_the_limit_of_depth_holds_over_processes(url, monkeypatch):
     with fresh_tracker(url) as tracker:
         child = child_of(tracker, child_of(tracker, begun(tracker)))
     with fresh_tracker(url) as another:
-        store = another._registry.store
+        store = store_of(another)
         loads = []
         load = store.load
         monkeypatch.setattr(store, "load", lambda one: loads.append(one) or load(one))

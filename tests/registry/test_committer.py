@@ -11,6 +11,7 @@ from fsm import StoreUnavailable, UnknownExecution
 from fsm.registry import committer
 from fsm.stores import Conflict
 from fsm.testing import fresh_tracker
+from tests.support.inside import registry_of, store_of
 from tests.support.tracker_tools import begun
 
 
@@ -37,16 +38,16 @@ class Watched:
 
 
 def orders(tracker, *pairs):
-    return [tracker._registry.order(one, event, {}) for one, event in pairs]
+    return [registry_of(tracker).order(one, event, {}) for one, event in pairs]
 
 
 def test_many_commands_take_as_many_transactions_as_they_must(either, monkeypatch):
     """However many commands there are, each is carried out, and so many share a transaction."""
     monkeypatch.setattr(committer, "MAX_BATCH", 2)
     ids = [begun(either) for _ in range(5)]
-    watched = Watched(either._registry.store, monkeypatch)
+    watched = Watched(store_of(either), monkeypatch)
     commands = orders(either, *((one, "think") for one in ids))
-    either._registry.committer.commit_all(commands)
+    registry_of(either).committer.commit_all(commands)
     assert watched.batches == [2, 2, 1]
     assert {either.get(one).state for one in ids} == {"thinking"}
     assert all(command.outcome is not None for command in commands)
@@ -59,7 +60,7 @@ def test_what_another_process_moved_delays_nobody_else(url):
         with fresh_tracker(url) as process:
             process.fire(moved, "progress", fence=process.get(moved).fence)
         commands = orders(tracker, (moved, "think"), (other, "think"))
-        tracker._registry.committer.commit_all(commands)
+        registry_of(tracker).committer.commit_all(commands)
         assert [command.outcome.version for command in commands] == [3, 2]
 
 
@@ -72,7 +73,7 @@ def test_who_is_always_too_late_is_told(either, monkeypatch):
         rounds.append(1)
         return [Conflict(step.after.identity.id, 1) for step in steps]
 
-    monkeypatch.setattr(either._registry.store, "append", conflicts)
+    monkeypatch.setattr(store_of(either), "append", conflicts)
     with pytest.raises(StoreUnavailable, match="other processes were faster") as caught:
         either.fire(one, "think", fence=either.get(one).fence)
     assert caught.value.committed is False
@@ -82,9 +83,9 @@ def test_who_is_always_too_late_is_told(either, monkeypatch):
 def test_events_of_one_execution_share_a_transaction(either, monkeypatch):
     """In a batch a step is decided on the record as the step before leaves it, not on the store's."""
     one = begun(either)
-    watched = Watched(either._registry.store, monkeypatch)
+    watched = Watched(store_of(either), monkeypatch)
     commands = orders(either, (one, "think"), (one, "call_model"), (one, "think"), (one, "finish"))
-    either._registry.committer.commit_all(commands)
+    registry_of(either).committer.commit_all(commands)
     assert watched.batches == [3]
     assert commands[-1].outcome.reason == "not_allowed"
     assert either.get(one).state == "thinking"
@@ -94,12 +95,12 @@ def test_a_known_execution_is_not_read_again(url, monkeypatch):
     """A process that alone drives an execution on disk reads it once; a refusal is given on a fresh record."""
     with fresh_tracker(url) as tracker:
         one = begun(tracker)
-        watched = Watched(tracker._registry.store, monkeypatch)
+        watched = Watched(store_of(tracker), monkeypatch)
         for event in ("think", "call_model", "think", "progress"):
             tracker.fire(one, event, fence=1)
         assert watched.loads == []
         commands = orders(tracker, (one, "finish"))
-        tracker._registry.committer.commit_all(commands)
+        registry_of(tracker).committer.commit_all(commands)
         assert commands[0].outcome.reason == "not_allowed"
         assert watched.loads == [one]
 
@@ -113,9 +114,9 @@ def test_a_lone_caller_commits_on_its_own_thread_again(url, monkeypatch):
     with fresh_tracker(url) as tracker:
         one = begun(tracker)
         asyncio.run(burst(tracker))
-        while tracker._registry.committer._busy:  # until its thread waits for more
+        while registry_of(tracker).committer._busy:  # until its thread waits for more
             threading.Event().wait(0.001)
-        watched = Watched(tracker._registry.store, monkeypatch)
+        watched = Watched(store_of(tracker), monkeypatch)
         tracker.fire(one, "think", fence=tracker.get(one).fence)
         assert watched.threads == [threading.current_thread()]
 
@@ -124,7 +125,7 @@ def test_closing_commits_what_is_queued(url):
     """What was queued when the registry is closed is committed, and its callers get their receipts."""
     with fresh_tracker(url) as tracker:
         ids = [begun(tracker) for _ in range(3)]
-        store, mine = tracker._registry.store, tracker._registry.committer
+        store, mine = store_of(tracker), registry_of(tracker).committer
         append = store.append
         began, go = threading.Event(), threading.Event()
 
@@ -160,11 +161,11 @@ def test_closing_commits_what_is_queued(url):
 
 def test_only_an_earlier_deadline_wakes_the_sweeper(either):
     """A commit that is due before the sweeper wakes up calls it; one that is due then or later does not."""
-    mine = either._registry.committer
+    mine = registry_of(either).committer
     one = begun(either, timeouts={"phase_s": 100.0, "phases": {"thinking": 50.0, "calling_model": 200.0}})
     calls = []
     mine.on_earlier = calls.append
-    now = either._registry.now()
+    now = registry_of(either).now()
     mine.wake_at = now + 50.0
     either.fire(one, "think", fence=either.get(one).fence)  # due exactly then
     either.fire(one, "call_model", fence=either.get(one).fence)

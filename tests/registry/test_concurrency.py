@@ -17,6 +17,7 @@ from fsm.core.journal import fold
 from fsm.lifecycles import EXECUTION
 from fsm.testing import fresh_tracker
 from fsm.tracker.tracker import Tracker
+from tests.support.inside import registry_of, store_of
 from tests.support.sqlite_tools import python, sound
 
 
@@ -206,7 +207,7 @@ class Hurt:
     """Stands before a store's append: holds it, counts it, and lets it fail before or after the commit."""
 
     def __init__(self, tracker: Tracker) -> None:
-        self.store = tracker._registry.store
+        self.store = store_of(tracker)
         self.real = self.store.append
         self.batches: list[int] = []
         self.hold = False
@@ -261,7 +262,7 @@ def crowd(tracker: Tracker, hurt: Hurt, ids: list[str], key: str | None = None) 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(ids))]
     for thread in threads:
         thread.start()
-    committer = tracker._registry.committer
+    committer = registry_of(tracker).committer
     queued = threading.Event()
     while len(committer._queue) + 1 < len(
         ids
@@ -297,11 +298,11 @@ def test_a_lone_caller_commits_on_its_own_thread(durable):
     """A caller that is alone pays no thread hop: its commit happens on its own thread."""
     one = begun(durable)
     seen = []
-    real = durable._registry.store.append
-    durable._registry.store.append = lambda steps: (seen.append(threading.current_thread()), real(steps))[1]
+    real = store_of(durable).append
+    store_of(durable).append = lambda steps: (seen.append(threading.current_thread()), real(steps))[1]
     durable.fire(one, "think", fence=durable.get(one).fence)
     assert seen == [threading.current_thread()]
-    assert durable._registry.committer._thread is None
+    assert registry_of(durable).committer._thread is None
 
 
 @pytest.mark.parametrize("committed", [False, None])
@@ -461,7 +462,7 @@ def test_a_conflict_decides_anew_on_what_is_there(url):
 
 def batch(tracker: Tracker, *wanted: tuple[str, str]) -> list[object]:
     """Carry several events out in one batch, and return what each came to."""
-    registry = tracker._registry
+    registry = registry_of(tracker)
     commands = [registry.event(one, event, {}, fence=1, key=None, user_id=None) for one, event in wanted]
     registry.committer.commit_all(commands)
     return [command.outcome or command.error for command in commands]

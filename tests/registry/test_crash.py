@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from fsm.testing import fresh_tracker
-from tests.conftest import SAMPLE
+from tests.support.places import SAMPLE
 from tests.support.sqlite_tools import sound
 
 WRITER = """

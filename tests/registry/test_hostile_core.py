@@ -24,7 +24,9 @@ from fsm.registry.committer import Committer
 from fsm.stores.memory import MemoryStore
 from fsm.testing import ManualClock, fresh_tracker
 from fsm.tracker import process
-from tests.support.hostile_tools import ROOT, Disturbance, elsewhere, forked, held, injected, points, raising
+from tests.support.hostile_tools import Disturbance, elsewhere, forked, held, injected, points, raising
+from tests.support.inside import registry_of, store_of
+from tests.support.places import PACKAGE
 from tests.support.tracker_tools import begun
 
 CORE = (
@@ -90,7 +92,7 @@ def parts(store: MemoryStore) -> dict[str, Any]:
 
 def whole(tracker: Any, *ids: str) -> None:
     """Assert that the record, its journal, the registry's journal, the keys and the indexes say the same."""
-    store = tracker._registry.store
+    store = store_of(tracker)
     journal = store.journal(0, 1_000_000)
     assert [row.position for row in journal] == list(range(1, len(journal) + 1)), (
         "a position is lost or double"
@@ -158,12 +160,12 @@ NAMES = (
 def interrupt(tracker: Any, name: str, error: type[BaseException], *, opcodes: bool = False) -> None:
     made = scenarios(tracker)
     one, call = made["one"], made["calls"][name]
-    before = tracker._registry.store.position()
+    before = store_of(tracker).position()
     label = f"{name} {tracker.store_url[:6]} {error.__name__}{' opcodes' if opcodes else ''}"
     for point in points(label, call, CORE, raising(error), opcodes=opcodes):
         if not isinstance(point.raised, FsmError | None):
             assert isinstance(point.raised, error), (point.where, point.raised)
-        position = tracker._registry.store.position()
+        position = store_of(tracker).position()
         assert position - before <= 2, point.where
         free(tracker)
         if point.number % 16 == 1 or position - before > 1:
@@ -171,7 +173,7 @@ def interrupt(tracker: Any, name: str, error: type[BaseException], *, opcodes: b
         tracker.fire(one, "progress", fence=1)
         if point.number % 8 == 1:
             whole(tracker, one, made["parent"])
-        before = tracker._registry.store.position()
+        before = store_of(tracker).position()
     whole(tracker, one, made["parent"])
 
 
@@ -254,11 +256,11 @@ def committers_thread_disturbed(number: int, error: type[BaseException]) -> str:
         threading.settrace(disturbance.trace)
         try:
             asyncio.run(_several(tracker, ids))
-            while tracker._registry.committer._busy:  # until its thread waits for more
+            while registry_of(tracker).committer._busy:  # until its thread waits for more
                 threading.Event().wait(0.0005)
             disturbance.at(number)
             out = asyncio.run(_several(tracker, ids, lambda: disturbance.where))
-            while tracker._registry.committer._busy:
+            while registry_of(tracker).committer._busy:
                 threading.Event().wait(0.0005)
             disturbance.left = 0
         finally:
@@ -278,7 +280,7 @@ def test_an_error_of_the_committers_thread_is_in_the_health_report(url, caplog):
     """An error that ends a turn of the committer's thread is counted, and logged once by another thread."""
     with fresh_tracker(url) as tracker:
         one = begun(tracker)
-        mine, told = tracker._registry.committer, threading.Event()
+        mine, told = registry_of(tracker).committer, threading.Event()
         take = mine._take
 
         def once(batch):
@@ -294,7 +296,7 @@ def test_an_error_of_the_committers_thread_is_in_the_health_report(url, caplog):
         assert caught.value.committed is None
         assert told.wait(60)
         assert asyncio.run(tracker.aio.fire(one, "progress", fence=1)).version == 2
-        [report] = [loop for loop in tracker._registry.health.loops() if loop.name == "committer"]
+        [report] = [loop for loop in registry_of(tracker).health.loops() if loop.name == "committer"]
         assert report.running
         assert report.failures == 1
         assert report.last_error == "SystemExit: now"
@@ -350,7 +352,7 @@ def test_a_handler_fires_while_its_thread_waits_for_the_committers(url):
     """A handler that comes while its thread waits for its own commit is served by the committer's thread."""
     with fresh_tracker(url) as tracker:
         one, other = begun(tracker), begun(tracker)
-        store, caller = tracker._registry.store, threading.get_ident()
+        store, caller = store_of(tracker), threading.get_ident()
         append, versions = store.append, []
         inside, go = threading.Event(), threading.Event()
 
@@ -365,7 +367,7 @@ def test_a_handler_fires_while_its_thread_waits_for_the_committers(url):
             versions.append(tracker.fire(other, "progress", fence=1).version)
 
         def knock() -> None:
-            mine = tracker._registry.committer
+            mine = registry_of(tracker).committer
             while not mine._queue or mine._thread is None:
                 threading.Event().wait(0.001)
             with mine._starting:
@@ -393,7 +395,7 @@ def test_a_finaliser_on_the_committers_thread_does_not_wait_for_it(url):
     with fresh_tracker(url) as tracker:
         one, other = begun(tracker), begun(tracker)
         versions: list[int] = []
-        mine = tracker._registry.committer
+        mine = registry_of(tracker).committer
         succeeded = mine._turns.succeeded
 
         def finaliser() -> None:
@@ -410,7 +412,7 @@ def test_the_committers_thread_never_logs(url):
     """A caller that holds a log handler's lock while it waits is served, even if the batch before its own failed."""
     with fresh_tracker(url) as tracker:
         one = begun(tracker)
-        mine = tracker._registry.committer
+        mine = registry_of(tracker).committer
         take = mine._take
 
         def once(batch):
@@ -473,7 +475,7 @@ def test_close_by_a_handler_at_any_line(url, outer):
                     tracker.fire(made["one"], "progress")
                 tracker.close()
                 if not where.startswith("memory"):
-                    pool = tracker._registry.store.database.pool
+                    pool = store_of(tracker).database.pool
                     assert pool._writer is None
                     assert all(reader.connection is None for reader in pool._readers)
             number += 15  # every line would be the same again
@@ -579,8 +581,8 @@ ALLOWED = {
 def test_every_lock_has_a_story_for_forks_and_handlers():
     """Nothing in the library owns a lock of another class than `Lock`, which starts unlocked in a child process."""
     found = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "fsm").rglob("*.py")
+        str(path.relative_to(PACKAGE.parent))
+        for path in PACKAGE.rglob("*.py")
         if re.search(
             r"threading\.(R?Lock|Condition|Semaphore|BoundedSemaphore|Barrier)\(", path.read_text("utf-8")
         )
@@ -598,7 +600,7 @@ def test_a_handler_forks_at_any_line(tracker):
 
     def fork() -> None:
         if next(runs) % 25 == 0:
-            assert forked(lambda: tracker._registry.store.url) == ""
+            assert forked(lambda: store_of(tracker).url) == ""
 
     for name in ("fire", "find"):
         for point in points(f"fork inside {name}", made["calls"][name], CORE, fork):
@@ -669,7 +671,7 @@ def test_effects_without_a_thread_are_left_to_the_sweeper(url, monkeypatch):
             assert told.version == 2
 
         asyncio.run(main())
-        assert tracker._registry.aftermath.dropped == 1
+        assert registry_of(tracker).aftermath.dropped == 1
         tracker.sweep()
         assert tracker.get(child).state in {"cancelling", "cancelled"}
 
@@ -683,7 +685,7 @@ def test_a_committer_without_a_thread_says_so_at_once(url, monkeypatch):
             with pytest.raises(StoreUnavailable, match="no thread") as caught:
                 asyncio.run(tracker.aio.fire(one, "progress", fence=1))
             assert caught.value.committed is False
-            assert tracker._registry.committer._queue == Committer(MemoryStore(), lambda _: None)._queue
+            assert registry_of(tracker).committer._queue == Committer(MemoryStore(), lambda _: None)._queue
             assert tracker.fire(one, "progress", fence=1).version == 2
         assert asyncio.run(tracker.aio.fire(one, "progress", fence=1)).version == 3
 
@@ -764,7 +766,7 @@ def test_an_interrupt_around_a_fork_is_delivered_after_it(url):
     """Ctrl-C at any line of what a fork does first and last drops nothing of it, and arrives when the fork is over."""
     with fresh_tracker(f"{url}?synchronous=NORMAL") as tracker:
         one = begun(tracker)
-        pool = tracker._registry.store.database.pool
+        pool = store_of(tracker).database.pool
 
         def fork() -> None:
             pool_module._before_fork()

@@ -12,6 +12,7 @@ import pytest
 from fsm import StoreUnavailable
 from fsm.registry.reader import MAX_READERS
 from fsm.testing import fresh_tracker
+from tests.support.inside import registry_of
 
 
 def readers() -> list[threading.Thread]:
@@ -45,7 +46,7 @@ def test_the_readers_are_few_and_end_with_the_registry(url):
 
     async def one(number: int) -> int:
         mine.set(number)
-        return await tracker._registry.reader.call(mine.get)
+        return await registry_of(tracker).reader.call(mine.get)
 
     async def scenario() -> list[int]:
         return await asyncio.gather(*(one(number) for number in range(300)))
@@ -65,7 +66,7 @@ def test_a_closed_registry_answers_without_a_thread(url):
 
     async def scenario() -> None:
         go = threading.Event()
-        under_way = asyncio.ensure_future(tracker._registry.reader.call(go.wait, 60))
+        under_way = asyncio.ensure_future(registry_of(tracker).reader.call(go.wait, 60))
         await asyncio.sleep(0)
         tracker.close()
         go.set()
@@ -85,7 +86,7 @@ def test_where_no_thread_can_be_had_the_caller_is_told(url, monkeypatch):
 
     async def scenario() -> None:
         made = await tracker.aio.create("a", user_id="ada", thread_id="t")
-        tracker._registry.reader.after_fork()
+        registry_of(tracker).reader.after_fork()
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
             with pytest.raises(StoreUnavailable, match="thread") as caught:

@@ -16,6 +16,7 @@ from fsm.tracker import sweeper as sweeping
 from fsm.tracker.process import configure, fresh_tracker
 from fsm.tracker.retention import Retention
 from fsm.tracker.sweeper import Sweeper
+from tests.support.inside import registry_of, store_of
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -87,7 +88,7 @@ def test_a_stale_deadline_is_harmless(tracker, clock):
     """A deadline that was found before the execution moved on does nothing to it."""
     execution_id = begin(tracker, "start", timeouts={"phase_s": 1.0})
     clock.advance(2.0)
-    registry = tracker._registry
+    registry = registry_of(tracker)
     (due,) = registry.store.due(registry.now(), 10)
     tracker.fire(execution_id, "think", fence=tracker.get(execution_id).fence)
     order = registry.order(due.execution_id, "time_out", {"kind": due.kind}, version=due.version)
@@ -100,7 +101,7 @@ def test_a_deadline_that_moves_while_it_is_swept_is_left_alone(tracker, clock, m
     """An execution that moves on between the sweeper's look and its event is not timed out."""
     execution_id = begin(tracker, "start", timeouts={"phase_s": 1.0})
     clock.advance(2.0)
-    store = tracker._registry.store
+    store = store_of(tracker)
     real = store.due
 
     def due(now, limit):
@@ -118,7 +119,7 @@ def test_two_sweepers_time_out_once(tracker, clock):
     """However many sweepers find a deadline, it fires once."""
     ids = [begin(tracker, "start", timeouts={"phase_s": 1.0}) for _ in range(50)]
     clock.advance(2.0)
-    sweepers = [Sweeper(tracker._registry) for _ in range(4)]
+    sweepers = [Sweeper(registry_of(tracker)) for _ in range(4)]
     done = []
     threads = [
         threading.Thread(target=lambda one=one: done.append(one.sweep().timed_out)) for one in sweepers
@@ -157,7 +158,7 @@ def test_a_retry_waits_longer_every_time(tracker):
         tracker.fire(execution_id, "start")
         tracker.fire(execution_id, "fail", fence=tracker.get(execution_id).fence, error="x", retryable=True)
         execution = tracker.get(execution_id)
-        waits.append(execution.not_before - tracker._registry.now())
+        waits.append(execution.not_before - registry_of(tracker).now())
     for wait, full in zip(waits, (1, 2, 4, 8, 8, 8), strict=True):
         assert full / 2 <= wait <= full
 
@@ -184,8 +185,8 @@ def test_an_answer_may_take_as_long_as_the_question_allows(tracker, clock):
             execution_id, "await_input", fence=tracker.get(execution_id).fence, expires_s=7 * 86_400.0
         ).payload
     )
-    assert tracker.get(execution_id).due_at == tracker._registry.now() + 7 * 86_400.0
-    tracker._registry.carry_all([tracker._registry.order(execution_id, "lapse", {})])
+    assert tracker.get(execution_id).due_at == registry_of(tracker).now() + 7 * 86_400.0
+    registry_of(tracker).carry_all([registry_of(tracker).order(execution_id, "lapse", {})])
     clock.advance(6 * 86_400.0)
     tracker.sweep()
     assert tracker.get(execution_id).state == "awaiting_input"
@@ -220,7 +221,7 @@ def test_a_question_that_nobody_answers_expires(tracker, clock):
 def logged(tracker):
     """Wait until what the committer leaves to another thread is done."""
     done = threading.Event()
-    tracker._registry.aftermath.later(done.set)
+    registry_of(tracker).aftermath.later(done.set)
     assert done.wait(60)
 
 
@@ -350,7 +351,7 @@ def test_the_background_sweeper_meets_a_deadline(store, monkeypatch):
 def test_the_sweeper_survives_a_store_that_is_down(clock, monkeypatch):
     """A sweep that fails is said and tried again; the thread does not die of it."""
     with fresh_tracker(clock=clock) as tracker:
-        registry = tracker._registry
+        registry = registry_of(tracker)
         sweeper = Sweeper(registry, every_s=0.001)
         failed, swept = threading.Event(), threading.Event()
         real = registry.store.due
@@ -372,7 +373,7 @@ def test_what_is_due_is_found_again_until_it_has_moved_on(tracker, clock):
     """A sweeper that dies between finding and firing costs nothing: the next one finds the same deadline."""
     begin(tracker, "start", timeouts={"phase_s": 1.0})
     clock.advance(2.0)
-    store, now = tracker._registry.store, tracker._registry.now()
+    store, now = store_of(tracker), registry_of(tracker).now()
     assert store.due(now, 10) == store.due(now, 10) != []
 
 
@@ -413,7 +414,7 @@ def test_pruning_by_count_keeps_the_youngest(tracker, clock):
 @pytest.mark.parametrize("jump_s", [40 * 86_400.0, -40 * 86_400.0])
 def test_a_wall_clock_that_jumps_prunes_nothing_and_keeps_nothing(tracker, clock, jump_s):
     """What has ended ages with the steady timeline: a wall clock that jumps deletes and saves nothing."""
-    sweeper = Sweeper(tracker._registry, 1.0, Retention(max_age_s=30 * 86_400.0))
+    sweeper = Sweeper(registry_of(tracker), 1.0, Retention(max_age_s=30 * 86_400.0))
     young = finish(tracker, begin(tracker))
     clock.jump(jump_s)
     during = finish(tracker, begin(tracker))
@@ -439,7 +440,7 @@ def test_several_pruners_keep_what_the_policy_keeps(tracker, monkeypatch):
     """A pruner that counted before another one deleted deletes nothing that is to be kept."""
     for _ in range(20):
         finish(tracker, begin(tracker))
-    store = tracker._registry.store
+    store = store_of(tracker)
     real = store.ended_count
     turns = [20, 20]  # both counted before either deleted
     monkeypatch.setattr(store, "ended_count", lambda: turns.pop() if turns else real())
@@ -478,7 +479,7 @@ def test_positions_are_never_given_out_twice(tracker):
 def test_the_sweeper_prunes_by_policy(clock):
     """A sweeper with a retention policy keeps the registry at its size."""
     with fresh_tracker(clock=clock) as tracker:
-        sweeper = Sweeper(tracker._registry, retention=Retention(max_count=10))
+        sweeper = Sweeper(registry_of(tracker), retention=Retention(max_count=10))
         for _ in range(5):
             for _ in range(20):
                 finish(tracker, begin(tracker))
@@ -489,7 +490,7 @@ def test_the_sweeper_prunes_by_policy(clock):
 def test_memory_holds_nothing_of_what_was_pruned(clock):
     """After pruning, no index of the store in memory grows with the executions that there have been."""
     with fresh_tracker(clock=clock) as tracker:
-        store = tracker._registry.store
+        store = store_of(tracker)
         lasting = begin(tracker, "start")
 
         def sizes():
@@ -539,7 +540,7 @@ def test_an_ordered_wait_does_not_count_against_a_limit(tracker, clock):
 def test_a_sweeper_needs_a_pause(tracker, every_s):
     """A pause of no, negative or endless length, or of no number at all, is refused."""
     with pytest.raises(InvalidArgument, match="positive number of seconds"):
-        Sweeper(tracker._registry, every_s)
+        Sweeper(registry_of(tracker), every_s)
 
 
 @pytest.mark.parametrize(("due", "looks"), [(0, 1), (1, 1), (2, 2), (5, 3)])
@@ -549,7 +550,7 @@ def test_a_sweep_asks_again_only_after_a_full_page(tracker, clock, monkeypatch, 
     for _ in range(due):
         begin(tracker, timeouts={"queue_s": 5.0})
     clock.advance(6.0)
-    store = tracker._registry.store
+    store = store_of(tracker)
     find, asked = store.due, []
 
     def counted(now, limit):
@@ -567,7 +568,7 @@ def test_a_sweep_that_gets_nothing_done_ends(tracker, clock, monkeypatch):
     for _ in range(4):
         begin(tracker, timeouts={"queue_s": 5.0})
     clock.advance(6.0)
-    registry = tracker._registry
+    registry = registry_of(tracker)
     tried = []
     monkeypatch.setattr(registry, "carry_all", lambda commands: tried.append(len(commands)) or 0)
     assert tracker.sweep().timed_out == 0
@@ -579,26 +580,26 @@ def test_a_sweep_that_gets_nothing_done_ends(tracker, clock, monkeypatch):
 )
 def test_a_sweeper_sleeps_to_the_nearest_deadline(tracker, clock, queue_s, pause_s, wakes_in_s):
     """Between two sweeps it sleeps its pause, or to the nearest deadline, and the committer knows till when."""
-    sweeper = Sweeper(tracker._registry, every_s=10.0)
+    sweeper = Sweeper(registry_of(tracker), every_s=10.0)
     if queue_s is not None:
         begin(tracker, timeouts={"queue_s": queue_s})
-    now = tracker._registry.now()
+    now = registry_of(tracker).now()
     assert sweeper._pause_s() == pytest.approx(pause_s)
-    assert tracker._registry.committer.wake_at - now == pytest.approx(wakes_in_s)
+    assert registry_of(tracker).committer.wake_at - now == pytest.approx(wakes_in_s)
     clock.advance(100.0)
     assert sweeper._pause_s() == (10.0 if queue_s is None else 0.0)
 
 
 def test_a_sweeper_that_is_stopped_has_ended(tracker):
     """The thread does not keep a process alive; stopping waits for it, except when it stops itself."""
-    sweeper = Sweeper(tracker._registry, every_s=1000.0)
+    sweeper = Sweeper(registry_of(tracker), every_s=1000.0)
     sweeper.stop()  # it was never begun
-    sweeper = Sweeper(tracker._registry, every_s=1000.0)
+    sweeper = Sweeper(registry_of(tracker), every_s=1000.0)
     sweeper.start()
     thread = sweeper._thread
     sweeper.stop()
     assert (thread.daemon, thread.is_alive()) == (True, False)
-    itself = Sweeper(tracker._registry, every_s=1000.0)
+    itself = Sweeper(registry_of(tracker), every_s=1000.0)
     itself.sweep = itself.stop
     itself.start()
     itself._thread.join(60)

@@ -15,7 +15,8 @@ from fsm.replay.trajectory import Trajectory, read_line
 from fsm.simulation.loop import SteppedLoop
 from fsm.simulation.workers import SimulatedClock
 from fsm.testing import fresh_tracker
-from tests.conftest import SAMPLE
+from tests.support.inside import registry_of
+from tests.support.places import SAMPLE
 
 
 def read(*paths) -> list[Trajectory]:
@@ -60,7 +61,7 @@ def nothing_left(engine: Engine, tracker: Tracker) -> None:
         (),
         {},
     )
-    assert tracker._registry.committer.watchers == {}
+    assert registry_of(tracker).committer.watchers == {}
     assert all(one.category == "terminal" for one in every(tracker))
     for status in tracker.breakers.status().breakers:
         assert status.key.startswith(BREAKERS)

@@ -13,7 +13,7 @@ from fsm.lifecycles.execution import EXECUTION
 from fsm.replay.events import ReplayClock, replay, replay_one
 from fsm.replay.trajectory import MalformedLine, Trajectory, read_line, route
 from fsm.tracker.process import fresh_tracker
-from tests.conftest import SAMPLE
+from tests.support.places import SAMPLE
 
 
 def run(*events, clock=None, **fields):

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 from fsm.simulation.guarantees import GUARANTEES
 from fsm.testing.machine.tracked import _FORBIDDEN
+from tests.support.places import PACKAGE, ROOT
 from tests.testing.test_planted_bugs import BUGS
 
-ROOT = Path(__file__).resolve().parents[2]
 RAISES = {"Broken", "broken"}
 
 
 def checked() -> set[str]:
     """Return every guarantee that a checker names."""
     named = set(_FORBIDDEN.values())
-    for file in (*(ROOT / "fsm/simulation").glob("*.py"), *(ROOT / "fsm/testing").rglob("*.py")):
+    for file in (*(PACKAGE / "simulation").glob("*.py"), *(PACKAGE / "testing").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in RAISES:
                 first = node.args[0]

@@ -28,6 +28,7 @@ from fsm.simulation.plans import simulation_plans
 from fsm.simulation.scenarios import fleet
 from fsm.simulation.simulation import Simulation, SimulationFailed
 from fsm.tracker.retention import Retention
+from tests.support.inside import registry_of
 
 SEEDS = int(os.environ.get("FSM_SIMULATION_SEEDS", "200"))
 CHUNK = 25
@@ -80,7 +81,7 @@ def test_the_guarantees_hold_in_a_storm(first):
 
 def _all(sim):
     kept = [snapshot for one in sim.checker.known() if (snapshot := sim.store.load(one)) is not None]
-    return [sim.tracker._registry.show(snapshot) for snapshot in kept]
+    return [registry_of(sim.tracker).show(snapshot) for snapshot in kept]
 
 
 @settings(max_examples=40)

@@ -105,6 +105,7 @@ MUTANTS: dict[str, dict[str, Callable[[str], dict[str, Any]]]] = {
         "are none": answers(lambda _: {}),
         "lose their documents": answers(lambda out: dict.fromkeys(out, "{}")),
     },
+    "machine_count": {"is off by one": answers(lambda out: out + 1)},
     "load": {
         "finds nothing": answers(lambda _: None),
         "is one version late": answers(lambda out: out and out._replace(version=out.version - 1)),

@@ -18,6 +18,7 @@ from fsm.stores.sqlite.connect import parse_url
 from fsm.stores.sqlite.store import SqliteStore
 from fsm.testing import fresh_tracker
 from fsm.testing.conformance.steps import birth, committed
+from tests.support.inside import store_of
 from tests.support.sqlite_tools import BORN, ROW, SQL, STEP, contents, rogue, sound
 
 
@@ -75,14 +76,14 @@ def test_what_was_born_under_an_older_schema_is_paged_first(file, url):
     """Executions of a file from before births were counted come first, by their ids, and no page misses one."""
     olds = ["exec_b", "exec_a", "exec_c"]
     with fresh_tracker(url) as tracker:
-        committed(tracker._registry.store, *(birth(id=one) for one in olds))
+        committed(store_of(tracker), *(birth(id=one) for one in olds))
     with closing(rogue(file)) as connection:
         connection.execute("DROP TRIGGER execution_born_there")
         connection.execute("DROP TRIGGER execution_moves")
         connection.execute("DROP TRIGGER execution_moved")
         connection.execute("UPDATE executions SET born = 0")
     with fresh_tracker(url) as tracker:
-        committed(tracker._registry.store, birth(id="exec_0"), birth(id="exec_d"))
+        committed(store_of(tracker), birth(id="exec_0"), birth(id="exec_d"))
         for filters in ({}, {"user_id": "ada"}, {"state": "created"}, {"state": ["created", "queued"]}):
             seen = []
             while page := tracker.find(limit=1, after=seen[-1] if seen else None, **filters):
@@ -225,7 +226,7 @@ def test_a_full_disk_is_a_typed_error_and_nothing_is_half_written(file, url):
     """When the disk is full the batch is refused as a whole; when there is room again the same call succeeds."""
     with fresh_tracker(url) as tracker:
         made = tracker.create("a", user_id="u", thread_id="t")
-        store = tracker._registry.store
+        store = store_of(tracker)
         writer = store.database.pool._writer
         pages = writer.execute("PRAGMA page_count").fetchone()[0]
         writer.execute(f"PRAGMA max_page_count = {pages}")
@@ -264,7 +265,7 @@ def test_a_failed_commit_says_what_is_known_of_it(after, committed_, url):
     """After a failed COMMIT the error says whether anything was written: no, or nobody can tell."""
     with fresh_tracker(url) as tracker:
         made = tracker.create("a", user_id="u", thread_id="t")
-        pool = tracker._registry.store.database.pool
+        pool = store_of(tracker).database.pool
         pool._writer = Failing(pool._writer, after=after)
         with pytest.raises(StoreUnavailable, match="disk I/O") as caught:
             tracker.fire(made.id, "start", key="k")
@@ -320,7 +321,7 @@ def test_a_store_stays_where_it_is_when_the_process_goes_elsewhere(tmp_path, mon
     with fresh_tracker("sqlite:///fsm.db") as tracker:
         made = tracker.create("a", user_id="u", thread_id="t")
         monkeypatch.chdir(tmp_path / "elsewhere")
-        tracker._registry.store.database.pool.discard_writer()
+        store_of(tracker).database.pool.discard_writer()
         tracker.fire(made.id, "start")
         assert tracker.get(made.id).version == 1
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -330,7 +331,7 @@ def test_a_file_that_was_moved_away_is_an_error_and_not_a_new_file(file, url):
     """A new connection to a file that is gone is an error; no empty file takes its place."""
     with fresh_tracker(url) as tracker:
         made = tracker.create("a", user_id="u", thread_id="t")
-        pool = tracker._registry.store.database.pool
+        pool = store_of(tracker).database.pool
         pool.before_fork(held := [])  # closes every connection
         for lock in held:
             lock.release()

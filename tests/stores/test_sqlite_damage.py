@@ -20,6 +20,7 @@ from fsm.tracker import verify as verification
 from fsm.tracker.process import fresh_tracker
 from fsm.tracker.sweeper import Sweeper
 from fsm.tracker.tracker import Tracker
+from tests.support.inside import registry_of, store_of
 from tests.support.sqlite_tools import rogue, tamper
 
 MINE = {"user_id": "ada", "thread_id": "t"}
@@ -58,7 +59,7 @@ def base(tmp_path_factory) -> tuple[bytes, list[str]]:
 
 def calls(tracker: Tracker, known: list[str]) -> Iterator[Callable[[], object]]:
     """Every way to read, and some to write."""
-    registry = tracker._registry
+    registry = registry_of(tracker)
     store = registry.store
     for one in known[:6]:
         yield lambda one=one: tracker.get(one).model_dump_json()
@@ -259,7 +260,7 @@ def test_one_damaged_record_does_not_fail_the_page(change, stored, url, caplog):
             after = page[-1].id
         assert [one.id for page in pages for one in page] == whole
         assert [len(page) for page in pages] == [2, 2, 2, 2, 1]
-        damaged = tracker._registry.store.damaged()
+        damaged = store_of(tracker).damaged()
         assert [(one.table, one.key, one.column) for one in damaged] == [
             ("executions", one, column) for one in (made[2], made[3], made[7])
         ]
@@ -283,7 +284,7 @@ def test_the_journal_goes_on_past_a_damaged_row(stored, url):
     with fresh_tracker(url, clock=ManualClock()) as tracker:
         seen = {receipt.execution_id for receipt in tracker.subscribe(after=0, follow=False)}
         assert seen == set(made) - {made[5], made[6]}
-        rows = tracker._registry.store.journal(0, 5)
+        rows = store_of(tracker).journal(0, 5)
         assert len(rows) == 5
         for one, column in ((made[5], "payload"), (made[6], "at")):
             with pytest.raises(DamagedRecord, match=column):
@@ -295,10 +296,10 @@ def test_a_sweep_goes_on_past_a_damaged_row(stored, url):
     file, made = stored
     tamper(file, f"UPDATE executions SET due_kind = x'ff', due_at = 1 WHERE id < '{made[8]}'")
     with fresh_tracker(url, clock=ManualClock()) as tracker:
-        tracker._registry.clock.advance(100_000)
+        registry_of(tracker).clock.advance(100_000)
         assert tracker.sweep().timed_out == 4
         assert [tracker.get(one).state for one in made[8:]] == ["timed_out"] * 4
-        assert len(tracker._registry.store.due(1e11, 2)) == 0
+        assert len(store_of(tracker).due(1e11, 2)) == 0
 
 
 def test_a_worker_that_cannot_be_read_is_left_out(stored, url):
@@ -308,10 +309,10 @@ def test_a_worker_that_cannot_be_read_is_left_out(stored, url):
         sound = tracker.worker(ttl_s=5.0)
         tamper(file, "INSERT INTO workers SELECT 'odd', 'x', 'x', started_at, renewed_at, lost FROM workers",
                f"INSERT INTO orders VALUES ('{made[0]}', 'x', 'cancel')")  # fmt: skip
-        store = tracker._registry.store
+        store = store_of(tracker)
         assert [worker.id for worker in store.workers()] == [sound.id]
         assert store.orders("", 10) == []
-        Sweeper(tracker._registry).sweep()
+        Sweeper(registry_of(tracker)).sweep()
         assert {one.table for one in store.damaged()} == {"workers", "orders"}
 
 
@@ -319,12 +320,12 @@ def test_a_machine_that_is_not_known_is_typed(stored, url):
     """An execution of a machine whose declaration cannot be read is refused with that, and others are found."""
     file, made = stored
     with fresh_tracker(url, clock=ManualClock()) as tracker:
-        machine = tracker._registry._by_name["execution"].extend(name="other")
+        machine = registry_of(tracker)._by_name["execution"].extend(name="other")
         tracker.create("b", **MINE, machine=machine)
     tamper(file, "UPDATE machines SET document = '{}' WHERE name = 'other'")
     with fresh_tracker(url, clock=ManualClock()) as tracker:
         assert [one.id for one in tracker.find()] == made
-        [aside] = tracker._registry.health.aside()
+        [aside] = registry_of(tracker).health.aside()
         assert "unknown machine" in aside.reason
         with pytest.raises(UnknownMachine):
             tracker.get(aside.execution_id)
@@ -349,7 +350,7 @@ def test_a_page_gives_up_when_too_much_is_damaged(stored, url, monkeypatch):
     tamper(file, f"UPDATE executions SET tools = '[' WHERE id > '{made[0]}'")
     monkeypatch.setattr(damages, "MAX_LEFT_OUT", 3)
     with fresh_tracker(url, clock=ManualClock()) as tracker:
-        store = tracker._registry.store
+        store = store_of(tracker)
         assert [one.identity.id for one in store.find(Query(limit=1))] == made[:1]
         with pytest.raises(NotAStore, match="damaged records in a row"):
             store.find(Query(limit=2, after=made[0]))
@@ -362,14 +363,14 @@ def test_the_list_of_damage_has_a_limit(stored, url, monkeypatch):
     monkeypatch.setattr(damages, "MAX_DAMAGED", 4)
     with fresh_tracker(url, clock=ManualClock()) as tracker:
         assert tracker.find() == []
-        assert len(tracker._registry.store.damaged()) == 4
+        assert len(store_of(tracker).damaged()) == 4
 
 
 def test_a_store_in_memory_has_no_damage():
     """On memory:// nothing is ever listed."""
     with fresh_tracker() as tracker:
         tracker.create("a", **MINE)
-        assert tracker._registry.store.damaged() == tracker._registry.store.inspect() == []
+        assert store_of(tracker).damaged() == store_of(tracker).inspect() == []
 
 
 def test_an_inspection_names_broken_pages(stored, url):
@@ -382,6 +383,6 @@ def test_an_inspection_names_broken_pages(stored, url):
             "WHERE name = 'executions_agent'"
         )
     with fresh_tracker(url, clock=ManualClock()) as tracker:
-        found = tracker._registry.store.inspect()
+        found = store_of(tracker).inspect()
     assert any(one.table == "file" and one.key == "pages" for one in found), found
     assert Damage("file", "index executions_agent", "", "is not as this library makes it") in found

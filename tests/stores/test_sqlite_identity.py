@@ -23,6 +23,7 @@ from fsm.stores.sqlite import identity
 from fsm.testing.conformance.steps import OTHER, birth, move
 from fsm.tracker.process import fresh_tracker
 from fsm.tracker.tracker import Tracker
+from tests.support.inside import store_of
 from tests.support.sqlite_tools import rogue
 
 MINE = {"user_id": "ada", "thread_id": "t"}
@@ -133,7 +134,7 @@ def test_no_receipt_is_acknowledged_into_a_file_that_is_gone(what, tracker, file
 @pytest.mark.parametrize("what", DAMAGES)
 def test_two_readers_of_one_process_do_not_disagree(what, tracker, file):
     """A read on a connection that was there before, and one on a new connection, are both refused at once."""
-    pool = tracker._registry.store.database.pool
+    pool = store_of(tracker).database.pool
 
     def damaged(connection: sqlite3.Connection) -> object:
         DAMAGES[what](file)
@@ -193,7 +194,7 @@ def test_every_call_is_one_of_those_that_are_tested():
 @pytest.mark.parametrize("what", CALLS)
 def test_every_call_of_a_store_whose_file_is_gone_is_refused(what, tracker, file):
     """Whichever method of the store is called, it says that the file is gone, the first time and later."""
-    store = tracker._registry.store
+    store = store_of(tracker)
     store.register(record_of(OTHER))
     away = aside(file)
     for _ in range(2):
@@ -248,7 +249,7 @@ def test_a_backup_is_a_store_for_a_new_process(tracker, file, url):
 
 def test_a_new_connection_knows_the_store_by_its_id(tracker, file):
     """When every connection was closed, the store id and the inode tell whether the file is still the same."""
-    store = tracker._registry.store
+    store = store_of(tracker)
     locks: list[Lock] = []
     store.database.pool.before_fork(locks)  # closes them all
     for lock in locks:
@@ -266,7 +267,7 @@ def test_a_new_connection_knows_the_store_by_its_id(tracker, file):
 def test_a_log_that_is_deleted_is_noticed(suffix, tracker, file, url, monkeypatch):
     """Without its -wal or -shm a process acknowledges nothing more; what it did acknowledge is there after its end."""
     monkeypatch.setattr(identity, "BESIDE_S", 0.0)
-    tracker._registry.store.database.file._look_at = 0.0
+    store_of(tracker).database.file._look_at = 0.0
     tracker.fire(tracker.one, "progress", fence=1)  # looks from now on each time
     file.with_name(file.name + suffix).unlink()
     with pytest.raises(StoreUnavailable, match=f"{suffix} was deleted") as caught:
@@ -289,7 +290,7 @@ def test_a_log_is_looked_at_every_few_milliseconds(tracker, monkeypatch):
     looked = []
     look = identity.file_id
     monkeypatch.setattr(identity, "file_id", lambda name: looked.append(name) or look(name))
-    store = tracker._registry.store
+    store = store_of(tracker)
     store.database.file._look_at = 0.0
     for seconds, expected in ((0.0, 2), (0.0, 0), (identity.BESIDE_S / 2, 0), (identity.BESIDE_S, 2)):
         now[0] += seconds
@@ -300,7 +301,7 @@ def test_a_log_is_looked_at_every_few_milliseconds(tracker, monkeypatch):
 
 def test_a_journal_that_is_shorter_than_it_was_is_refused(tracker):
     """A file whose journal has lost rows that this process has seen (bytes copied over it) is refused for good."""
-    store = tracker._registry.store
+    store = store_of(tracker)
     store.database.file._position += 10
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match="backup was written over"):
@@ -311,7 +312,7 @@ def test_a_journal_that_is_shorter_than_it_was_is_refused(tracker):
 
 def test_a_batch_that_failed_leaves_no_position_behind(tracker, monkeypatch):
     """A transaction that is rolled back does not count as seen: the next commit is at its positions."""
-    store = tracker._registry.store
+    store = store_of(tracker)
     outcome = store.append([move(birth().after, "start")._replace(event="x")._replace(
         after=store.load(tracker.one)._replace(version=2))])[0]  # fmt: skip
     assert (outcome.why, "no row of the table" in outcome.who) == ("law", True)
@@ -446,7 +447,7 @@ def test_what_is_no_store_is_refused(store):
 @pytest.mark.parametrize("value", [{}, [], 2**63, -(2**64), object()])
 def test_a_question_of_a_wrong_type_is_the_callers_mistake(value, tracker):
     """A value that no column holds is refused as such, and not as a store that does not answer."""
-    store = tracker._registry.store
+    store = store_of(tracker)
     for call in (
         lambda: store.load(value),
         lambda: store.journal(0, 10, None, value),
@@ -462,7 +463,7 @@ def test_a_question_of_a_wrong_type_is_the_callers_mistake(value, tracker):
 def test_any_number_of_states_can_be_asked_for(tracker):
     """A query for more states than SQLite joins queries answers all the same."""
     many = frozenset(f"s{number}" for number in range(1000)) | {"starting"}
-    store = tracker._registry.store
+    store = store_of(tracker)
     assert [one.identity.id for one in store.find(Query(states=many))] == [tracker.one]
     assert [one.identity.id for one in store.find(Query(states=many, user_id="ada"))] == [tracker.one]
     assert store.find(Query(states=many - {"starting"})) == []
@@ -470,7 +471,7 @@ def test_any_number_of_states_can_be_asked_for(tracker):
 
 def test_a_machine_record_is_kept_as_it_is(tracker):
     """Documents and rows of a machine come back from the file as they were registered."""
-    store = tracker._registry.store
+    store = store_of(tracker)
     record = MachineRecord(
         "h", "n", "{}", (("a", False, False), ("b", True, False)), ((None, "create", "a"),)
     )

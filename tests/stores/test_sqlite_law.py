@@ -19,6 +19,7 @@ from fsm.stores.sqlite.store import SqliteStore
 from fsm.testing import ManualClock, fresh_tracker
 from fsm.testing.conformance.steps import birth, committed, move, walk
 from fsm.tracker.verify import verify
+from tests.support.inside import registry_of, store_of
 from tests.support.sqlite_tools import NEXT, ROW, STEP, born, contents, rogue, tamper
 
 ROGUE = {
@@ -392,7 +393,7 @@ def test_parents_that_were_pruned_before_there_were_tombstones_are_known(written
         connection.execute(f"PRAGMA application_id = {connecting.APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 6")
     with fresh_tracker(f"sqlite:///{old}", clock=ManualClock()) as tracker:
-        assert not [one for one in tracker._registry.store.inspect() if one.column == "parent_id"]
+        assert not [one for one in store_of(tracker).inspect() if one.column == "parent_id"]
     with closing(rogue(old)) as connection, pytest.raises(sqlite3.IntegrityError, match="not born again"):
         connection.execute(born("open", position=HORIZON))
 
@@ -403,7 +404,7 @@ def test_parents_that_were_pruned_before_there_were_tombstones_are_known(written
 def test_a_worker_that_has_left_stays_away(written):
     """Raw SQL cannot bring a departed worker back, nor forget that it left, nor say it of one that is here."""
     with fresh_tracker(f"sqlite:///{written}", clock=ManualClock()) as tracker:
-        store = tracker._registry.store
+        store = store_of(tracker)
         gone = tracker.worker(ttl_s=50.0)
         gone.close()
         here = tracker.worker(ttl_s=50.0)
@@ -502,7 +503,7 @@ def test_a_breaker_holds_what_its_columns_say(url):
         ):  # fmt: skip
             with closing(rogue(file)) as connection, pytest.raises(sqlite3.IntegrityError):
                 connection.execute(f"UPDATE breakers SET version = version + 1, event = NULL, {change}")
-        row = tracker._registry.store.breaker_load("m")
+        row = store_of(tracker).breaker_load("m")
         assert (row.state, row.version) == ("forced_open", 1)
 
 
@@ -512,7 +513,7 @@ def test_a_breaker_holds_what_its_columns_say(url):
 def test_a_claim_and_a_release_in_raw_sql_are_legal(written):
     """The law refuses what is wrong and nothing else: a claim with all that belongs to it is carried out, and folds."""
     with fresh_tracker(f"sqlite:///{written}", clock=ManualClock(900.0)) as tracker:
-        store = tracker._registry.store
+        store = store_of(tracker)
         fresh = birth(id="fresh")
         committed(store, fresh)
         started = move(fresh.after, "start").after
@@ -524,7 +525,7 @@ def test_a_claim_and_a_release_in_raw_sql_are_legal(written):
                 (started.updated_at, started.due_at, started.due_kind),
             )
         assert store.load("fresh") == started
-        assert [one for one in verify(tracker._registry) if "fresh" in one.row] == []
+        assert [one for one in verify(registry_of(tracker)) if "fresh" in one.row] == []
 
 
 def test_what_the_law_lets_through_is_found(written):
@@ -533,7 +534,7 @@ def test_what_the_law_lets_through_is_found(written):
         connection.execute(f"{PROGRESS}, owner = 'mallory', fence = fence + 1 WHERE id = 'open'")
         connection.execute(born())  # without the deadline that its machine demands
     with fresh_tracker(f"sqlite:///{written}", clock=ManualClock(900.0)) as tracker:
-        found = {(one.code, one.row) for one in verify(tracker._registry)}
+        found = {(one.code, one.row) for one in verify(registry_of(tracker))}
     assert {("fold", "open"), ("deadline", "new")} <= found
 
 
@@ -545,5 +546,5 @@ def test_without_a_trigger_the_store_still_reads_what_is_whole(trigger, written)
         connection.execute(f"DROP TRIGGER {trigger}")
     with fresh_tracker(f"sqlite:///{written}") as tracker:
         assert [one.id for one in tracker.find()] == ["ended"]
-        rows = {one.key for one in tracker._registry.store.inspect() + tracker._registry.store.damaged()}
+        rows = {one.key for one in store_of(tracker).inspect() + store_of(tracker).damaged()}
         assert {f"trigger {trigger}", "open"} <= rows

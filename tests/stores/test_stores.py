@@ -19,6 +19,7 @@ from fsm.stores import Store, open_store
 from fsm.testing import fresh_tracker
 from fsm.testing.conformance.suite import StoreConformance
 from fsm.tracker.tracker import Tracker
+from tests.support.inside import registry_of
 
 
 class TestMemory(StoreConformance):
@@ -79,7 +80,7 @@ class Player:
         self.tracker, self.clock = tracker, clock
         self.ids: list[str] = []
         self.seen: list[Any] = []
-        tracker._registry.rng = random.Random(7)
+        registry_of(tracker).rng = random.Random(7)
 
     def name(self, execution_id: str | None) -> object:
         return self.ids.index(execution_id) if execution_id in self.ids else execution_id

@@ -13,6 +13,7 @@ from fsm.simulation.loop import SteppedLoop
 from fsm.simulation.simulation import Simulation
 from fsm.simulation.workers import SimulatedClock
 from fsm.testing import fresh_tracker
+from tests.support.inside import registry_of
 
 Scenario = Callable[[Engine, Tracker], Awaitable[Any]]
 WHO = {"user_id": "ada", "thread_id": "t"}
@@ -67,7 +68,7 @@ async def nothing_left(engine: Engine, tracker: Tracker, *, stragglers: int = 0)
         await asyncio.sleep(0.02)
     assert open_ones(tracker) == []
     assert (engine.running, engine.queued) == (0, 0)
-    assert tracker._registry.committer.watchers == {}
+    assert registry_of(tracker).committer.watchers == {}
     assert engine._connections() == []
     assert engine._drives == {}
     assert len(engine.stragglers) == stragglers

@@ -8,6 +8,7 @@ from itertools import groupby
 from fsm.engine import Engine
 from fsm.simulation.loop import SteppedLoop
 from fsm.tracker.process import get_tracker
+from tests.support.inside import store_of
 
 ADA = {"user_id": "ada", "thread_id": "t-1"}
 TURNS = 2_000
@@ -19,7 +20,7 @@ def perform(function, *args, answers=(), threads=False, **options):
 
     Time is virtual, unless the agent or the store needs threads, which there are none of in virtual time.
     """
-    threads = threads or not get_tracker()._registry.store.instant
+    threads = threads or not store_of(get_tracker()).instant
 
     async def main():
         async with Engine() as engine:

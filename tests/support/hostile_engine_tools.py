@@ -12,6 +12,7 @@ from fsm import Engine, Tracker
 from fsm.errors import FsmError, Refused
 from fsm.stores.base import Store
 from tests.support.engine_tools import _ours, legal
+from tests.support.inside import registry_of, store_of
 
 MAX_POINTS = 2_000
 """Maximum number of points at which one scenario is disturbed; more would be a scenario without an end."""
@@ -78,7 +79,7 @@ async def nothing_is_left(engine: Engine, tracker: Tracker, *, may_be_open: bool
     home = engine._runtime
     assert (engine.running, engine.queued, engine.stragglers) == (0, 0, {})
     assert engine._drives == {}
-    assert tracker._registry.committer.watchers == {}
+    assert registry_of(tracker).committer.watchers == {}
     if home is not None:
         assert (home.feed.listeners, home.tasks, home._helpers) == ({}, set(), [])
     for breaker in tracker.breakers.status().breakers:
@@ -194,7 +195,7 @@ class Failing:
         self._at = self._left = 0
         self._make: Callable[[], Exception] = ValueError
         self._after = False
-        store: Any = tracker._registry.store
+        store: Any = store_of(tracker)
         names = {name for name in vars(Store) if not name.startswith("_")} - {
             "close",
             "instant",

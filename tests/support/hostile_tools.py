@@ -15,11 +15,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.places import PACKAGE
+
 MAX_POINTS = 20_000
 """Maximum number of points of one call; a scenario that has more is not small."""
 FORK_S = 60.0
@@ -56,7 +56,7 @@ class Disturbance:
             act: What happens there; an exception that it raises is raised there.
             opcodes: Count every bytecode instead of every line.
         """
-        self._files = tuple(str(ROOT / "fsm" / name) for name in files)
+        self._files = tuple(str(PACKAGE / name) for name in files)
         self._act = act
         self._opcodes = opcodes
         self._event = "opcode" if opcodes else "line"
@@ -73,7 +73,7 @@ class Disturbance:
         if event == self._event and self.left > 0:
             self.left -= 1
             if not self.left:
-                name = frame.f_code.co_filename.removeprefix(f"{ROOT}{os.sep}")
+                name = frame.f_code.co_filename.removeprefix(f"{PACKAGE.parent}{os.sep}")
                 self.where = f"{name}:{frame.f_lineno} {frame.f_code.co_name}"
                 self._act()
         return self.trace

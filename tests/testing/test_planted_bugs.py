@@ -37,8 +37,8 @@ from fsm.testing.machine.driver import GuaranteeBroken
 from fsm.testing.machine.machines import machine_test
 from fsm.tracker import sweeper as sweeper_module
 from fsm.tracker.retention import Retention
+from tests.support.places import PACKAGE, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 DRAWN = "testing/test_machines.py::TestExecution::test_guarantees"
 CLAIMER = "registry/test_two_trackers.py::test_exactly_one_claimer"
 FRESH = "registry/test_two_trackers.py::test_a_refusal_is_given_on_what_is_there_now"
@@ -68,7 +68,7 @@ class Bug(NamedTuple):
 
 def copy_of_the_package(to: Path) -> Path:
     """Copy with the compiled files: they are still good for all that is not patched."""
-    shutil.copytree(ROOT / "fsm", to / "fsm")
+    shutil.copytree(PACKAGE, to / "fsm")
     return to
 
 
@@ -91,7 +91,7 @@ def run(copy: Path, *tests: str) -> subprocess.CompletedProcess[str]:
         env=environment | {"PYTHONPATH": str(copy)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=False,
     )
 
@@ -763,6 +763,7 @@ def quiet():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_sound_library_passes_what_the_bugs_are_found_with(quiet, tmp_path):
     """Without a bug the simulation finds nothing with the same seeds, and the same parts of the suite pass."""
     assert simulated() is None
@@ -771,6 +772,7 @@ def test_a_sound_library_passes_what_the_bugs_are_found_with(quiet, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.fsm_no_cover
 @pytest.mark.parametrize("bug", [pytest.param(bug, id=bug.name) for bug in BUGS])
 def test_a_planted_bug_is_caught(bug, monkeypatch, tmp_path, quiet):

@@ -226,7 +226,7 @@ def register_payload(name: str, model: type[Payload]) -> None:
         BadPayload: The name is taken by another model, or `model` is no subclass of `Payload`.
     """
     if not (isinstance(model, type) and issubclass(model, Payload)):
-        raise BadPayload(f"a payload model is a subclass of fsm.core.payloads.Payload, not {model!r}")
+        raise BadPayload(f"a payload model is a subclass of fsm.Payload, not {model!r}")
     if taken := {"fence", "key"} & model.model_fields.keys():
         raise BadPayload(f"fire() takes {', '.join(sorted(taken))} itself: give the field another name")
     if PAYLOADS.setdefault(name, model) is not model:

@@ -19,15 +19,13 @@ cancels it, a cancel, or the end of the process.
 """
 
 from fsm.engine.admission import Slots
-from fsm.engine.answers import Answer
 from fsm.engine.calls import ModelPhase, ToolPhase
-from fsm.engine.connection import RunOver
-from fsm.engine.engine import Engine
-from fsm.engine.outcome import Handle, Outcome
+from fsm.engine.engine import Engine, Registered
+from fsm.engine.errors import RunOver
+from fsm.engine.handle import Handle
+from fsm.engine.outcome import Late, Outcome
 from fsm.engine.recorder import Recorder
-from fsm.engine.resume import Registered
-from fsm.engine.run import Run, current_run
-from fsm.engine.runtime import Late
+from fsm.engine.run import Answer, Run, current_run
 from fsm.engine.threads import SyncRun
 
 __all__ = [

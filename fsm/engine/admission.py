@@ -1,14 +1,15 @@
 """Slots: how many executions of an engine may run at once, and who is next.
 
-Pure bookkeeping on one thread: no clock, no I/O, no asyncio. Whoever gets no slot waits with a `Ticket`; when a slot
-is given back, the next ticket's `granted` is called. Between users it is fair: the queue is served by start tags, as
-in start-time fair queueing (Goyal, Vin, Cheng 1996), so that a user with a thousand waiting executions delays
-another user's first one by no more than one slot. A tag is a user's and not a ticket's: who gives up waiting has used
-nothing. Among one user's tickets for one agent the first come is the first served.
+`Admission` is pure bookkeeping on one thread: no clock, no I/O, no asyncio. What gets no slot waits with a `Ticket`;
+when a slot is given back, the next ticket's `granted` is called. It is fair between users: the queue is served by
+start tags, as in start-time fair queueing (Goyal, Vin, Cheng 1996), so that a user with a thousand waiting executions
+delays another user's first one by no more than one slot. A tag is a user's and not a ticket's: a ticket that leaves
+has used nothing. Among one user's tickets for one agent the first is served first. A `Seat` is one execution's slot.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
@@ -16,22 +17,25 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fsm.engine.errors import RunOver
+from fsm.errors import EngineFull
+
 MANY = 1_000
-"""From so many entries on, what is remembered of those who are gone is tidied up."""
+"""From this number of entries on, what is remembered of those who are gone is tidied up."""
 
 Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
 
 
 class Slots(BaseModel):
-    """How many executions of one engine may run at once. Whoever waits (queue, backoff, a person) takes no slot.
+    """How many executions of one engine may run at once. One that waits (queue, backoff, a person) takes no slot.
 
     Attributes:
         total: In all.
         per_user: Of one user; ``None`` for no limit of its own.
         per_agent: Of one agent; a number for each of them, or a number by the agent's name.
-        queued_max: So many may wait for a slot; the next one is refused with `EngineFull`.
-        queued_per_user: So many of one user may wait; ``None`` for no limit of its own, and then one user can fill
-            the queue for everybody.
+        queued_max: How many may wait for a slot; the next one is refused with `EngineFull`.
+        queued_per_user: How many of one user may wait; ``None`` for no limit of its own, and then one user can fill
+            the queue.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -131,9 +135,7 @@ class Admission:
         self._empty: set[_Line] = set()  # lines whose tickets have all left; they go when their turn comes
         self._now = [0.0, 0.0]  # virtual time: of those who resume, and of those who begin
         self._active = [0, 0]  # how many users wait
-        self._ahead: dict[
-            str, list[float]
-        ] = {}  # the tags of users who are gone and were served ahead of time
+        self._ahead: dict[str, list[float]] = {}  # tags of users who are gone and were served ahead of time
         self._ahead_max = MANY
         self._number = 0
 
@@ -161,16 +163,10 @@ class Admission:
         return True
 
     def wait(self, user: str, agent: str, granted: Callable[[], None], *, resumes: bool = False) -> Ticket:
-        """Wait for a slot.
+        """Wait for a slot: `granted` is called when it is taken on behalf of the ticket.
 
-        Args:
-            user: The user.
-            agent: The agent's name.
-            granted: Called when the slot is taken on behalf of the ticket.
-            resumes: It ran before, and goes on before those that have not begun.
-
-        Returns:
-            The ticket; give it to `leave` if it is not wanted any more.
+        What `resumes` ran before, and goes on before those that have not begun. Give the ticket to `leave` if the
+        slot is not wanted any more.
         """
         who, rank = self._user(user), 0 if resumes else 1
         line = who.lines.get((agent, rank))
@@ -358,3 +354,81 @@ class Admission:
             self._let_out(party)
             if not party.parked:
                 self._parks.discard(party)
+
+
+class Seat:
+    """An execution's slot. A child has none of its own (`free`): it runs in its parent's."""
+
+    def __init__(self, admission: Admission, user: str, agent: str, *, free: bool = False) -> None:
+        self._admission = admission
+        self._user = user
+        self._agent = agent
+        self._free = free
+        self._closed = False
+        self._ticket: Ticket | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+        self.held = free
+
+    def give(self) -> None:
+        """Give the slot back, if it is held."""
+        if self.held and not self._free:
+            self.held = False
+            self._admission.give_back(self._user, self._agent)
+
+    def close(self) -> None:
+        """Give the slot back for good: what still waits for one learns that the execution is over."""
+        self._closed = True
+        self.give()
+        if self._ticket is not None:
+            self._leave()
+        self._wake()
+
+    def queue_up(self, *, resumes: bool = False, bounded: bool = False) -> bool:
+        """Take a slot if there is one, else a place in the queue; return whether it has the slot.
+
+        Raises:
+            EngineFull: The place is `bounded` by the queue's limits, and too many wait already.
+        """
+        if not self.held and not self._closed and self._ticket is None:
+            admission, user, agent = self._admission, self._user, self._agent
+            self.held = admission.take(user, agent)
+            if not self.held:
+                if bounded and admission.full(user):
+                    raise EngineFull(admission.waiting)
+                ticket = admission.wait(user, agent, self._granted, resumes=resumes)
+                self._ticket = None if self.held else ticket
+        return self.held
+
+    async def take(self, *until: asyncio.Future[None], resumes: bool = False) -> None:
+        """Wait for a slot, or `until` something else is done; a wait that the last waiter leaves leaves nothing behind.
+
+        However many branches of an agent wait, it is one slot that they wait for.
+
+        Raises:
+            RunOver: The execution is over.
+        """
+        if not self.queue_up(resumes=resumes) and not self._closed:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            try:
+                await asyncio.wait({future, *until}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self._waiting.remove(future)
+                if not self._waiting and self._ticket is not None:
+                    self._leave()
+        if self._closed:
+            raise RunOver("the execution is over: it gets no slot any more")
+
+    def _granted(self) -> None:
+        self._ticket, self.held = None, True
+        self._wake()
+
+    def _wake(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def _leave(self) -> None:
+        if self._ticket is not None:
+            self._admission.leave(self._ticket)
+            self._ticket = None

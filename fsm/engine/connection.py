@@ -1,93 +1,87 @@
-"""The wire between one execution and whoever drives it: events in, commits out, deadlines met.
+"""One execution as its driver sees it: events in, commits out, deadlines met.
 
-It keeps no state of its own. What it knows is the last committed record, handed over by the committer on whatever
-thread it was committed, and where the events that are under way will lead, so that several branches of an agent can
-hand in events without waiting for one another's disk flush.
+It keeps no execution state of its own: it holds the last committed record, and where the events that are under way
+will lead, so that several branches of an agent can hand in events without waiting for one another's disk flush.
+Everything here belongs to the event loop of its runtime. A commit may be told on any thread; what another thread tells
+is noted by the loop, before the caller that waits for that commit goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from fsm.concurrency.locks import Lock
-from fsm.concurrency.supervised import one_line
 from fsm.core.decide import DERIVED
 from fsm.core.records import Receipt, Snapshot, Step
-from fsm.errors import FsmError, Refused, StoreUnavailable
+from fsm.core.request import Request
+from fsm.engine.errors import RunOver, unknown_failure
+from fsm.engine.runtime import Runtime
+from fsm.engine.stages import MOVES, Stage
+from fsm.errors import FsmError, Refused
+from fsm.machine.grammar import Category
 from fsm.machine.machine import Machine
 from fsm.registry.command import Command
 
-if TYPE_CHECKING:
-    from fsm.engine.runtime import Home
-
 logger = logging.getLogger(__name__)
 
-
-def unknown_failure(error: BaseException) -> StoreUnavailable:
-    """Return an error that no layer below the engine expected, as one that callers know how to deal with."""
-    return StoreUnavailable(f"an unexpected error below the engine: {one_line(error)}", committed=None)
-
-
-class RunOver(asyncio.CancelledError):
-    """The execution has ended, is being cancelled, or belongs to another worker: this run of the agent is over.
-
-    It is a cancellation: an agent that swallowed the first one meets the next at its next step.
-    """
+SETTLE_S = 10.0
+"""How long an end waits for events that were handed in before it, in seconds."""
+RETRY_S = 1.0
+"""After how many seconds a deadline that the store did not take is handed in again."""
+_LOUD = frozenset({Category.STOPPING, Category.TERMINAL})
+_NEVER = float("inf")
+Orders = Sequence[tuple[str, Mapping[str, Any]]]
+"""Events with their payloads, each leaning on the one before it."""
 
 
-class _Sent(NamedTuple):
-    """An event that was handed in."""
-
-    command: Command
-    future: asyncio.Future[None] | None
-
-
-class Link:
-    """One execution, as its driver sees it. It lives on one event loop; commits may come from any thread.
+class Connection:
+    """One execution, as its driver sees it.
 
     Attributes:
         snapshot: The last committed record.
-        called_off: The payload of the event that told it to stop, as JSON text: the end that follows says no reason.
-        fence: The fence of the claim; ``None`` while nobody here owns the execution.
+        stage: What its driver does with it; `move` changes it.
+        fence: The fence of the claim; ``None`` while this process owns nothing.
+        told: The payload of the event that told it to stop, as JSON text: the end that follows says no reason.
         stop: Done when the agent has to stop: cancelled, ended, or taken away.
         gone: Done when there is nothing left to say: ended, or taken away.
     """
 
-    def __init__(self, home: Home, snapshot: Snapshot, machine: Machine) -> None:
-        """Begin to listen.
-
-        Args:
-            home: What all executions of an engine share.
-            snapshot: The record as it is, or will be once its creation is committed.
-            machine: Its machine.
-        """
-        self.home = home
+    def __init__(self, runtime: Runtime, snapshot: Snapshot, machine: Machine) -> None:
+        """Begin to listen to an execution that exists, or whose creation is about to be committed."""
+        self.runtime = runtime
         self.id = snapshot.identity.id
         self.machine = machine
-        self.ways = home.ways_of(machine)
+        self.ways = runtime.ways_of(machine)
+        self.table = machine.by_source
+        self.states = machine.by_name
         self.snapshot = snapshot
-        self._ahead = snapshot.state
+        self.stage = Stage.QUEUED
         self.fence: int | None = None
-        self.letting_go = False
-        self.called_off: str | None = None
-        self.stop: asyncio.Future[None] = home.loop.create_future()
-        self.gone: asyncio.Future[None] = home.loop.create_future()
-        self._asked: str | None = None
-        self._answer: asyncio.Future[None] | None = None
+        self.told: str | None = None
+        self.stop: asyncio.Future[None] = runtime.loop.create_future()
+        self.gone: asyncio.Future[None] = runtime.loop.create_future()
+        self._ahead = snapshot.state
         self._pending = 0
         self._idle: asyncio.Future[None] | None = None
-        self._telling = Lock("what an engine hears of a commit")
+        self._asked: tuple[str, asyncio.Future[None]] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._armed_at = float("inf")
-        home.listen(self)
+        self._armed_at = _NEVER
+        runtime.listen(self)
+
+    def move(self, stage: Stage) -> None:
+        """Go to another stage; what is in it stays there."""
+        if stage is not self.stage:
+            assert stage in MOVES[self.stage], f"{self.id}: {self.stage} does not lead to {stage}"  # noqa: S101
+            self.stage = stage
 
     def close(self) -> None:
-        """Stop listening. Whoever still uses the run is told that it is over, however that came about."""
-        self.home.forget(self)
+        """Stop listening: whatever still uses the run is told that it is over."""
+        self.stage = Stage.OVER
+        self.runtime.forget(self)
         self._disarm()
         self._over()
 
@@ -104,107 +98,73 @@ class Link:
         return self.snapshot.state in self.machine.terminal
 
     @property
-    def category(self) -> str:
-        """The category of the state it is in."""
-        return self.machine.by_name[self.snapshot.state].category
+    def closing(self) -> bool:
+        """Whether its driver says its end or releases it, so that a fence that changes is no loss."""
+        return self.stage in {Stage.CLOSING, Stage.OVER}
 
-    @property
-    def attempts_left(self) -> bool:
-        """Whether it may be tried again, as the table asks it."""
-        return DERIVED["attempts_left"](self.snapshot, {})
+    def waits(self) -> bool:
+        """Return whether it is, or is about to be, in a state in which it waits."""
+        return self.states[self.state].category is Category.WAITING
 
-    def lapse_order(self) -> Command | None:
-        """Return the order that lets go of it, so that another worker can go on; ``None`` if nobody owns it."""
-        owner = self.snapshot.owner
-        if owner is None:
-            return None
-        return self.home.registry.order(self.id, "lapse", {"worker": owner}, holder=owner)
-
-    @property
-    def can_go_on(self) -> bool:
-        """Whether another worker may go on with it once it is let go of: the table says where that leads.
-
-        A call that backs off waits too, but without an attempt left it would be dead and not called off
-        (`tests/test_hostile_engine.py::test_what_backs_off_is_called_off_with_its_engine`).
-        """
-        snapshot, defaults = self.snapshot, self.machine.fact_defaults
-        for arrow in self.machine.by_source[snapshot.state].get("lapse", ()):
+    def _leads_to(self, event: str, payload: Mapping[str, Any]) -> str:
+        """Return the state that an event leads to, as far as it can be known before it is decided."""
+        state, defaults = self.state, self.machine.fact_defaults
+        for arrow in self.table[state].get(event, ()):
             if all(
-                (DERIVED[fact](snapshot, {}) if fact in DERIVED else defaults.get(fact, False)) is wanted
+                fact in DERIVED or bool(payload.get(fact, defaults.get(fact, False))) is wanted
                 for fact, wanted in arrow.literals
             ):
-                return arrow.target not in self.machine.terminal
-        return False
-
-    def waits(self, state: str) -> bool:
-        """Whether a state is one in which the execution waits."""
-        return self.machine.by_name[state].category == "waiting"
-
-    @property
-    def taken(self) -> bool:
-        """Whether the execution was taken away from whoever claimed it here."""
-        return self.fence is not None and self.snapshot.fence != self.fence and not self.letting_go
+                return arrow.target
+        return state
 
     def committed(self, step: Step) -> None:
-        """Hear of a commit, on any thread, in the order of the versions."""
-        self.heard(step.after.state, step.payload_json)
-        self.news(step.after, born=step.source is None)
+        """Hear of a commit of this process, on any thread, in the order of the versions."""
+        if threading.get_ident() == self.runtime.thread_id:
+            self._note(step.after, step.payload_json)
+        else:
+            self.runtime.call(self._note, step.after, step.payload_json)
 
     def heard(self, target: str, payload_json: str | None) -> None:
-        """Keep what was said when it was told to stop.
+        """Keep what was said when it was told to stop."""
+        if self.states[target].category is Category.STOPPING:
+            self.told = payload_json
 
-        Args:
-            target: Where a commit led to.
-            payload_json: What came with it.
-        """
-        if self.machine.by_name[target].category == "stopping":
-            self.called_off = payload_json
+    def news(self, snapshot: Snapshot) -> None:
+        """Take note of a committed record, on any thread."""
+        self.runtime.call(self._note, snapshot)
 
-    async def why_called_off(self) -> None:
-        """Look in the journal for what nobody has told us of."""
-        if self.called_off is None and self.ended:
-            for row in await self.home.read(self.home.registry.store.history, self.id):
-                self.heard(row.target, row.payload_json)
-
-    def news(self, after: Snapshot, *, born: bool = False) -> None:
-        """Take note of a committed record, on any thread.
-
-        Args:
-            after: The record.
-            born: It is the first.
-        """
-        if self._telling.mine():  # a handler fires in the middle of this: the loop takes note of it
-            self.home.call(partial(self.news, after, born=born))
-            return
-        with self._telling:  # the committer's thread and the one that reads the journal
-            if after.version <= self.snapshot.version and not born:
-                return  # heard of before: its own commits come directly, others by way of the journal
-            self.snapshot = after
-        left = self._asked is not None and after.state != self._asked
-        if left or self.taken or self.machine.by_name[after.state].category in _LOUD:
-            self.home.call(self._look)
-        elif after.due_at is not None and after.due_at < self._armed_at:
-            self.home.call(self._arm)
+    def _note(self, after: Snapshot, payload_json: str | None = None) -> None:
+        if payload_json is not None:
+            self.heard(after.state, payload_json)
+        # No call stands between the comparison and the assignment: a signal's handler that commits comes before both
+        # or after both.
+        if after.version < self.snapshot.version:
+            return  # heard of before: its own commits come directly, others by way of the journal
+        self.snapshot = after
+        due_at = after.due_at
+        if due_at is not None and due_at < self._armed_at:
+            self._arm()
+        if self._asked is not None or self.fence != after.fence or self.states[after.state].category in _LOUD:
+            self.look()
 
     async def refresh(self) -> None:
         """Read the record: a commit of which nobody can tell whether it happened is told by nobody."""
-        snapshot = await self.home.read(self.home.registry.store.load, self.id)
+        snapshot = await self.runtime.read(self.runtime.registry.store.load, self.id)
         if snapshot is not None:
-            self.news(snapshot)
+            self._note(snapshot)
             self.look()
 
-    def _look(self) -> None:
-        if self._answer is not None and not self._answer.done() and self.snapshot.state != self._asked:
-            self._answer.set_result(None)
-        self.look()
-
     def look(self) -> None:
-        """See whether it is over."""
-        if self.ended or self.taken:
+        """See whether it is over, or has to stop, or a question is answered."""
+        snapshot = self.snapshot
+        if self._asked is not None and snapshot.state != self._asked[0] and not self._asked[1].done():
+            self._asked[1].set_result(None)
+        taken = self.fence is not None and snapshot.fence != self.fence and not self.closing
+        if taken or self.ended:
             self._disarm()
             self._over()
             return
-        if self.category == "stopping" and not self.stop.done():
+        if self.states[snapshot.state].category is Category.STOPPING and not self.stop.done():
             self.stop.set_result(None)
         self._arm()
 
@@ -213,6 +173,11 @@ class Link:
             if not future.done():
                 future.set_result(None)
 
+    async def why_cancelled(self) -> None:
+        """Look in the journal for the cancel that nobody has told us of."""
+        for row in await self.runtime.read(self.runtime.registry.store.history, self.id):
+            self.heard(row.target, row.payload_json)
+
     # --- what is handed in --------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -220,159 +185,152 @@ class Link:
         if self.stop.done():
             raise RunOver(f"{self.id} is {self.snapshot.state}: this run of the agent is over")
 
-    def _command(self, event: str, payload: Mapping[str, Any], key: str | None) -> Command:
-        fence = self.fence
-        if fence is None and self.snapshot.owner is None:
-            fence = self.snapshot.fence  # between two claims no worker has it: what was seen is what is meant
-        return self.home.registry.event(self.id, event, payload, fence=fence, key=key, user_id=None)
-
-    def _submit(self, event: str, payload: Mapping[str, Any], key: str | None) -> _Sent:
-        command = self._command(event, payload, key)
-        future = self.home.registry.committer.submit(command)
-        self._ahead = self._leads_to(event, payload)
-        self._pending += 1
-        return _Sent(command, future)
-
-    def _leads_to(self, event: str, payload: Mapping[str, Any]) -> str:
-        """Return the state that an event will lead to, as far as it can be known before it is decided."""
-        for arrow in self.machine.by_source[self.state].get(event, ()):
-            if all(
-                fact in DERIVED
-                or bool(payload.get(fact, self.machine.fact_defaults.get(fact, False))) is wanted
-                for fact, wanted in arrow.literals
-            ):
-                return arrow.target
-        return self.state
-
     async def fire(
         self, event: str, payload: Mapping[str, Any] | None = None, *, key: str | None = None
     ) -> Receipt:
         """Hand in an event, with the way that leads to where it is in the table, in one go.
-
-        Args:
-            event: The event.
-            payload: What comes with it.
-            key: An idempotency key.
-
-        Returns:
-            The event's receipt.
 
         Raises:
             RunOver: The execution is over, for this run.
             Refused: The table says no.
             StoreUnavailable: The store did not answer.
         """
-        way = self.ways.to_event(self.state, event) or ()
-        return await self.fire_all([*((one, {}) for one in way), (event, payload or {})], key=key)
+        state, order = self.state, (event, payload or {})
+        if event in self.table[state]:
+            return await self.fire_all((order,), key=key)
+        way = self.ways.to_event(state, event) or ()
+        return await self.fire_all([*((one, {}) for one in way), order], key=key)
 
-    async def fire_all(
-        self, orders: Sequence[tuple[str, Mapping[str, Any]]], *, key: str | None = None
-    ) -> Receipt:
+    async def fire_all(self, orders: Orders, *, key: str | None = None) -> Receipt:
         """Hand in several events in one go, so that they share a commit; return the last one's receipt.
 
-        What becomes of the last one counts. A refused step of the way there means that somebody else has taken it.
-
-        Args:
-            orders: Events with their payloads, one at least; each leans on the one before it.
-            key: An idempotency key for the last one.
+        What becomes of the last one counts, and `key` makes that one safe to repeat. A refused step of the way there
+        means that another worker has taken the execution.
         """
-        last = len(orders) - 1
-        registry = self.home.registry
-        if registry.store.instant and not registry.closed:
-            return self._at_once(orders, key)
-        sent: list[_Sent] = []
+        command = await self._commit(self._commands(orders, key))
         try:
-            for index, (event, payload) in enumerate(orders):
-                sent.append(self._submit(event, payload, key if index == last else None))
-            for one in sent:
-                if one.future is not None:
-                    await asyncio.shield(one.future)
-        except BaseException:
-            for one in sent:
-                self._leave_behind(one)
+            return self.receipt(command)
+        except Refused as refused:
+            self.look()
+            loud = self.states[refused.state].category in _LOUD
+            if self.fence is not None and (loud or refused.reason == "fenced"):
+                raise RunOver(str(refused)) from None
             raise
-        self._landed(len(sent))
-        ordered = [one.command for one in sent if one.command.effects]
-        if ordered:
-            await self.home.through(self._carry_out(ordered), "fsm-effects")
-        return self._receipt(sent[-1].command)
 
-    async def _carry_out(self, commands: Sequence[Command]) -> None:
-        for command in commands:
-            await self.home.read(self.home.registry.carry_out, command)
-
-    async def order(self, event: str, payload: Mapping[str, Any]) -> Receipt:
-        """Fire an event as somebody from outside does, who owns nothing; where the execution is now is not looked at.
-
-        A caller that is cancelled during it does not undo it.
-
-        Raises:
-            Refused: The table says no.
-            StoreUnavailable: The store did not answer.
-        """
-        registry = self.home.registry
-        command = registry.event(self.id, event, payload, fence=None, key=None, user_id=None)
-        future = registry.committer.submit(command)
-        if future is not None:
-            await future
-        receipt = self._came_to(command)
-        if command.effects:
-            await self.home.through(self._carry_out([command]), "fsm-effects")
-        return receipt
-
-    def _at_once(self, orders: Sequence[tuple[str, Mapping[str, Any]]], key: str | None) -> Receipt:
-        """Hand in events that are committed on the spot: nothing is ever under way."""
-        registry, last = self.home.registry, len(orders) - 1
+    def _commands(self, orders: Orders, key: str | None) -> list[Command]:
+        registry, fence = self.runtime.registry, self.fence
+        if fence is None and self.snapshot.owner is None:
+            fence = self.snapshot.fence  # between two claims no worker has it: what was seen is what is meant
+        at, now, worker = registry.clock.wall(), registry.now(), registry.worker_id
         commands = [
-            self._command(event, payload, key if index == last else None)
-            for index, (event, payload) in enumerate(orders)
-        ]
-        registry.committer.commit_all(commands)
+            Command(
+                Request(
+                    event, at, payload, execution_id=self.id, now=now, fence=fence, worker=worker,
+                    jitter=registry.rng.random(),
+                )
+            )
+            for event, payload in orders
+        ]  # fmt: skip
+        commands[-1].request.key = key
+        return commands
+
+    async def cancel(self, reason: str | None, by: str | None) -> None:
+        """Fire ``cancel`` as any caller may, who owns nothing; nothing happens if it is over."""
+        said = (("reason", reason), ("by", by))
+        payload = {name: value for name, value in said if value is not None}
+        registry = self.runtime.registry
+        command = registry.event(self.id, "cancel", payload, fence=None, key=None, user_id=None)
+        try:
+            self.receipt(await self._commit([command]))
+        except Refused:
+            self.look()
+
+    def parting(self, reason: str, *, resumable: bool, once: bool = False) -> list[Command]:
+        """Return the orders that release it, or end it if no other worker can go on with it.
+
+        What is owned here lapses, where the table gives it another attempt or keeps it waiting for a person. What is
+        not owned is put into the queue, if it is `resumable`: there any engine finds it. All else is cancelled, and
+        so is what can run only `once`.
+        """
+        registry, snapshot = self.runtime.registry, self.snapshot
+        owner, table = snapshot.owner, self.table[snapshot.state]
+        if owner is None and resumable:
+            return [registry.order(self.id, "enqueue", {})] if "enqueue" in table else []
+        if owner is not None and not once and self._can_lapse():
+            return [registry.order(self.id, "lapse", {"worker": owner}, holder=owner)]
+        orders = [registry.order(self.id, "cancel", {"reason": reason, "by": "engine"})]
+        if owner is not None:
+            orders.append(registry.order(self.id, "stopped", {}, holder=owner))
+        return orders
+
+    def _can_lapse(self) -> bool:
+        """Return whether another worker may go on with it once its lease is given up: the table says where that leads.
+
+        A call that backs off waits too, but without an attempt left it would be lost and not cancelled
+        (`tests/engine/test_hostile_engine.py::test_what_backs_off_is_called_off_with_its_engine`).
+        """
+        snapshot, defaults = self.snapshot, self.machine.fact_defaults
+        for arrow in self.table[snapshot.state].get("lapse", ()):
+            if all(
+                (DERIVED[fact](snapshot, {}) if fact in DERIVED else defaults.get(fact, False)) is wanted
+                for fact, wanted in arrow.literals
+            ):
+                return arrow.target not in self.machine.terminal
+        return False
+
+    async def _commit(self, commands: list[Command]) -> Command:
+        """Hand commands in so that they share a commit, carry out their effects, and return the last one.
+
+        A caller that is cancelled during it undoes nothing: until they are decided, they count for where this leads.
+        """
+        registry = self.runtime.registry
+        if registry.store.instant and not registry.closed:
+            registry.committer.commit_all(commands)
+            for command in commands:
+                if command.effects:
+                    registry.carry_out(command)
+            return commands[-1]
+        sent: list[tuple[Command, asyncio.Future[None]]] = []
+        try:
+            for command in commands:
+                command.unheard = registry._unheard
+                future = registry.committer.submit(command)
+                if future is not None:
+                    self._ahead = self._leads_to(command.request.event, command.request.payload)
+                    self._pending += 1
+                    future.add_done_callback(self._landed)
+                    sent.append((command, future))
+            for _, future in sent:
+                await asyncio.shield(future)
+        except BaseException:
+            for command, future in sent:
+                future.add_done_callback(partial(_make_up, command))
+            raise
+        if any(command.effects for command in commands):
+            await self.runtime.through(self._carry_out(commands), "fsm-effects")
+        return commands[-1]
+
+    async def _carry_out(self, commands: list[Command]) -> None:
         for command in commands:
             if command.effects:
-                registry.carry_out(command)
-        return self._receipt(commands[-1])
+                await self.runtime.read(self.runtime.registry.carry_out, command)
 
-    def _landed(self, count: int) -> None:
-        """Take note that so many events are decided; when none is under way, the record says where it is."""
-        self._pending -= count
+    def _landed(self, _: object) -> None:
+        """Take note that an event is decided; when none is under way, the record says where it is."""
+        self._pending -= 1
         if not self._pending and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-
-    def _leave_behind(self, one: _Sent) -> None:
-        """Let an event come to its end whose caller was cancelled: until then it counts for where this leads to."""
-
-        def landed(_: object = None) -> None:
-            command = one.command
-            self._landed(1)
-            if command.unheard is not None and isinstance(command.outcome, Receipt):
-                command.unheard(command)
-
-        if one.future is None or one.future.done():
-            landed()
-        else:
-            one.future.add_done_callback(landed)
 
     async def settled(self) -> None:
         """Wait until no event is under way, but not for ever."""
         if self._pending:
-            self._idle = self.home.loop.create_future()
+            self._idle = self.runtime.loop.create_future()
             await asyncio.wait({self._idle}, timeout=SETTLE_S)
 
-    def _receipt(self, command: Command) -> Receipt:
-        try:
-            return self._came_to(command)
-        except Refused as refused:
-            self.look()
-            stopping = self.machine.by_name[refused.state].category in _LOUD
-            if self.fence is not None and (stopping or refused.reason == "fenced"):
-                raise RunOver(str(refused)) from None
-            raise
-
-    def _came_to(self, command: Command) -> Receipt:
+    def receipt(self, command: Command) -> Receipt:
         """Return the outcome of a command; an error that no layer below expected is one of the store."""
         try:
-            return self.home.registry.receipt(command)
+            return self.runtime.registry.receipt(command)
         except FsmError:
             raise
         except Exception as error:
@@ -381,107 +339,78 @@ class Link:
     # --- a person's answer --------------------------------------------------------------------------------------
 
     async def answered(self, asked: Receipt) -> str | None:
-        """Wait until the execution leaves the state in which it waits for a person.
-
-        Args:
-            asked: The receipt of the event that led there.
-
-        Returns:
-            The payload of the event that led out of it, as JSON text.
+        """Wait until the execution leaves the state to which a question led; return what came with the answer.
 
         Raises:
-            RunOver: It ended, or was called off, instead.
+            RunOver: It ended, or was cancelled, instead.
         """
         state = asked.target
-        self._answer = answer = self.home.loop.create_future()
-        self._asked = state
+        self._asked = mine = (state, self.runtime.loop.create_future())
         try:
-            if self.snapshot.state == state:  # otherwise somebody was faster than we could begin to listen
-                either: set[asyncio.Future[Any]] = {answer, self.stop}
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if self.snapshot.state == state:  # otherwise the answer came before this began to listen
+                await asyncio.wait({mine[1], self.stop}, return_when=asyncio.FIRST_COMPLETED)
             self.check()
         finally:
-            if self._answer is answer:
-                self._asked = self._answer = None
-        # The journal knows which row it was; whoever told us may have told us of a later one.
-        rows = await self.home.read(self.home.registry.store.history, self.id)
-        left = (row for row in rows if row.version > asked.version and row.source == state != row.target)
-        row = next(left, None)
-        return row.payload_json if row is not None else None
+            if self._asked is mine:
+                self._asked = None
+        # The journal knows which row it was; what was heard may be a later one.
+        for row in await self.runtime.read(self.runtime.registry.store.history, self.id):
+            if row.version > asked.version and row.source == state != row.target:
+                return row.payload_json
+        return None
 
     # --- deadlines ----------------------------------------------------------------------------------------------
 
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._armed_at = None, float("inf")
+        self._timer, self._armed_at = None, _NEVER
 
-    def _arm(self) -> None:
+    def _arm(self, *, in_s: float | None = None) -> None:
         """Wake up at the deadline. A later one is not news: the timer that wakes up early looks again."""
         due_at = self.snapshot.due_at
-        if due_at is None or due_at >= self._armed_at or self.gone.done() or self.letting_go:
+        if due_at is None or self.gone.done() or self.closing:
             return  # a deadline does not overtake an end that is on its way, here at least
+        if in_s is None:
+            if due_at >= self._armed_at:
+                return
+            in_s = max(0.0, due_at - self.runtime.registry.now())
         self._disarm()
         self._armed_at = due_at
-        self._timer = self.home.loop.call_later(max(0.0, due_at - self.home.registry.now()), self._due)
+        self._timer = self.runtime.loop.call_later(in_s, self._due)
 
     def _due(self) -> None:
-        self._timer, self._armed_at = None, float("inf")
-        snapshot, now = self.snapshot, self.home.registry.now()
-        if snapshot.due_at is None or self.gone.done() or self.letting_go:
+        self._timer, self._armed_at = None, _NEVER
+        snapshot, now = self.snapshot, self.runtime.registry.now()
+        if snapshot.due_at is None or self.gone.done() or self.closing:
             return
         if snapshot.due_at > now:
             self._arm()
             return
-        self.home.spawn(self._time_out(snapshot, now), "fsm-time-out")
+        late_s = max(0.0, now - snapshot.due_at)
+        self.runtime.spawn(self._time_out(snapshot, late_s), "fsm-time-out")
 
-    async def _time_out(self, snapshot: Snapshot, now: float) -> None:
-        """Say that a deadline has passed, unless the execution has moved on meanwhile."""
-        registry = self.home.registry
-        late_s = max(0.0, now - (snapshot.due_at or now))
-        order = registry.order(
-            self.id, "time_out", {"kind": snapshot.due_kind, "late_s": late_s}, version=snapshot.version
-        )
+    async def _time_out(self, snapshot: Snapshot, late_s: float) -> None:
+        """Say that a deadline has passed, unless the execution has moved on; try again until it is known."""
+        payload = {"kind": snapshot.due_kind, "late_s": late_s}
+        order = self.runtime.registry.order(self.id, "time_out", payload, version=snapshot.version)
         try:
-            future = registry.committer.submit(order)
-            if future is not None:
-                await future
-            self._came_to(order)
-        except Refused:
-            # It has moved on, perhaps in another process, of which we have not heard yet: its new deadline counts.
-            await self._look_again()
-            return
+            try:
+                self.receipt(await self._commit([order]))
+            except Refused:
+                # It has moved on, perhaps in another process of which this one has not heard: the new deadline counts.
+                await self.refresh()
+                if self.snapshot.version == snapshot.version:
+                    self._arm(in_s=RETRY_S)
         except FsmError as error:
             logger.warning("%s: its deadline could not be recorded, will try again: %s", self.id, error)
-            self._later()
-            return
+            self._arm(in_s=RETRY_S)
         except Exception:
             logger.exception("%s: its deadline could not be recorded, will try again", self.id)
-            self._later()
-            return
-        if order.effects:
-            await self._carry_out([order])
-
-    async def _look_again(self) -> None:
-        before = self.snapshot.version
-        try:
-            await self.refresh()
-        except FsmError as error:
-            logger.warning("%s: its record could not be read, will try again: %s", self.id, error)
-        if self.snapshot.version == before:
-            self._later()
-        else:
-            self._arm()
-
-    def _later(self) -> None:
-        """Try again in a while; a deadline that has passed must not be handed in again and again without a pause."""
-        if not self.gone.done():
-            self._disarm()
-            self._timer = self.home.loop.call_later(RETRY_S, self._due)
+            self._arm(in_s=RETRY_S)
 
 
-SETTLE_S = 10.0
-"""So long, in seconds, an end waits for events that were handed in before it."""
-RETRY_S = 1.0
-"""After so many seconds a deadline that the store did not take is tried again."""
-_LOUD = frozenset({"stopping", "terminal"})
+def _make_up(command: Command, _: object) -> None:
+    """Carry out the effects of a command whose caller was cancelled during its commit."""
+    if command.unheard is not None and isinstance(command.outcome, Receipt):
+        command.unheard(command)

@@ -7,18 +7,15 @@ import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fsm.engine.blocking import thread_of_its_own
-from fsm.engine.threads import SyncRun
+from fsm.engine.run import Run
+from fsm.engine.threads import SyncRun, thread_of_its_own
 from fsm.errors import BadPayload
-
-if TYPE_CHECKING:
-    from fsm.engine.run import Run
 
 Emit = Callable[[Any], Awaitable[None]]
 KEEP_ITEMS = 10_000
-"""An agent that yields more items than this, and whom nobody streams from, keeps the last ones only."""
+"""Number of items above which an agent that yields them, and that nobody streams from, keeps the last ones only."""
 
 
 class Agent:
@@ -27,11 +24,12 @@ class Agent:
     Attributes:
         function: The function.
         name: What people call it.
-        options: What `Engine.run` takes if the caller says nothing else.
+        options: What `Engine.run` takes by default.
         resumable: Whether its calls are noted with their executions, so that another process can go on with them.
         streams: Whether it yields items instead of returning a result.
         inline: Whether it runs on the event loop; otherwise in a thread, which cannot be cancelled.
         takes_run: Whether its first argument is its run.
+        once: Whether it is the body of a block, which cannot be run again.
     """
 
     def __init__(
@@ -41,15 +39,9 @@ class Agent:
         *,
         options: Mapping[str, Any] | None = None,
         resumable: bool = False,
+        once: bool = False,
     ) -> None:
-        """Look at a function.
-
-        Args:
-            function: A function, a coroutine function, a generator or an asynchronous one, or an object with such
-                a ``__call__``.
-            name: Its name; the function's own if nothing is said.
-            options: Defaults for `Engine.run`.
-            resumable: Whether to note what it is called with.
+        """Look at a function of any kind, or an object with such a ``__call__``; its name is the function's own.
 
         Raises:
             BadPayload: It cannot be called.
@@ -62,20 +54,14 @@ class Agent:
         self.resumable = resumable
         target = _target(function)
         self.streams = inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target)
+        self.once = once
         self.inline = inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
         self.takes_run = _takes_run(function)
 
     async def call(
         self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any], emit: Emit | None
     ) -> Any:
-        """Call it and return its result; of a generator the list of its items, if nobody takes them meanwhile.
-
-        Args:
-            run: Its run, which is the first argument if the function takes one.
-            args: The other arguments.
-            kwargs: By name.
-            emit: Takes each item of a generator.
-        """
+        """Call it and return its result; of a generator the list of its items, unless `emit` takes each of them."""
         kept: list[Any] = []
         take = emit or _keeper(kept)
 
@@ -168,8 +154,8 @@ async def _in_thread(
 ) -> Any:
     """Call a function in a thread of its own.
 
-    A thread cannot be cancelled. Whoever cancels this waits on, as for a coroutine that swallows its cancellation;
-    how long is for the engine to say.
+    A thread cannot be cancelled. A cancelled call waits on, as a coroutine that swallows its cancellation does; how
+    long is for the engine to say.
     """
 
     def work() -> Any:
@@ -186,14 +172,14 @@ async def _in_thread(
 
 
 async def _until(future: asyncio.Future[Any], run: SyncRun) -> None:
-    """Wait for a thread, whatever cancels this, for as long as anybody waits for the execution."""
+    """Wait for a thread, whatever cancels this, until the agent is abandoned."""
     while not future.done():
         try:
             await asyncio.wait({future})
         except asyncio.CancelledError:
             run.stop()
-            if run.run.abandoned:
-                raise  # nobody waits for it any more: the loop is being closed
+            if run.run.connection.closing:
+                raise  # no caller waits for it any more: the loop is being closed
 
 
 def _drain_sync(made: Generator[Any, Any, Any], run: SyncRun, emit: Emit) -> None:

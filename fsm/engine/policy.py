@@ -15,14 +15,14 @@ Hook = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Conduct:
+class RunPolicy:
     """How an engine treats an execution.
 
     Attributes:
         before: Called with the run before the agent; a text or False that is returned refuses.
         after: Called with the run and the result; a text or False that is returned refuses.
         fallback: What takes the agent's place when it has failed for good; ``None`` for nothing.
-        retry_on: Which errors may go away by themselves.
+        retry_on: The errors after which another attempt may help.
         patience_s: How long, in seconds, an agent may go on to clean up after its execution has ended.
         record: Whether results are kept in the journal.
     """

@@ -4,31 +4,48 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 from fsm.core.results import jsonable
 from fsm.engine.calls import ModelPhase, ToolPhase
-from fsm.engine.connection import RunOver
+from fsm.engine.errors import RunOver
 from fsm.errors import FsmError
-
-if TYPE_CHECKING:
-    from fsm.engine.run import Run
 
 logger = logging.getLogger(__name__)
 
 MAX_OPEN = 10_000
-"""So many calls may be open at once; what begins beyond is not recorded."""
+"""Maximum number of calls that are open at once; what begins beyond is not recorded."""
+
+
+class Recorded(Protocol):
+    """What a recorder needs of a run (`fsm.engine.run.Run`)."""
+
+    @property
+    def id(self) -> str:
+        """The execution's id."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it is over."""
+
+    def model(self, name: str, *, breaker: str | Literal[False] | None = None) -> ModelPhase:
+        """Return a model call."""
+
+    def tool(self, name: str, *, call_id: str | None = None, arguments: Any = None) -> ToolPhase:
+        """Return a tool call."""
+
+    async def progress(self, note: str | None = None, *, data: Any = None) -> None:
+        """Write a line into the journal."""
 
 
 class Recorder:
     """Writes down what a framework says. It never raises, and does nothing once the run is over.
 
     What must not be lost (the end, a person's answer) does not go this way; a line of the journal that cannot be
-    written is logged.
+    written is logged. Each call has a `key` that the framework repeats at its end; an unknown one is passed over.
     """
 
-    def __init__(self, run: Run) -> None:
-        """Record a run; ``run.recorder`` does."""
+    def __init__(self, run: Recorded) -> None:
         self._run = run
         self._open: dict[Hashable, ModelPhase | ToolPhase] = {}
 
@@ -38,14 +55,12 @@ class Recorder:
         self._open[key] = phase
         try:
             await phase.__aenter__()
-        except RunOver:
+        except BaseException as error:
             self._open.pop(key, None)
-        except FsmError as error:
-            self._open.pop(key, None)
-            logger.warning("%s: a call could not be recorded: %s", self._run.id, error)
-        except BaseException:
-            self._open.pop(key, None)
-            raise
+            if isinstance(error, FsmError):
+                logger.warning("%s: a call could not be recorded: %s", self._run.id, error)
+            elif not isinstance(error, RunOver):
+                raise
 
     async def _leave(self, phase: ModelPhase | ToolPhase, error: BaseException | None) -> None:
         try:
@@ -56,24 +71,13 @@ class Recorder:
             logger.warning("%s: the end of a call could not be recorded: %s", self._run.id, refused)
 
     async def model_started(self, key: Hashable, name: str) -> None:
-        """Note that a model call began.
-
-        Args:
-            key: What the framework repeats at its end.
-            name: The model's name.
-        """
+        """Note that a model call began."""
         await self._enter(key, self._run.model(name, breaker=False))
 
     async def model_ended(
         self, key: Hashable, *, error: BaseException | None = None, usage: dict[str, Any] | None = None
     ) -> None:
-        """Note that a model call ended; an unknown key is nobody's.
-
-        Args:
-            key: As at its start.
-            error: What it raised.
-            usage: What it used, for the journal.
-        """
+        """Note that a model call ended: what it raised, and what it used for the journal."""
         phase = self._open.pop(key, None)
         if isinstance(phase, ModelPhase):
             if usage:
@@ -83,40 +87,22 @@ class Recorder:
     async def tool_started(
         self, key: Hashable, name: str, *, arguments: Any = None, call_id: str | None = None
     ) -> None:
-        """Note that a tool call began.
-
-        Args:
-            key: What the framework repeats at its end.
-            name: The tool's name.
-            arguments: What it is called with.
-            call_id: The call's id, where the framework has one.
-        """
+        """Note that a tool call began; `call_id` is the call's id where the framework has one."""
         await self._enter(key, self._run.tool(name, arguments=arguments, call_id=call_id))
 
     async def tool_ended(
         self, key: Hashable, *, error: BaseException | None = None, result: Any = None
     ) -> None:
-        """Note that a tool call ended; an unknown key is nobody's.
-
-        Args:
-            key: As at its start.
-            error: What it raised.
-            result: What it returned.
-        """
+        """Note that a tool call ended: what it raised, or returned."""
         phase = self._open.pop(key, None)
         if isinstance(phase, ToolPhase):
             phase.result = result
             await self._leave(phase, error)
 
     async def close_all(self, error: BaseException | None = None) -> None:
-        """Note that everything that is still open has ended.
-
-        Args:
-            error: With what.
-        """
+        """Note that everything that is still open has ended."""
         for key in list(self._open):
-            phase = self._open.pop(key)
-            await self._leave(phase, error)
+            await self._leave(self._open.pop(key), error)
 
     async def note(self, text: str, **data: Any) -> None:
         """Write a line into the journal."""

@@ -1,79 +1,39 @@
-"""Registered agents, and what is needed to go on with one of their executions in another process."""
+"""What is needed to go on with an execution of a registered agent in another process."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from fsm.core.records import Snapshot
 from fsm.core.results import clipped
-from fsm.engine.answers import asked
+from fsm.engine.run import Answer, answer_of, asked
 from fsm.errors import BadPayload, StoreUnavailable
 from fsm.machine.grammar import Category
 from fsm.registry.registry import Registry
 from fsm.stores.base import Query
 
-if TYPE_CHECKING:
-    from fsm.core.records import Snapshot
-    from fsm.engine.engine import Engine
-    from fsm.engine.functions import Agent
-    from fsm.engine.outcome import Handle, Outcome
-
 CALLED_WITH = "called_with"
 """The key in an execution's metadata under which the arguments of a resumable agent stand."""
 
 
-class Registered:
-    """What ``@engine.agent`` makes of a function: call it to run it, tracked.
-
-    Attributes:
-        agent: The function and its options.
-    """
-
-    def __init__(self, engine: Engine, agent: Agent) -> None:
-        self._engine = engine
-        self.agent = agent
-        self.__name__ = agent.name
-        self.__doc__ = agent.function.__doc__
-        self.__wrapped__: Callable[..., Any] = agent.function
-
-    def __repr__(self) -> str:
-        return f"<agent {self.agent.name!r}>"
-
-    async def __call__(self, *args: Any, user_id: str, thread_id: str, **kwargs: Any) -> Any:
-        """Run it to its end; see `Engine.run`.
-
-        Args:
-            *args: The agent's own arguments, without its run.
-            user_id: Whose execution it is.
-            thread_id: The conversation.
-            **kwargs: The agent's own arguments by name.
-        """
-        return await self._engine.run(self, *args, user_id=user_id, thread_id=thread_id, kwargs=kwargs)
-
-    async def submit(self, *args: Any, **options: Any) -> Handle:
-        """Begin it and return its handle; see `Engine.submit`."""
-        return await self._engine.submit(self, *args, **options)
-
-    async def map(self, items: Any, **options: Any) -> list[Outcome]:
-        """Run it for many items; see `Engine.map`."""
-        return await self._engine.map(self, items, **options)
-
-
 class Registration(NamedTuple):
-    """An execution that waits for somebody, and how its agent was called.
+    """An execution that waits for a worker, and how its agent was called.
 
     Attributes:
         snapshot: The record.
-        called_with: The arguments, and those by name.
-        answers: Questions that were answered, with the payloads of the answers, in order.
+        args: The arguments.
+        kwargs: Those by name.
+        answers: Questions that were answered, with their answers, in order.
     """
 
     snapshot: Snapshot
-    called_with: tuple[tuple[Any, ...], dict[str, Any]]
-    answers: list[tuple[str, str | None]]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    answers: list[tuple[str, Answer]]
 
 
 def called_with(
@@ -95,82 +55,73 @@ def called_with(
     return {**(metadata or {}), CALLED_WITH: call}
 
 
-def waiting_for(
-    registry: Registry, agents: Mapping[str, Agent], known: set[str], limit: int
-) -> list[Registration]:
-    """Return queued executions of these agents that may begin now.
+def waiting_for(registry: Registry, agents: set[str], known: set[str], limit: int) -> list[Registration]:
+    """Return queued executions of these agents that may begin now and are not `known`, `limit` at the most.
 
-    One that cannot be gone on with is set aside with its reason, and those behind it are found all the same
-    (`tests/test_hostile_engine.py::test_what_cannot_be_gone_on_with_is_set_aside`).
-
-    Args:
-        registry: The registry.
-        agents: Resumable agents, by name.
-        known: The executions that are driven here.
-        limit: How many at the most.
+    The table of each record's own machine says which states are pending. One that this process cannot drive is set
+    aside with its reason, and those behind it are found all the same
+    (`tests/engine/test_hostile_engine.py::test_what_cannot_be_gone_on_with_is_set_aside`).
     """
     now, health = registry.now(), registry.health
     found: list[Registration] = []
-    # A name may be pending in one machine and mean something else in another: each record's own machine decides.
+    # A name may be pending in one machine and mean something else in another.
     pending = frozenset(name for machine in registry.machines() for name in machine.of(Category.PENDING))
     for name in agents:
         after: str | None = None
         while len(found) < limit:
             page = registry.store.find(Query(states=pending, agent=name, limit=limit, after=after))
             for snapshot in page:
-                machine = registry.law_of(snapshot.identity.machine).machine
-                if machine.by_name[snapshot.state].category is not Category.PENDING:
-                    continue
                 execution_id, version = snapshot.identity.id, snapshot.version
                 waits = snapshot.not_before is not None and snapshot.not_before > now
                 begun = version > 0 or snapshot.attempt > 0
                 if waits or not begun or execution_id in known or health.skips(execution_id, version, now):
                     continue
                 try:
-                    call = _call_of(snapshot)
-                    if call is not None:
-                        found.append(Registration(snapshot, call, _answers(registry, snapshot)))
+                    registration = _registration(registry, snapshot)
                 except StoreUnavailable:
                     raise
                 except Exception as error:  # noqa: BLE001 - metadata and answers are anybody's JSON
                     health.set_aside(execution_id, version, error, now)
+                else:
+                    found += () if registration is None else (registration,)
             if len(page) < limit:
                 break
             after = page[-1].identity.id
     return found[:limit]
 
 
-def _call_of(snapshot: Snapshot) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Return how the agent was called; ``None`` if that was not noted.
+def _registration(registry: Registry, snapshot: Snapshot) -> Registration | None:
+    """Return how the agent was called; ``None`` if that was not noted, or the execution does not wait for a worker.
 
     Raises:
         BadPayload: What was noted is no call.
     """
+    machine = registry.law_of(snapshot.identity.machine).machine
     text = snapshot.identity.metadata_json
     metadata = json.loads(text) if text else None
-    if not isinstance(metadata, dict) or CALLED_WITH not in metadata:
+    pending = machine.by_name[snapshot.state].category is Category.PENDING
+    if not pending or not isinstance(metadata, dict) or CALLED_WITH not in metadata:
         return None
     call = metadata[CALLED_WITH]
-    args, kwargs = (
-        (call.get("args") or [], call.get("kwargs") or {}) if isinstance(call, dict) else (None, None)
-    )
+    args = call.get("args") or [] if isinstance(call, dict) else None
+    kwargs = call.get("kwargs") or {} if isinstance(call, dict) else None
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise BadPayload(
             f"metadata[{CALLED_WITH!r}] is {{'args': […], 'kwargs': {{…}}}}, as a registered agent's submit() writes "
             f"it, not {clipped(repr(call))}: cancel this execution, and submit it to the agent again"
         )
-    return tuple(args), kwargs
+    return Registration(snapshot, tuple(args), kwargs, _answers(registry, snapshot))
 
 
-def _answers(registry: Registry, snapshot: Snapshot) -> list[tuple[str, str | None]]:
-    """Return the questions that were answered, as `asked` knows them, in order, with the payload of each answer."""
+def _answers(registry: Registry, snapshot: Snapshot) -> list[tuple[str, Answer]]:
+    """Return the questions that were answered, as `asked` knows them, with their answers, in order."""
     question: str | None = None
-    answers: list[tuple[str, str | None]] = []
+    answers: list[tuple[str, Answer]] = []
     for row in registry.store.history(snapshot.identity.id):
         if row.event == "await_input":
             question = asked(row.payload.get("question") or "", row.payload.get("data"))
         elif row.event == "receive_input" and question is not None:
-            answers.append((question, row.payload_json))
+            answers.append((question, answer_of(row.payload_json)))
             question = None
         elif row.event == "withdraw":
             question = None

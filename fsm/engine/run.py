@@ -8,158 +8,176 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+from fsm.breakers import Backoff
+from fsm.core.arguments import text
 from fsm.core.results import clipped, jsonable
-from fsm.engine.answers import Answer, answer_of, asked
-from fsm.engine.calls import Fires, ModelPhase, ToolPhase
-from fsm.engine.connection import RunOver
-from fsm.errors import BreakerOpen, Refused
-
-if TYPE_CHECKING:
-    from fsm.breakers import Backoff
-    from fsm.engine.connection import Link
-    from fsm.engine.outcome import Handle
-    from fsm.engine.recorder import Recorder
-    from fsm.engine.runtime import Seat
-
-logger = logging.getLogger(__name__)
+from fsm.engine.admission import Seat
+from fsm.engine.calls import ModelPhase, ToolPhase
+from fsm.engine.connection import Connection
+from fsm.engine.inflight import InFlight
+from fsm.engine.model_calls import ModelTries
+from fsm.engine.recorder import Recorder
+from fsm.machine.grammar import Category
 
 T = TypeVar("T")
-_current: ContextVar[Run | None] = ContextVar("fsm_run", default=None)
-
-
+CURRENT: ContextVar[Run | None] = ContextVar("fsm_run", default=None)
 _FORGOTTEN = "the agent that started it has come to its end"
-UNHEARD = {"note": "nobody waits for the answer any more"}
-"""What comes with a question that is taken back."""
 
 
 def current_run() -> Run | None:
     """Return the run of the agent that calls this, however deep inside; ``None`` outside of any."""
-    return _current.get()
+    return CURRENT.get()
 
 
-ChildStarter = Callable[..., Awaitable["Handle"]]
-"""Takes an agent with its arguments and options; begins a child execution."""
+class Answer(NamedTuple):
+    """What a person answered.
+
+    Attributes:
+        verdict: approved, refused, or text.
+        text: What was said.
+        by: Who said it.
+    """
+
+    verdict: Literal["approved", "refused", "text"]
+    text: str | None
+    by: str | None
+
+    @property
+    def approved(self) -> bool:
+        """Whether the answer is a yes."""
+        return self.verdict == "approved"
+
+
+def answer_of(payload_json: str | None) -> Answer:
+    """Return the answer that the payload of ``receive_input`` holds."""
+    payload = json.loads(payload_json) if payload_json else {}
+    return Answer(payload.get("verdict") or "text", payload.get("text"), payload.get("by"))
+
+
+def asked(question: str, data: Any) -> str:
+    """Return by what a question is known again when it is asked another time: its text and its JSON-ready data."""
+    return question if data is None else f"{question}\n{json.dumps(data, sort_keys=True)}"
+
+
+class Child(Protocol):
+    """A child execution, as the run that started it holds it (`fsm.engine.handle.Handle`)."""
+
+    async def attended(self) -> Any:
+        """Return the result; a caller that is cancelled during it cancels the execution."""
+
+    async def give_up(self, reason: str) -> None:
+        """Cancel the execution and wait until it is over."""
 
 
 class Run:
     """One attempt of one execution, in the hands of its agent. It belongs to one event loop.
 
     Attributes:
-        link: The wire to the execution; for the engine and its integrations.
+        connection: The execution as its driver sees it; for the engine and its integrations.
+        inflight: What of this run is in flight.
+        thread: In which its agent runs, if that is a plain function.
     """
 
     def __init__(
-        self, link: Link, seat: Seat, start_child: ChildStarter, answers: deque[tuple[str, Answer]]
+        self,
+        connection: Connection,
+        seat: Seat,
+        start_child: Callable[..., Awaitable[Child]],
+        answers: deque[tuple[str, Answer]],
     ) -> None:
-        """Prepare; the engine does.
-
-        Args:
-            link: The wire.
-            seat: The slot.
-            start_child: Begins a child execution.
-            answers: Questions that were answered in earlier attempts, with their answers, in order.
-        """
-        self.link = link
-        self._seat = seat
+        """Prepare with the answers that earlier attempts got, in order; the engine does."""
+        self.connection = connection
+        self.inflight = InFlight(connection, seat)
+        self.thread: threading.Thread | None = None
         self._start_child = start_child
         self._answers = answers
         self._given: list[tuple[str, Answer]] = []
-        self._ended = False
-        self._children: set[Handle] = set()
-        self._asking = asyncio.Lock()
-        self._heard = asyncio.Event()
-        self._heard.set()
+        self._children: set[Child] = set()
         self._recorder: Recorder | None = None
-        self.thread: threading.Thread | None = None  # in which its agent runs, if it is a plain function
-        self.abandoned = False  # the execution has ended, and the agent goes on as if nothing had happened
-        self.models = 0
-        self.tools = 0
-        self.calling: str | None = None  # where the last call_model led to
-        self.using: str | None = None  # where the last run_tools led to
 
     # --- what it is ---------------------------------------------------------------------------------------------
 
     @property
     def id(self) -> str:
         """The execution's id."""
-        return self.link.id
+        return self.connection.id
 
     @property
     def agent_name(self) -> str:
         """The agent's name."""
-        return self.link.snapshot.identity.agent
+        return self.connection.snapshot.identity.agent
 
     @property
     def user_id(self) -> str:
-        """Whose execution it is."""
-        return self.link.snapshot.identity.user_id
+        """The user whose execution it is."""
+        return self.connection.snapshot.identity.user_id
 
     @property
     def thread_id(self) -> str:
         """The conversation that it belongs to."""
-        return self.link.snapshot.identity.thread_id
+        return self.connection.snapshot.identity.thread_id
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What was noted with the execution when it was created: a copy."""
-        text = self.link.snapshot.identity.metadata_json
-        return json.loads(text) if text else {}
+        metadata_json = self.connection.snapshot.identity.metadata_json
+        return json.loads(metadata_json) if metadata_json else {}
 
     @property
     def resumed(self) -> bool:
         """Whether the execution was begun before: a later attempt, or one that went on after a question."""
-        return self.link.snapshot.fence > 1
+        return self.connection.snapshot.fence > 1
 
     @property
     def attempt(self) -> int:
         """Which try this is; the first is 1."""
-        return self.link.snapshot.attempt
+        return self.connection.snapshot.attempt
 
     @property
     def state(self) -> str:
         """The state of the last commit."""
-        return self.link.snapshot.state
+        return self.connection.snapshot.state
 
     @property
     def over(self) -> bool:
-        """Whether this run is over: the execution ended, was called off, or belongs to another worker."""
-        return self._ended or self.link.stop.done()
+        """Whether this run is over: the execution ended, was cancelled, or belongs to another worker.
 
-    def check(self) -> None:
-        """Raise `RunOver` if the run is over."""
-        self.link.check()
-        if self._ended:
-            raise RunOver(f"the agent of {self.id} has come to its end: this run of it is over")
+        A thread cannot be cancelled: a plain function looks at this in long loops.
+        """
+        return self.inflight.over
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop on which it lives."""
+        return self.connection.runtime.loop
 
     def end(self) -> None:
         """Let it be over: the agent has come to its end, and what it left running has no say any more.
 
-        Children that it left running had its slot and nobody else who waits for them: they are called off
-        (`tests/test_engine_run.py::test_a_child_that_its_agent_forgot_is_called_off`).
+        Children that it left running had its slot, and no other caller waits for them: they are cancelled
+        (`tests/engine/test_engine_run.py::test_a_child_that_its_agent_forgot_is_called_off`).
         """
-        self._ended = True
-        children, self._children = self._children, set()
-        for child in children:
-            self.link.home.see_to(child.give_up(_FORGOTTEN), "fsm-forgotten-child")
+        self.inflight.ended = True
+        while self._children:
+            child = self._children.pop()
+            self.connection.runtime.see_to(child.give_up(_FORGOTTEN), "fsm-forgotten-child")
 
-    def anew(self) -> Run:
+    def again(self) -> Run:
         """Return the run of the next attempt, or of what takes the agent's place; this one is over."""
         self.end()
-        return Run(self.link, self._seat, self._start_child, deque([*self._given, *self._answers]))
+        answers = deque([*self._given, *self._answers])
+        return Run(self.connection, self.inflight.seat, self._start_child, answers)
 
     @property
     def recorder(self) -> Recorder:
         """The same for frameworks that call back at the start and at the end instead of around."""
         if self._recorder is None:
-            from fsm.engine.recorder import Recorder  # noqa: PLC0415 - for those who need it
-
             self._recorder = Recorder(self)
         return self._recorder
 
@@ -172,12 +190,12 @@ class Run:
 
         Args:
             name: The model's name.
-            breaker: The breaker's key; the model's name if nothing is said, ``False`` for none.
+            breaker: The breaker's key, the model's name by default; ``False`` for no breaker.
 
         Raises:
             BreakerOpen: On entering: there is no permit. The execution is circuit_open; go on with something else.
         """
-        return ModelPhase(self, name, (name if breaker is None else breaker) or None)
+        return ModelPhase(self.inflight, name, (name if breaker is None else breaker) or None)
 
     async def call_model(
         self,
@@ -193,32 +211,29 @@ class Run:
         Args:
             name: The model's name.
             function: Makes one try.
-            breaker: The breaker's key; the model's name if nothing is said.
+            breaker: The breaker's key, the model's name by default.
             backoff: How often and how long.
             timeout_s: A limit for each try, in seconds.
-
-        Returns:
-            What the function returned.
 
         Raises:
             BreakerOpen: There is no permit, and `backoff.open_wait_s` does not reach as far.
         """
-        await self.ready()
-        self.models += 1
+        inflight = self.inflight
+        await inflight.ready()
+        inflight.models += 1
         try:
-            return await self.link.home.tracker.breakers.call_model_async(
-                Fires(self), self.id, breaker or name, function,
-                name=name, backoff=backoff, timeout_s=timeout_s, sleep=self._sleep,
-            )  # fmt: skip
+            asked = self.connection.runtime.tracker.breakers.get(breaker or name)
+            tries = ModelTries(asked, inflight.say, name=name, backoff=backoff)
+            return await tries.run_async(function, self._sleep, timeout_s)
         finally:
-            self.models -= 1
-            await self.leave_model()
+            inflight.models -= 1
+            await inflight.leave_model({})
 
     async def _sleep(self, seconds: float) -> None:
         """Wait without a slot; the execution is backing_off or circuit_open."""
-        self._seat.give()
+        self.inflight.seat.give()
         await asyncio.sleep(seconds)
-        await self.ready()
+        await self.inflight.ready()
 
     def tool(self, name: str, *, call_id: str | None = None, arguments: Any = None) -> ToolPhase:
         """Return a tool call, for ``async with``: running_tools while any is open; several at once are told apart.
@@ -231,7 +246,7 @@ class Run:
             call_id: The call's id where the framework has one; otherwise one is made.
             arguments: What it is called with, for the journal.
         """
-        return ToolPhase(self, name, call_id, arguments)
+        return ToolPhase(self.inflight, name, call_id, arguments)
 
     async def ask(self, question: str, *, expires_s: float | None = None, data: Any = None) -> Answer:
         """Ask a person, and wait for the answer without a slot: awaiting_input.
@@ -242,183 +257,110 @@ class Run:
 
         Args:
             question: What is asked.
-            expires_s: The execution ends timed_out after so many seconds; its timeouts' ``input_s`` if not said.
-            data: More for whoever shows the question, as JSON; an id in it tells apart questions of one text.
-
-        Returns:
-            The answer: approved, refused or a text, and by whom.
+            expires_s: After how many seconds the execution ends timed_out; its timeouts' ``input_s`` by default.
+            data: More for those who show the question, as JSON; an id in it tells apart questions of one text.
         """
-        self.check()
+        inflight, connection = self.inflight, self.connection
+        inflight.check()
         data = jsonable(data)
-        if (known := self._remembered(asked(question, data))) is not None:
+        key = asked(question, data)
+        if (known := self._remembered(key)) is not None:
             return known
-        async with self._asking:
-            payload: dict[str, Any] = {"question": question}
-            if expires_s is not None:
-                payload["expires_s"] = expires_s
-            if data is not None:
-                payload["data"] = data
-            await self.ready()
-            self._heard.clear()
-            try:
-                receipt = await self.link.fire("await_input", payload)
-                self._seat.give()
-                answer = answer_of(await self.link.answered(receipt))
-            finally:
-                self._heard.set()
-            self._given.append((asked(question, data), answer))
-            await self.ready()
-            return answer
+        payload: dict[str, Any] = {"question": question}
+        if expires_s is not None:
+            payload["expires_s"] = expires_s
+        if data is not None:
+            payload["data"] = data
+        await inflight.ready()
+        inflight.heard.clear()
+        try:
+            receipt = await connection.fire("await_input", payload)
+            inflight.seat.give()
+            answer = answer_of(await connection.answered(receipt))
+        finally:
+            inflight.heard.set()
+        self._given.append((key, answer))
+        await inflight.ready()
+        return answer
 
     def _remembered(self, key: str) -> Answer | None:
         for at, (known, answer) in enumerate(self._answers):
             if known == key:
                 # An agent that went on from a checkpoint of its own does not ask again what came before.
-                for _ in range(at + 1):
-                    self._given.append(self._answers.popleft())
+                self._given += (self._answers.popleft() for _ in range(at + 1))
                 return answer
         return None
 
     async def progress(self, note: str | None = None, *, data: Any = None, ok: bool = True) -> None:
-        """Say that it is alive, with a note or data for the journal; the idle limit begins anew.
+        """Say that it is alive, with a note or data for the journal; the idle limit begins again.
 
         Args:
             note: A line for people.
             data: JSON for programs.
             ok: False for something that went wrong without ending anything.
         """
-        self.check()
+        self.inflight.check()
         payload: dict[str, Any] = {} if note is None else {"note": clipped(note)}
         if data is not None:
             payload["data"] = jsonable(data)
-        await self.link.fire("progress", payload if ok else {**payload, "ok": False})
+        await self.connection.fire("progress", payload if ok else {**payload, "ok": False})
 
     async def alive(self) -> None:
         """Say that something came, if there is an idle limit and it has been silent for a quarter of it."""
-        link = self.link
-        idle_s = link.machine.limits_for(link.snapshot.identity.timeouts_json).idle_s
-        if (
-            idle_s is not None
-            and self.link.home.registry.clock.wall() - link.snapshot.updated_at > idle_s / 4
-        ):
+        connection = self.connection
+        snapshot, clock = connection.snapshot, connection.runtime.registry.clock
+        idle_s = connection.machine.limits_for(snapshot.identity.timeouts_json).idle_s
+        if idle_s is not None and clock.wall() - snapshot.updated_at > idle_s / 4:
             await self.progress()
 
     async def log(self, text: str) -> None:
         """Write a line into the journal."""
         await self.progress(clipped(text))
 
-    async def annotate(self, **data: Any) -> None:
-        """Write data into the journal: tokens, cost, whatever people will ask for."""
+    async def annotate(self, /, **data: Any) -> None:
+        """Write data into the journal: tokens, cost, or what else people will ask for."""
         await self.progress(data=data)
 
     async def phase(self, state: str) -> None:
-        """Go to a phase by the name of its state: validating, preparing_tools, or one of your own machine.
-
-        Args:
-            state: The state.
+        """Go to a phase by the name of its state: one of the machine's running states.
 
         Raises:
-            Refused: No way over events that only change the phase leads there.
+            Refused: No way over implicit rows leads there.
         """
-        await self.ready()
-        table = self.link.machine.by_source
-        way: Sequence[str] | None = self.link.ways.to_state(self.link.state, state)
-        if (
-            way is None
-            and state in self.link.machine.by_name
-            and self.link.machine.by_name[state].category == "running"
-        ):
-            # The last step may be an event that is taken by those who mean it only.
-            lasts = {
-                event
-                for arrows in table.values()
-                for event, (first, *_) in arrows.items()
-                if first.target == state
-            }
-            found = [(self.link.ways.to_event(self.link.state, last), last) for last in sorted(lasts)]
-            ways = [(*way, last) for way, last in found if way is not None]
-            way = min(
-                (way for way in ways if self.link.ways.end_of(self.link.state, way) == state),
-                key=len,
-                default=None,
-            )
+        await self.inflight.ready()
+        connection = self.connection
+        known = connection.states.get(text("state", state))
+        way = None
+        if known is not None and known.category is Category.RUNNING:
+            way = connection.ways.onto(connection.state, state)
         if way:
-            await self.link.fire_all([(event, {}) for event in way])
-        elif self.link.state != state:
-            await self.link.fire(state)  # let the table say why not
+            await connection.fire_all([(event, {}) for event in way])
+        elif connection.state != state:
+            await connection.fire(state)  # let the table say why not
 
     async def child(
-        self, agent: Callable[..., Any] | str, *args: Any, agent_name: str | None = None, **options: Any
+        self, /, agent: Callable[..., Any] | str, *args: Any, agent_name: str | None = None, **options: Any
     ) -> Any:
         """Run another agent as a child execution, in this one's slot; for the parent it is a tool that runs.
 
-        Whoever calls the parent off calls off the child, and so does the end of the agent that started it, if it does
-        not wait for the child; an error of the child is raised here. What shall go on without its parent is no child:
+        A cancel of the parent reaches the child, and so does the end of the agent that started it, if it does not
+        wait for the child; an error of the child is raised here. What shall go on without its parent is no child:
         submit it to the engine.
 
         Args:
             agent: The agent.
             *args: What it is called with.
-            agent_name: Its name; the function's own if nothing is said.
+            agent_name: Its name, the function's own by default.
             **options: As for `Engine.run`: ``timeouts``, ``retry``, ``metadata`` …
         """
         name = agent_name or (agent if isinstance(agent, str) else str(getattr(agent, "__name__", "agent")))
         async with self.tool(name) as call:
             child = await self._start_child(agent, *args, agent_name=name, **options)
             self._children.add(child)
-            if self._ended:
-                self.end()  # the agent came to its end while the child was being born
+            if self.inflight.ended:
+                self.end()  # the agent came to its end while the child was being created
             try:
                 call.result = result = await child.attended()
             finally:
                 self._children.discard(child)
             return result
-
-    # --- for the phases -----------------------------------------------------------------------------------------
-
-    async def ready(self) -> None:
-        """Wait until the run may go on: no person is being waited for, and there is a slot.
-
-        Raises:
-            RunOver: It is over.
-        """
-        self.check()
-        while not self._heard.is_set():
-            await self._heard.wait()
-            self.check()
-        if not self._seat.held:
-            await self._seat.take(resumes=True)
-            self.check()
-        await self.take_back()
-
-    async def take_back(self) -> None:
-        """Take back a question for whose answer nobody waits any more: its asker was cancelled, or forgotten."""
-        if "withdraw" not in self.link.machine.by_source[self.link.state]:
-            return
-        try:
-            await self.link.fire("withdraw", UNHEARD)
-        except Refused as refused:
-            logger.debug("%s: the question was answered after all: %s", self.id, refused)
-
-    async def leave_model(self, **payload: Any) -> None:
-        """Go on from a model call, if it was the last one in flight: to its tools, or to thinking.
-
-        Args:
-            **payload: What there is to say of the call; it is not lost if the execution is elsewhere.
-        """
-        link = self.link
-        if self.over:
-            return
-        if self.models or link.state != self.calling or link.waits(link.state):
-            if payload:
-                await link.fire("progress", {**payload, "ok": "note" not in payload})
-        elif self.tools:
-            self.using = link.ways.end_of(link.state, ("run_tools",))
-            await link.fire("run_tools", payload)
-        else:
-            await link.fire("think", payload)
-
-    def waits(self, error: BaseException | None) -> None:
-        """Give the slot back if the call ended behind an open breaker: the execution waits."""
-        if isinstance(error, BreakerOpen) and self.link.waits(self.link.state):
-            self._seat.give()

@@ -15,6 +15,14 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+MAX_KEPT = 1_000
+"""Maximum number of agents that ignored even their closing and are kept suspended."""
+_kept: deque[Any] = deque(maxlen=MAX_KEPT)
+
+
+class Leaves(Exception):
+    """Carries SystemExit and KeyboardInterrupt out of an agent's task: asyncio would end the loop at once."""
+
 
 def on_loop(loop: asyncio.AbstractEventLoop) -> bool:
     """Return whether this code runs on a loop: a coroutine that is collected after its loop's end does not."""
@@ -24,50 +32,32 @@ def on_loop(loop: asyncio.AbstractEventLoop) -> bool:
         return False
 
 
-class Undisturbed(Coroutine[Any, Any, T]):
-    """Carries a coroutine out to its end, whatever cancels the task that it runs in; also one that has not begun.
+def came_to(task: asyncio.Task[Any]) -> tuple[Any, BaseException | None]:
+    """Return what a task came to: its result, or its error."""
+    if task.cancelled():
+        return None, asyncio.CancelledError("the agent was cancelled from inside")
+    error = task.exception()
+    if isinstance(error, Leaves):
+        error = error.__cause__
+    return (None, error) if error is not None else (task.result(), None)
 
-    What the coroutine waits for is not handed to the task: each time the task waits for a future of this object's own,
-    and a cancellation ends no more than that. Await it, or make a task of it.
-    """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        """Wrap a coroutine that has not begun."""
+class _Wrapped(Coroutine[Any, Any, T]):
+    """A coroutine behind another one's face: stepped as it is, unless a method below says otherwise."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], cancelled: Callable[[], object] | None) -> None:
         self._coroutine = coroutine
-        self._waits_for: asyncio.Future[Any] | None = None
+        self._cancelled = cancelled
 
     def __await__(self) -> Generator[Any, None, T]:
         """Return itself: it is sent to and thrown into as a generator is."""
         return self  # type: ignore[return-value]
 
-    def __iter__(self) -> Undisturbed[T]:
+    def __iter__(self) -> _Wrapped[T]:
         return self
 
     def __next__(self) -> Any:
         return self.send(None)
-
-    def send(self, _: Any) -> Any:
-        """Go on, if what the coroutine waits for is there."""
-        while self._waits_for is None or self._waits_for.done():
-            future = self._coroutine.send(None)
-            if future is None:
-                return None  # it lets others have a turn
-            future._asyncio_future_blocking = False  # noqa: SLF001 - how a future tells its task to wait
-            self._waits_for = future
-        return self._wait(self._waits_for)
-
-    @staticmethod
-    def _wait(future: asyncio.Future[Any]) -> asyncio.Future[None]:
-        wait: asyncio.Future[None] = future.get_loop().create_future()
-
-        def there(_: object) -> None:
-            if not wait.done():
-                wait.set_result(None)
-
-        future.add_done_callback(there)
-        wait.add_done_callback(lambda _: future.remove_done_callback(there))
-        wait._asyncio_future_blocking = True  # noqa: SLF001 - as above
-        return wait
 
     def throw(  # type: ignore[override]
         self,
@@ -75,10 +65,16 @@ class Undisturbed(Coroutine[Any, Any, T]):
         error: BaseException | None = None,
         _: TracebackType | None = None,
     ) -> Any:
-        """Go on in spite of a cancellation; anything else is the coroutine's."""
+        """Hand an exception on; a cancellation is announced before."""
         raised = kind if isinstance(kind, BaseException) else error if error is not None else kind()
         if isinstance(raised, asyncio.CancelledError):
-            return self.send(None)
+            if self._cancelled is not None:
+                self._cancelled()
+            return self.cancel(raised)
+        return self._coroutine.throw(raised)
+
+    def cancel(self, raised: asyncio.CancelledError) -> Any:
+        """Take a cancellation."""
         return self._coroutine.throw(raised)
 
     def close(self) -> None:
@@ -86,7 +82,43 @@ class Undisturbed(Coroutine[Any, Any, T]):
         self._coroutine.close()
 
 
-class Dismissible(Coroutine[Any, Any, T]):
+class Undisturbed(_Wrapped[T]):
+    """Carries a coroutine out to its end, whatever cancels the task that it runs in; also one that has not begun.
+
+    What the coroutine waits for is not handed to the task: each time the task waits for a future of this object's own,
+    and a cancellation ends no more than that. Await it, or make a task of it. `cancelled` is called at each
+    cancellation.
+    """
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, T], cancelled: Callable[[], object] | None = None
+    ) -> None:
+        super().__init__(coroutine, cancelled)
+        self._waits_for: asyncio.Future[Any] | None = None
+        self._wait: asyncio.Future[None] | None = None
+
+    def send(self, _: Any) -> Any:
+        """Go on, if what the coroutine waits for is there."""
+        while (waits_for := self._waits_for) is None or waits_for.done():
+            waits_for = self._waits_for = self._coroutine.send(None)
+            if waits_for is None:
+                return None  # it lets others have a turn
+            waits_for._asyncio_future_blocking = False
+            waits_for.add_done_callback(self._there)
+        self._wait = wait = waits_for.get_loop().create_future()
+        wait._asyncio_future_blocking = True
+        return wait
+
+    def _there(self, _: object) -> None:
+        if self._wait is not None and not self._wait.done():
+            self._wait.set_result(None)
+
+    def cancel(self, _: asyncio.CancelledError) -> Any:
+        """Go on in spite of a cancellation."""
+        return self.send(None)
+
+
+class Dismissible(_Wrapped[T]):
     """An agent's coroutine. It is stepped as any other until it is dismissed: then its next cancellation closes it.
 
     Attributes:
@@ -94,64 +126,29 @@ class Dismissible(Coroutine[Any, Any, T]):
         ignored: Whether it was closed and went on all the same.
     """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T], cancelled: Callable[[], object]) -> None:
-        """Wrap a coroutine.
-
-        Args:
-            coroutine: The agent's.
-            cancelled: Called before each cancellation that it is given.
-        """
-        self._coroutine = coroutine
-        self._cancelled = cancelled
-        self.dismissed = False
-        self.ignored = False
-
-    def __await__(self) -> Generator[Any, None, T]:
-        """Return itself: it is sent to and thrown into as a generator is."""
-        return self  # type: ignore[return-value]
-
-    def __iter__(self) -> Dismissible[T]:
-        return self
-
-    def __next__(self) -> Any:
-        return self.send(None)
-
-    def dismiss(self) -> None:
-        """Let the next cancellation close it."""
-        self.dismissed = True
+    dismissed = False
+    ignored = False
 
     def send(self, value: Any) -> Any:
-        """Go on."""
-        return self._coroutine.send(value)
+        """Go on; what would end the event loop ends this task alone."""
+        try:
+            return self._coroutine.send(value)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise Leaves from error
 
-    def throw(  # type: ignore[override]
-        self,
-        kind: type[BaseException] | BaseException,
-        error: BaseException | None = None,
-        _: TracebackType | None = None,
-    ) -> Any:
-        """Hand an exception on; a cancellation of one that was dismissed closes it."""
-        raised = kind if isinstance(kind, BaseException) else error if error is not None else kind()
-        if isinstance(raised, asyncio.CancelledError):
-            if self.dismissed:
-                self._end()
-                raise raised
-            self._cancelled()
-        return self._coroutine.throw(raised)
+    def cancel(self, raised: asyncio.CancelledError) -> Any:
+        """Pass the cancellation on, or close one that was dismissed.
 
-    def _end(self) -> None:
-        """Close it: `GeneratorExit` runs its ``finally`` blocks, which cannot wait for anything any more."""
+        Closing runs its ``finally`` blocks, which cannot wait for anything any more.
+        """
+        if not self.dismissed:
+            try:
+                return self._coroutine.throw(raised)
+            except (SystemExit, KeyboardInterrupt) as error:
+                raise Leaves from error
         try:
             self._coroutine.close()
         except BaseException:  # noqa: BLE001 - whatever an agent raises there, no caller waits for it any more
             self.ignored = True
             _kept.append(self._coroutine)
-
-    def close(self) -> None:
-        """Close the coroutine: its loop is gone."""
-        self._coroutine.close()
-
-
-MAX_KEPT = 1_000
-"""Maximum number of agents that ignored even their closing and are kept suspended."""
-_kept: deque[Any] = deque(maxlen=MAX_KEPT)
+        raise raised

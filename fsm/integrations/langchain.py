@@ -65,7 +65,7 @@ class FsmCallbackHandler(GraphCallbackHandler, AsyncCallbackHandler):
         self._recorder = self._run.recorder
         self._content = content
         self._nodes = nodes
-        self._loop = self._run.link.home.loop
+        self._loop = self._run.loop
         self._models: set[UUID] = set()
         self._tools: set[UUID] = set()
         # From other threads, in their order; it holds no more than these threads are waiting for or have gone past.

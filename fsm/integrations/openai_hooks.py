@@ -68,7 +68,7 @@ class FsmRunHooks(RunHooks[Any]):
     ) -> None:
         run = run.run if isinstance(run, SyncRun) else run
         self._recorder = run.recorder
-        self._loop = run.link.home.loop
+        self._loop = run.loop
         self._also = also if also is not None else RunHooks[Any]()
         self._content = content
         config = run_config or RunConfig()

@@ -144,7 +144,7 @@ async def _leave(phase: AbstractAsyncContextManager[Any], error: BaseException |
 
 
 def _at_home(run: Run) -> bool:
-    return asyncio.get_running_loop() is run.link.home.loop
+    return asyncio.get_running_loop() is run.loop
 
 
 async def at_home(run: Run, step: Coroutine[Any, Any, T]) -> T:
@@ -156,7 +156,7 @@ async def at_home(run: Run, step: Coroutine[Any, Any, T]) -> T:
     """
     if _at_home(run):
         return await step
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(step, run.link.home.loop))
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(step, run.loop))
 
 
 def _usage(response: ModelResponse) -> dict[str, Any]:

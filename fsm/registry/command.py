@@ -116,7 +116,7 @@ def tell(batch: Sequence[Command]) -> None:
         try:
             loop.call_soon_threadsafe(_resolve, commands)
         except RuntimeError:  # the loop was closed while the commit was under way
-            _make_up(commands)
+            make_up(commands)
 
 
 def _resolve(commands: Sequence[Command]) -> None:
@@ -127,11 +127,14 @@ def _resolve(commands: Sequence[Command]) -> None:
             left.append(command)
         elif not future.done():
             future.set_result(None)
-    _make_up(left)
+    make_up(left)
 
 
-def _make_up(commands: Sequence[Command]) -> None:
-    """Do what the callers would have done, had they not been cancelled: the effects are due all the same."""
+def make_up(commands: Sequence[Command]) -> None:
+    """Do what the callers would have done, had they not been cancelled: the effects are due all the same.
+
+    What another thread has begun to do may be done twice, which changes nothing.
+    """
     for command in commands:
         if command.unheard is None or not isinstance(command.outcome, Receipt):
             continue

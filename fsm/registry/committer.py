@@ -37,7 +37,7 @@ from fsm.errors import (
     UnknownExecution,
 )
 from fsm.registry.catalog import Law
-from fsm.registry.command import Command, tell
+from fsm.registry.command import Command, make_up, tell
 from fsm.stores.base import Barred, Conflict, Store
 
 if TYPE_CHECKING:
@@ -193,8 +193,15 @@ class Committer:
             command: Its outcome or error is set on return.
         """
         future = self.submit(command)
-        if future is not None:
+        if future is None:
+            return
+        try:
             await future
+        except BaseException:
+            # A cancel may come when the future is done and before its caller has gone on: then nobody has made up.
+            if not future.cancel() and not future.cancelled():
+                make_up([command])
+            raise
 
     def submit(self, command: Command) -> asyncio.Future[None] | None:
         """Hand a command in without waiting, from an event loop: what is handed in first is decided first.
@@ -366,9 +373,12 @@ class Committer:
                     return True
                 step = decided
             (outcome,) = self._store.append((step,))
-            if not isinstance(outcome, Receipt):
+            if isinstance(outcome, Receipt):
+                self._committed(command, step, outcome)
+            elif isinstance(outcome, Barred) or command.born is not None:
+                command.error = self._barred(outcome)  # a round would meet the same
+            else:
                 return False
-            self._committed(command, step, outcome)
         except BaseException as error:
             if command.outcome is None:
                 command.error = _own(error, command)

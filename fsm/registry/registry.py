@@ -35,8 +35,8 @@ from fsm.core.decide import childless, create
 from fsm.core.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
 from fsm.core.request import Request
 from fsm.errors import (
-    BadPayload,
     FsmError,
+    InvalidArgument,
     KeyTaken,
     LeaseLost,
     Refusal,
@@ -52,6 +52,7 @@ from fsm.registry.aftermath import Aftermath
 from fsm.registry.catalog import LawBook
 from fsm.registry.command import Command
 from fsm.registry.committer import Committer
+from fsm.registry.ear import Ear
 from fsm.registry.pulse import Pulse
 from fsm.registry.reader import Reader
 from fsm.registry.steady import SteadyClock
@@ -142,6 +143,7 @@ class Registry(LawBook):
         )
         self.committer.misheard = self.health.failed
         self.pulse = Pulse(store, self.health, clock, self.now, self._named)
+        self.ear = Ear(store, self.health, self._announce)
         self.health.stirred = self.pulse.stirred
         for machine in machines:
             self.add(machine)
@@ -169,12 +171,12 @@ class Registry(LawBook):
         *,
         user_id: str,
         thread_id: str,
-        timeouts: Timeouts | Mapping[str, Any] | None,
-        retry: Retry | Mapping[str, Any] | None,
-        parent_id: str | None,
-        retry_of: str | None,
-        metadata: Mapping[str, Any] | None,
-        machine: Machine | str | None,
+        timeouts: Timeouts | Mapping[str, Any] | None = None,
+        retry: Retry | Mapping[str, Any] | None = None,
+        parent_id: str | None = None,
+        retry_of: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        machine: Machine | str | None = None,
         key: str | None = None,
     ) -> Command:
         """Return the command that creates an execution; see `Tracker.create` for the arguments."""
@@ -241,7 +243,7 @@ class Registry(LawBook):
     ) -> Command:
         """Return the command that fires an event; see `Tracker.fire` for the arguments."""
         if type(event) is not str:
-            raise BadPayload(f"an event is a name, as 'start', not {shown(event)}")
+            raise InvalidArgument(f"an event is a name, as 'start', not {shown(event)}")
         if fence is not None and not (type(fence) is int and 0 <= fence <= MAX_NUMBER):
             whole("fence, from a claim's receipt,", fence, 0, MAX_NUMBER)  # it says what is wrong
         if key is not None:
@@ -616,6 +618,7 @@ class Registry(LawBook):
         for stop in tuple(self.closing) if whole else ():
             self.health.call("the end of the tracker", stop)
         if whole:
+            self.ear.stop()
             self.pulse.stop()
         self.closed = True
         self.committer.close()
@@ -635,3 +638,4 @@ class Registry(LawBook):
         self.worker = None
         self.health.after_fork()
         self.pulse.after_fork()
+        self.ear.after_fork()

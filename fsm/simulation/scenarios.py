@@ -13,7 +13,7 @@ from fsm.core.records import Execution, Receipt
 from fsm.errors import LeaseLost, Refused, StoreUnavailable, UnknownExecution
 from fsm.simulation.simulation import Simulation
 from fsm.simulation.workers import SimulatedWorker
-from fsm.tracker.aio import AsyncTracker
+from fsm.tracker.tracker import AsyncTracker
 
 Fire = Callable[..., Awaitable[Receipt]]
 

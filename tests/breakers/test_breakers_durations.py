@@ -9,17 +9,23 @@ from pydantic import BaseModel, ValidationError
 
 from fsm import BadPayload
 from fsm.breakers import Backoff, Breakers, Policy
-from fsm.breakers.policy import Consecutive, CountWindow, SlowCalls, TimeWindow
+from fsm.breakers.policy import Consecutive, SlowCalls, TimeWindow
 from fsm.machine.timeouts import MAX_SECONDS
 from fsm.stores import open_store
 from fsm.testing import ManualClock
 
-OPTIONS: tuple[type[BaseModel], ...] = (Policy, Backoff, Consecutive, CountWindow, TimeWindow, SlowCalls)
-DURATIONS = [(kind, name) for kind in OPTIONS for name in kind.model_fields if name.endswith("_s")]
+OPTIONS: tuple[type[BaseModel], ...] = (Policy, Backoff)
+RULES = (TimeWindow, SlowCalls)
+DURATIONS = [(kind, name) for kind in OPTIONS for name in kind.model_fields if name.endswith("_s")] + [
+    (TimeWindow, "window_s"),
+    (SlowCalls, "slow_call_s"),
+]
 
 
-def made(kind: type[BaseModel], name: str, value: float) -> BaseModel:
+def made(kind: Any, name: str, value: float) -> BaseModel:
     """Options with one duration; the cap of a cooldown is raised with it."""
+    if kind in RULES:
+        return kind(**{name: value})
     given: dict[str, Any] = {name: value}
     if name == "cooldown_s":
         given["cooldown_max_s"] = max(value, 600.0)

@@ -89,7 +89,7 @@ WORK = """
 
     def work():
         assert tracker._registry.worker is None
-        assert engine._links() == []
+        assert engine._connections() == []
         one = asyncio.run(engine.run(works, **mine))
         assert tracker.get(one).state == "completed"
         assert tracker.get(one).owner == tracker.worker_id

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fsm.engine import slots as slots_module
+from fsm.engine import admission as slots_module
 from fsm.engine.admission import Admission, Slots, Ticket
 
 USERS = "ada bob cid dan".split()

@@ -55,7 +55,7 @@ def test_what_another_engine_takes_is_awaited(tmp_path):
         with pytest.raises(Exception, match="negative"):
             bad.value()
         assert (here, [number for number, _ in there]) == ([], [21, -1])
-        assert (a.running, b.running, a._links(), b._links()) == (0, 0, [], [])
+        assert (a.running, b.running, a._connections(), b._connections()) == (0, 0, [], [])
 
     with fresh_tracker(url) as first, fresh_tracker(url) as second:
         asyncio.run(main(first, second))

@@ -207,11 +207,12 @@ ASKER = """
         return answer.verdict
 
     async def main():
+        waiting = asyncio.ensure_future(engine.run_until_signal())
         handle = await refund.submit(4711, user_id="ada", thread_id="t")
         while handle.state != "awaiting_input":
             await asyncio.sleep(0.01)
         print(handle.id, flush=True)
-        await handle
+        await waiting
 
     asyncio.run(main())
 """

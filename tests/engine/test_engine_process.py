@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from fsm import Engine
-from fsm.errors import StoreUnavailable
+from fsm.errors import ConfigurationError, StoreUnavailable
 from fsm.testing import fresh_tracker
 from tests.support.engine_tools import ENDS, WHO, events, in_memory, last, legal, on_disk, only
 
@@ -50,6 +51,14 @@ STAYS = """
     async def main():
         await begin()
         await asyncio.sleep(60)
+
+    asyncio.run(main())
+"""
+LISTENS = """
+    async def main():
+        waiting = asyncio.ensure_future(engine.run_until_signal())
+        await begin()
+        await waiting
 
     asyncio.run(main())
 """
@@ -104,11 +113,19 @@ HANDED_BACK = ["cancelled", "queued", "awaiting_input", "cancelled"]
     [
         (RETURNS, None, 0),
         (STAYS, signal.SIGINT, 130),
-        (STAYS, signal.SIGTERM, -signal.SIGTERM),
+        (LISTENS, signal.SIGTERM, -signal.SIGTERM),
+        (LISTENS, signal.SIGINT, 130),
         (OWN_HANDLER, signal.SIGTERM, 0),
         (STANDS_STILL, None, 0),
     ],
-    ids=["the loop ends", "Ctrl-C", "SIGTERM", "SIGTERM with a handler", "a loop stands still"],
+    ids=[
+        "the loop ends",
+        "Ctrl-C",
+        "SIGTERM",
+        "Ctrl-C that it waits for",
+        "SIGTERM with a handler",
+        "a loop stands still",
+    ],
 )
 def test_a_process_that_ends_leaves_nothing_open(tmp_path, body, end, status):
     """However a process ends that can still speak, its executions are ended or handed back at once."""
@@ -118,6 +135,91 @@ def test_a_process_that_ends_leaves_nothing_open(tmp_path, body, end, status):
     assert _ends(tmp_path) == HANDED_BACK
 
 
+def test_no_signal_is_handled_unless_asked(tmp_path):
+    """An engine that runs and serves leaves every signal's handler as it was; one that is asked for is given back."""
+    handled = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
+
+    async def agent(run):
+        return [signal.getsignal(one) for one in handled]
+
+    async def scenario(engine, tracker):
+        before = [signal.getsignal(one) for one in handled]
+        engine.agent(agent, name="kept", resumable=True)
+        serving = asyncio.ensure_future(engine.serve(every_s=0.01))
+        assert await engine.run(agent, **WHO) == before
+        waiting = asyncio.ensure_future(engine.run_until_signal(signal.SIGTERM))
+        await asyncio.sleep(0.01)
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+        waiting.cancel()
+        serving.cancel()
+        await asyncio.wait({waiting, serving})
+        assert [signal.getsignal(one) for one in handled] == before
+
+    on_disk(tmp_path, scenario)
+
+
+def test_a_signal_can_be_waited_for_on_the_main_thread_alone():
+    """A loop that handles no signals says so, and says what to do instead."""
+
+    async def waits():
+        with fresh_tracker() as tracker:
+            await Engine(tracker).run_until_signal()
+
+    def thread():
+        with pytest.raises(ConfigurationError, match="main thread"):
+            asyncio.run(waits())
+        met.append(1)
+
+    met = []
+    other = threading.Thread(target=thread)
+    other.start()
+    other.join(60)
+    assert met == [1]
+
+
+def test_an_engine_that_serves_until_a_signal_closes_then(tmp_path):
+    """What a serving process has taken over is released when the signal comes, and the signal ends the process."""
+    code, said = _run(tmp_path, SERVES, signal.SIGTERM)
+    assert (code, said) == (-signal.SIGTERM, "")
+    assert _ends(tmp_path) == ["queued"]
+
+
+def test_a_child_of_a_process_that_waits_for_a_signal_can_be_terminated(tmp_path):
+    """A forked child does not inherit the handler: a SIGTERM for it ends it, and its parent's engine goes on."""
+    code, said = _run(tmp_path, FORKS, signal.SIGTERM)
+    assert (code, said) == (-signal.SIGTERM, "")
+    assert _ends(tmp_path) == HANDED_BACK
+
+
+FORKS = """
+    import multiprocessing, warnings
+
+    warnings.filterwarnings("ignore", message=".*multi-threaded.*")
+
+    async def main():
+        waiting = asyncio.ensure_future(engine.run_until_signal())
+        await asyncio.sleep(0)
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        await asyncio.to_thread(child.join)
+        assert child.exitcode == -signal.SIGTERM, child.exitcode
+        await begin()
+        await waiting
+
+    asyncio.run(main())
+"""
+SERVES = """
+    @engine.agent(name="kept", resumable=True, retry={"attempts_max": 2})
+    async def kept(run):
+        print("ready", flush=True)
+        await asyncio.sleep(60)
+
+    one = tracker.create("kept", user_id="ada", thread_id="t", retry={"attempts_max": 2},
+                         metadata={"called_with": {"args": [], "kwargs": {}}})
+    tracker.fire(one.id, "enqueue")
+    asyncio.run(engine.run_until_signal(serve=True, every_s=0.05))
+"""
 STUBBORN = """
     async def stubborn(run):
         while True:

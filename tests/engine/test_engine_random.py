@@ -155,7 +155,7 @@ def _scenario(plan: dict[str, Any], *, at_once: bool = False) -> Any:
             assert result is None or isinstance(result, (EngineFull, FsmError)), result
         person.cancel()
         for _ in range(10_000):
-            if not player.left and not engine.stragglers and not engine._links():
+            if not player.left and not engine.stragglers and not engine._connections():
                 break
             await asyncio.sleep(1.0)
         await _rest(engine, tracker)

@@ -156,7 +156,7 @@ def test_a_birth_that_fails_gives_its_slot_back(play):
         ):
             with pytest.raises(Exception):  # noqa: B017, PT011 - each its own
                 await engine.submit(worker(1.0), **{"user_id": "ada", "thread_id": "t", **wrong})
-            assert (engine.running, engine.queued, engine._links()) == (0, 0, [])
+            assert (engine.running, engine.queued, engine._connections()) == (0, 0, [])
 
     play(scenario)
 

@@ -389,7 +389,7 @@ def test_a_with_block_is_an_execution(fresh):
         time.sleep(0.05)
         called_off.progress()
     assert fresh.get(called_off.id).state == "cancelled"
-    assert (engine.running, open_ones(fresh), engine._links()) == (0, [], [])
+    assert (engine.running, open_ones(fresh), engine._connections()) == (0, [], [])
     engine.portal().close()
 
 

@@ -10,16 +10,15 @@ from functools import partial
 from typing import Any
 
 import pytest
-from test_tracker_users import EMPTY, FOREIGN
 
 from fsm import ConfigurationError, Engine, Refused, UnknownExecution
 from fsm.engine import Handle, Recorder, Registered, Run, SyncRun
-from fsm.engine.block import Session
-from fsm.engine.launch import Launcher
+from fsm.engine.block import Block
 from fsm.ids import execution_id
-from fsm.tracker.aio import AsyncTracker
+from fsm.tracker.tracker import AsyncTracker
 from tests.support.engine_tools import in_memory, simulated
 from tests.support.tracker_tools import begun, finish
+from tests.tracker.test_tracker_users import EMPTY, FOREIGN
 
 PLAYS = pytest.mark.parametrize("play", [in_memory, simulated])
 BOB = {"user_id": "bob", "thread_id": "t"}
@@ -235,22 +234,21 @@ def test_what_an_engine_remembers_of_slots_is_each_users_own(play):
 
 
 OF_THE_PLATFORM = {
-    # The engine is the program's, not a user's: who runs it names the user each time.
-    Engine: "adopt agent late left_open portal queued running serve stragglers".split(),
-    Launcher: "close submit tracker".split(),
-    # These belong to one execution, which somebody was given who could begin or adopt it; they take no id.
+    # The engine is the program's, not a user's: its caller names the user each time.
+    Engine: "adopt agent close late left_open portal queued run_until_signal running serve stragglers tracker".split(),
+    # These belong to one execution, which its holder created or adopted; they take no id.
     Handle: "add_done_callback attended cancel done give_up outcome result state".split(),
     Run: (
-        "agent_name alive anew annotate ask attempt call_model check end id leave_model log metadata model over phase "
-        "progress ready recorder resumed state take_back thread_id tool user_id waits"
+        "again agent_name alive annotate ask attempt call_model end id log loop metadata model over phase progress "
+        "recorder resumed state thread_id tool user_id"
     ).split(),
     SyncRun: (
-        "agent_name annotate ask attempt call_model id log metadata model over phase progress resumed sleep state stop "
-        "thread_id tool user_id wait"
+        "agent_name alive annotate ask attempt call_model id log metadata model over phase progress resumed sleep "
+        "state stop thread_id tool user_id wait"
     ).split(),
     Recorder: "close_all model_ended model_started note tool_ended tool_started".split(),
     Registered: [],
-    Session: [],
+    Block: [],
 }
 
 
@@ -279,7 +277,7 @@ def test_no_method_takes_an_id_unnoticed():
                 for one in inspect.signature(member).parameters
                 if one.endswith("_id") or one == "retry_of"
             }
-            if ids & {"execution_id", "parent_id", "retry_of"} and face is not Launcher:
+            if ids & {"execution_id", "parent_id", "retry_of"}:
                 assert {name, f"{face.__name__}.{name}"} & noticed, (face, name)
 
 

@@ -18,7 +18,7 @@ import pytest
 from fsm import Engine
 from fsm.breakers import Backoff, Consecutive, Policy
 from fsm.concurrency.threads import STORE_THREADS, Threads
-from fsm.errors import BadPayload, LimitReached, StoreUnavailable
+from fsm.errors import InvalidArgument, LimitReached, StoreUnavailable
 from fsm.testing import fresh_tracker
 from tests.support.engine_tools import WHO, in_memory, on_disk, simulated
 from tests.support.hostile_engine_tools import HOW, Failing, at_every_call, at_every_step, at_every_wait
@@ -287,7 +287,7 @@ def _closes(engine: Any) -> Any:
 
 def _tears_down(engine: Any) -> Any:
     def strike(task: asyncio.Task[Any], victim: asyncio.Task[Any]) -> None:
-        home = engine._home
+        home = engine._runtime
         for one in {
             task,
             victim,
@@ -471,7 +471,7 @@ def test_serve_ends_with_its_caller():
         await asyncio.sleep(1.0)
         assert tracker.get(one.id).state == "completed"
         for odd in (0, -1, True, float("nan"), float("inf"), "soon", None):
-            with pytest.raises(BadPayload, match="every_s"):
+            with pytest.raises(InvalidArgument, match="every_s"):
                 await engine.serve(every_s=odd)
 
     in_memory(scenario)
@@ -628,7 +628,7 @@ def test_a_thread_that_goes_on_is_reported_until_it_ends():
         execution_id = asyncio.run(main(tracker))
         assert tracker.get(execution_id).ended
         assert engines[0].stragglers == {execution_id: "blocks"}
-        thread = engines[0]._home.threads[execution_id][1]
+        thread = engines[0]._runtime.threads[execution_id][1]
         go_on.set()
         thread.join(60)
         assert engines[0].stragglers == {}

@@ -130,8 +130,7 @@ def test_a_run_that_ends_in_between_is_no_error(at):
         raise RunOver
 
     async def main():
-        home = SimpleNamespace(loop=asyncio.get_running_loop())
-        run = SimpleNamespace(id="exec_x", over=False, link=SimpleNamespace(home=home))
+        run = SimpleNamespace(id="exec_x", over=False, loop=asyncio.get_running_loop())
         async with unless_over(run, phase) as entered:
             return entered
 
@@ -146,7 +145,7 @@ def test_a_step_is_taken_on_the_loop_that_the_run_belongs_to():
 
     async def main():
         home = asyncio.get_running_loop()
-        run = SimpleNamespace(link=SimpleNamespace(home=SimpleNamespace(loop=home)))
+        run = SimpleNamespace(loop=home)
         elsewhere = await asyncio.to_thread(asyncio.run, at_home(run, where()))
         return {await at_home(run, where()), elsewhere} == {home}
 

@@ -53,7 +53,7 @@ def every(tracker: Tracker):
 
 
 def nothing_left(engine: Engine, tracker: Tracker) -> None:
-    assert (engine.running, engine.queued, engine._links(), engine.late, engine.stragglers) == (
+    assert (engine.running, engine.queued, engine._connections(), engine.late, engine.stragglers) == (
         0,
         0,
         [],

@@ -68,7 +68,7 @@ async def nothing_left(engine: Engine, tracker: Tracker, *, stragglers: int = 0)
     assert open_ones(tracker) == []
     assert (engine.running, engine.queued) == (0, 0)
     assert tracker._registry.committer.watchers == {}
-    assert engine._links() == []
+    assert engine._connections() == []
     assert engine._drives == {}
     assert len(engine.stragglers) == stragglers
     left = [one for one in asyncio.all_tasks() if one is not me and _ours(one)]

@@ -75,12 +75,12 @@ async def rest(engine: Engine) -> None:
 async def nothing_is_left(engine: Engine, tracker: Tracker, *, may_be_open: bool = False) -> None:
     """Hold an engine to its promise, after whatever was done to it."""
     await rest(engine)
-    home = engine._home
+    home = engine._runtime
     assert (engine.running, engine.queued, engine.stragglers) == (0, 0, {})
     assert engine._drives == {}
     assert tracker._registry.committer.watchers == {}
     if home is not None:
-        assert (home.links, home.tasks, home._helpers) == ({}, set(), [])
+        assert (home.feed.listeners, home.tasks, home._helpers) == ({}, set(), [])
     for breaker in tracker.breakers.status().breakers:
         assert tracker.breakers.get(breaker.key).row.probes == ()
     seen = _looked_at.setdefault(tracker, set())

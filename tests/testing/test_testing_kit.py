@@ -18,7 +18,7 @@ from fsm.core import decide as deciding
 from fsm.core.decide import decide
 from fsm.core.payloads import PAYLOADS, Payload
 from fsm.core.records import Step
-from fsm.errors import ConfigurationError, Refusal
+from fsm.errors import ConfigurationError
 from fsm.machine.executor import Executor
 from fsm.machine.grammar import Fact, row, state
 from fsm.registry import committer
@@ -55,62 +55,6 @@ def wrong_target(machine, snapshot, request):
     if isinstance(decided, Step) and decided.event == "think":
         return decided._replace(after=decided.after._replace(state="completing"))
     return decided
-
-
-def no_fence(machine, snapshot, request):
-    return decide(machine, snapshot, request.but(fence=snapshot.fence))
-
-
-def taken_for_granted(machine, snapshot, request):
-    decided = decide(machine, snapshot, request)
-    if isinstance(decided, Refusal) and decided.reason == "guard":
-        return decide(machine, snapshot, request.but(event="progress", fence=snapshot.fence))
-    return decided
-
-
-def back_from_the_dead(machine, snapshot, request):
-    decided = decide(machine, snapshot, request)
-    if isinstance(decided, Refusal) and decided.reason == "terminal":
-        return Step(
-            snapshot._replace(version=snapshot.version + 1),
-            snapshot.state,
-            request.event,
-            request.key,
-            None,
-            (),
-        )
-    return decided
-
-
-def nothing_allowed(machine, snapshot, request):
-    decided = decide(machine, snapshot, request)
-    return decided._replace(allowed=()) if isinstance(decided, Refusal) else decided
-
-
-def no_deadline(machine, snapshot, request):
-    decided = decide(machine, snapshot, request)
-    if isinstance(decided, Step):
-        return decided._replace(after=decided.after._replace(due_at=None))
-    return decided
-
-
-@pytest.mark.parametrize(
-    ("broken", "guarantee"),
-    [
-        (wrong_target, "a receipt says what the table says"),
-        (no_fence, "a zombie cannot write|is 'terminal', not 'fenced'"),
-        (taken_for_granted, "an event whose guards do not hold is refused"),
-        (back_from_the_dead, "a terminal state is final"),
-        (nothing_allowed, "a refusal says why, and what is allowed"),
-        (no_deadline, "a deadline is where the limits lay it"),
-    ],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_a_broken_decision_is_found(broken, guarantee, monkeypatch):
-    """A tracker that decides otherwise than the table says breaks a guarantee, and the error names it."""
-    monkeypatch.setattr(committer, "decide", broken)
-    with pytest.raises(GuaranteeBroken, match=guarantee):
-        machine_test(EXECUTION, settings=QUICK).explore()
 
 
 def test_a_broken_executor_is_found(monkeypatch):

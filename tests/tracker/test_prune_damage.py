@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from fsm import StoreUnavailable, retention
+from fsm import StoreUnavailable
 from fsm.testing import ManualClock, fresh_tracker
+from fsm.tracker import retention
 from fsm.tracker.retention import Retention, would_prune
 
 USER: dict[str, Any] = {"user_id": "ada", "thread_id": "t"}

@@ -154,6 +154,7 @@ class Writing:
         assert store.workers() == [WorkerRow("worker_1", "one", 10.0, 1000.0, 1007.0, lost=False)]
         assert store.lose(1017.0) == []
         assert store.lose(1017.5) == ["worker_1"]
+        assert store.workers() == [WorkerRow("worker_1", "one", 10.0, 1000.0, 1007.0, lost=True)]
         assert not store.worker_renew("worker_1", lambda: 1018.0)
         assert not store.worker_renew("nobody", lambda: 1018.0)
 

@@ -21,6 +21,8 @@ ALONE = "process-"
 """How the name of an era begins that is one process: its monotonic clock is compared with no other's."""
 APART = "virtual-"
 """How the name of an era begins whose time has nothing to do with that of others: its wall clock is all there is."""
+MANUAL = "manual"
+"""The name of the era whose time is set by hand; no other clock moves it."""
 _FIRST_TIME_NAMESPACE = 0xEFFFFFFA  # PROC_TIME_INIT_INO of the Linux kernel
 
 
@@ -127,7 +129,7 @@ class ManualClock:
 
     def era(self) -> str:
         """Return the same name for all manual clocks: a test sets them as it wants them."""
-        return "manual"
+        return MANUAL
 
     def advance(self, seconds: float) -> None:
         """Let time pass on both clocks, by `seconds` (not negative)."""

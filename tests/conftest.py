@@ -47,6 +47,19 @@ def play(request):
 
 
 @pytest.fixture
+def clock(fsm_clock):
+    """The clock of the plugin, under a name that modules can override."""
+    return fsm_clock
+
+
+@pytest.fixture
+def tracker(clock):
+    """A fresh tracker in memory on the test's clock."""
+    with fresh_tracker(clock=clock) as fresh:
+        yield fresh
+
+
+@pytest.fixture
 def url(tmp_path: Path) -> str:
     """The URL of a SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path}/fsm.db"

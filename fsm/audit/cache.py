@@ -1,7 +1,8 @@
-"""What the audit remembers between two runs: the facts of every file, by the hash of its content.
+"""What the audit remembers of a tree between two runs: the facts of every file, and the result of the whole.
 
-The key of a file is a hash of its bytes, its place and everything that the facts depend on: the code of the audit, the
-configuration and the version of Python. So a fact is never stale, and nothing is asked of clocks or of the file system.
+The key of a file is a hash of its bytes, its place and everything that its facts depend on: the code of the audit, the
+configuration and the version of Python. The result is remembered under all keys together. So nothing is ever stale, and
+nothing is asked of clocks or of the file system.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import logging
 import os
 import sys
 import tempfile
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from fsm.audit.config import AuditConfig
+from fsm.audit.facts import FileFacts, as_row, from_row
 from fsm.audit.files import Source, read_regular
+from fsm.audit.model import AuditResult, Construction, Finding, Owner, Skipped
 
 logger = logging.getLogger(__name__)
 MOST_BYTES: Final = 1_000_000_000
 """The size above which a cache is neither read nor written."""
 MOST_TREES: Final = 16
 """How many trees are remembered; the one that was audited longest ago is forgotten."""
-_DIGEST: Final = 32
+_KEY: Final = 16
+_SIZES: Final = 3
+_HEAD: Final = _KEY + _SIZES * 8
 
 
 def default_folder() -> Path | None:
@@ -36,95 +42,118 @@ def default_folder() -> Path | None:
 
 
 class Cache:
-    """The remembered facts of one tree, in one file that is replaced as a whole.
+    """The memory of one tree, in one file that is replaced as a whole.
 
-    Two runs at once each write a whole file, and the last one stays. A file that is damaged, or that cannot be read or
-    written, is as good as none.
+    A head with a checksum and three sizes, the result, the keys, and the rows of facts, a line each, with a checksum of
+    their own: an unchanged tree needs none of the rows. Two runs at once each write a whole file, and the last one
+    stays. A file that is damaged, or that cannot be read or written, is as good as none.
     """
 
     def __init__(self, folder: Path | None, paths: list[Path], config: AuditConfig) -> None:
-        tree = "\0".join(os.path.abspath(path) for path in paths)  # noqa: PTH100 # links are names too
-        self._file = folder / f"{_hash(os.fsencode(tree))[:24]}.json" if folder is not None else None
-        self.active = folder is not None
         self._stamp = _stamp(config)
-        self._old: dict[str, bytes] = self._read()
-        self._new: dict[str, bytes] = {}
-        self.hits = 0
+        tree = "\0".join(os.path.abspath(path) for path in paths)  # noqa: PTH100 # links are names too
+        name = hashlib.blake2b(os.fsencode(tree), digest_size=12).hexdigest()
+        self._file = folder / f"{name}.json" if folder is not None else None
+        self._raw = b""
+        self._result = b""
+        self._known: dict[bytes, int] = {}
+        self._rows: list[bytes] | None = None
+        self._new: dict[bytes, bytes | None] = {}
+        try:
+            if self._file is not None:
+                self._read(read_regular(str(self._file), MOST_BYTES) or b"")
+        except OSError:
+            pass
 
-    def key(self, source: Source, raw: bytes) -> str:
+    def _read(self, raw: bytes) -> None:
+        sizes = [int.from_bytes(raw[at : at + 8], "big") for at in range(_KEY, _HEAD, 8)]
+        first, last = _HEAD + sizes[0], _HEAD + sizes[0] + sizes[1]
+        if len(raw) != sum(sizes) + _HEAD or raw[:_KEY] != self._hash(raw[_KEY:last]):
+            return
+        self._raw, self._result, keys = raw[last:], raw[_HEAD:first], raw[first:last]
+        self._known = {keys[at : at + _KEY]: at // _KEY for at in range(0, len(keys), _KEY)}
+
+    def _hash(self, body: bytes) -> bytes:
+        return hashlib.blake2b(body, digest_size=_KEY, key=self._stamp).digest()
+
+    def key(self, source: Source, raw: bytes) -> bytes:
         """Give the key of a file."""
         place = f"{source.module}\0{source.shown}\0{source.is_package}{source.is_test}{source.path.endswith('.pyi')}"
-        return hashlib.blake2b(raw, digest_size=16, key=self._stamp, salt=_short(place)).hexdigest()
+        salt = hashlib.blake2b(place.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+        return hashlib.blake2b(raw, digest_size=_KEY, key=self._stamp, salt=salt).digest()
 
-    def get(self, key: str) -> Any:
-        """Give what is remembered under a key, or None."""
-        row = self._old.get(key)
-        if row is not None:
-            self.hits += 1
-            self._new[key] = row
-            return json.loads(row)
-        return None
+    def knows(self, key: bytes) -> bool:
+        """Say whether facts are remembered under a key."""
+        known = key in self._known
+        if known:
+            self._new[key] = None
+        return known
 
-    def put(self, key: str, row: Any) -> None:
-        """Remember something; it is written by `save`."""
-        self._new[key] = json.dumps(row, separators=(",", ":")).encode("ascii")
+    def get(self, key: bytes) -> FileFacts | None:
+        """Give the facts under a known key; None if what is remembered is damaged."""
+        if self._rows is None:
+            whole = self._raw[:_KEY] == self._hash(self._raw[_KEY:])
+            self._rows = self._raw[_KEY:].split(b"\n") if whole else []
+            self._raw = b""
+        row = self._rows[self._known[key]] if self._rows else None
+        self._new[key] = row
+        return from_row(json.loads(row)) if row is not None else None
 
-    def _read(self) -> dict[str, bytes]:
+    def put(self, key: bytes, facts: FileFacts) -> None:
+        """Remember the facts of a file; they are written by `save`."""
+        if self._file is not None:
+            self._new[key] = json.dumps(as_row(facts), separators=(",", ":")).encode("ascii")
+
+    def _state(self, skipped: list[Skipped]) -> str:
+        return self._hash(b"".join(self._new) + repr(skipped).encode("utf-8", "backslashreplace")).hex()
+
+    def recall(self, skipped: list[Skipped]) -> AuditResult | None:
+        """Give the result of the very same files, of which some could not be read for the very same reasons."""
+        if not self._result or self._new.keys() != self._known.keys():
+            return None
+        state, findings, skips, owners, constructions, suppressed = json.loads(self._result)
+        if state != self._state(skipped):
+            return None
+        return AuditResult(
+            findings=[Finding(*row) for row in findings],
+            skipped=[Skipped(*row) for row in skips],
+            owners=[Owner(*row[:4], *map(tuple, row[4:])) for row in owners],
+            constructions=[Construction(*row) for row in constructions],
+            suppressed=suppressed,
+        )
+
+    def save(self, skipped: list[Skipped], result: AuditResult) -> None:
+        """Write what this run has learned: facts, and the result that follows where these files were not read."""
         if self._file is None:
-            return {}
-        try:
-            raw = read_regular(str(self._file), MOST_BYTES)
-        except OSError:
-            return {}
-        if raw is None or len(raw) >= MOST_BYTES or raw[:_DIGEST] != self._digest(raw[_DIGEST:]):
-            return {}
-        # The process that wrote the right digest wrote the lines as well.
-        lines = (line.split(b" ", 1) for line in raw[_DIGEST:].splitlines())
-        return {key.decode("ascii"): row for key, row in lines}
-
-    def _digest(self, body: bytes) -> bytes:
-        return hashlib.blake2b(body, digest_size=_DIGEST // 2, key=self._stamp).hexdigest().encode("ascii")
-
-    def save(self) -> None:
-        """Write what this run has learned; nothing where nothing is new."""
-        if self._file is None or self._new.keys() == self._old.keys():
             return
-        body = b"".join(b"%s %s\n" % (key.encode("ascii"), row) for key, row in self._new.items())
-        if len(body) > MOST_BYTES - _DIGEST:
-            return
+        parts = (result.findings, result.skipped, result.owners, result.constructions)
+        rows = [[astuple(record) for record in part] for part in parts]
+        text = json.dumps([self._state(skipped), *rows, result.suppressed]).encode("ascii")
+        keys = b"".join(self._new)
+        facts = b"\n".join(row or b"" for row in self._new.values())
+        sizes = b"".join(size.to_bytes(8, "big") for size in (len(text), len(keys), len(facts) + _KEY))
+        head = self._hash(sizes + text + keys)
+        if len(facts) + len(text) + len(keys) < MOST_BYTES - 2 * _HEAD:
+            self._write(self._file, [head, sizes, text, keys, self._hash(facts), facts])
+
+    def _write(self, target: Path, parts: list[bytes]) -> None:
         draft = ""
         try:
-            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, draft = tempfile.mkstemp(dir=self._file.parent, prefix=".draft-")
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle, draft = tempfile.mkstemp(dir=target.parent, prefix=".draft-")
             with open(handle, "wb") as file:  # noqa: PTH123 # a descriptor
-                file.write(
-                    hashlib.blake2b(body, digest_size=_DIGEST // 2, key=self._stamp).hexdigest().encode()
-                )
-                file.write(body)
-            os.replace(draft, self._file)  # noqa: PTH105 # a str
+                file.writelines(parts)
+            os.replace(draft, target)  # noqa: PTH105 # a str
             draft = ""
-            self._forget()
+            files = sorted(target.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
+            for path in files[:-MOST_TREES]:
+                path.unlink(missing_ok=True)
         except OSError as error:
             # A home that cannot be written costs time, not findings.
-            logger.debug("the cache %s is not written: %s", self._file, error)
+            logger.debug("the cache %s is not written: %s", target, error)
         finally:
             if draft:
                 Path(draft).unlink(missing_ok=True)
-
-    def _forget(self) -> None:
-        if self._file is None:
-            return
-        files = sorted(self._file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for path in files[:-MOST_TREES]:
-            path.unlink(missing_ok=True)
-
-
-def _hash(raw: bytes) -> str:
-    return hashlib.blake2b(raw, digest_size=32).hexdigest()
-
-
-def _short(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 def _stamp(config: AuditConfig) -> bytes:

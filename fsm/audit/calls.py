@@ -6,6 +6,7 @@ import ast
 import sys
 from typing import Any, Final
 
+from fsm.audit.containers import FACTORY_KEYWORDS
 from fsm.audit.context import FileContext
 from fsm.audit.modules import UNKNOWN
 from fsm.audit.names import imported_name
@@ -13,19 +14,12 @@ from fsm.audit.scopes import FunctionNode, Scope, last_name
 from fsm.audit.values import Values
 
 # Calls that will call the class they are given.
-_CALLERS: Final = {
-    "partial",
-    "partialmethod",
-    "map",
-    "starmap",
-    "to_thread",
-    "submit",
-    "run_in_executor",
-    "Depends",
-} | {
-    *("defaultdict", "lru_cache", "cache", "Singleton", "Factory"),
-}
-_FACTORY_KEYWORDS: Final = {"default_factory", "factory"}
+_CALLERS: Final = frozenset(
+    "partial partialmethod map starmap to_thread submit run_in_executor Depends defaultdict lru_cache cache "
+    "Singleton Factory".split()
+)
+_ERRORS: Final = ("Error", "Exception", "Warning")
+"""What is raised keeps nothing."""
 _FOREIGN: Final = frozenset(sys.stdlib_module_names) - {"types"}
 Calls = dict[str, list[list[Any]]]
 
@@ -43,18 +37,23 @@ class _Calls:
         self.aliases = _aliases(context.scopes)
 
     def run(self) -> Calls:
+        telling = self.aliases | _CALLERS | {"", "__new__", "__call__"}
         for scope in self.context.scopes:
             for call in scope.of(ast.Call):
-                self._call(call, scope)
+                name = last_name(call.func)
+                # Most calls are of functions, and construct nothing.
+                if name in telling or name.lstrip("_")[:1].isupper() or call.keywords:
+                    self._call(call, name, scope)
             if isinstance(scope.node, FunctionNode) and scope.parent is not None:
                 self._defaults(scope.node.args, scope)
             for function in scope.of(ast.Lambda):
                 self._defaults(function.args, scope)
         return self.found
 
-    def _call(self, node: ast.Call, scope: Scope) -> None:
+    def _call(self, node: ast.Call, name: str, scope: Scope) -> None:
         func = node.func
-        name = last_name(func)
+        if name.endswith(_ERRORS):
+            return
         if not name or name in self.aliases or name.lstrip("_")[:1].isupper():
             self._note(func, node, scope, "is constructed")
         if name in {"__new__", "__call__"} and isinstance(func, ast.Attribute):
@@ -64,7 +63,7 @@ class _Calls:
             for argument in node.args[:2]:
                 self._note(argument, node, scope, f"is handed to {name}, which constructs it")
         for keyword in node.keywords:
-            if keyword.arg in _FACTORY_KEYWORDS:
+            if keyword.arg in FACTORY_KEYWORDS:
                 self._note(keyword.value, node, scope, f"is handed over as {keyword.arg}")
 
     def _is_caller(self, name: str, scope: Scope) -> bool:

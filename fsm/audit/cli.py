@@ -1,4 +1,4 @@
-"""The command line of the audit: the only module of this package that writes for people."""
+"""The command line of the audit: its options. The audit itself is loaded by its command only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command(name="audit")
-def audit_command(  # noqa: PLR0913, PLR0917 # an option is a parameter
+def audit_command(  # noqa: PLR0913 # an option is a parameter
     paths: Annotated[
         list[Path] | None, typer.Argument(help="Files and folders; the current folder if none.")
     ] = None,
@@ -21,15 +21,16 @@ def audit_command(  # noqa: PLR0913, PLR0917 # an option is a parameter
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the report to this file.")
     ] = None,
-    select: Annotated[list[str] | None, typer.Option("--select", help="Report only these codes.")] = None,
-    ignore: Annotated[list[str] | None, typer.Option("--ignore", help="Do not report these codes.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="The TOML file to read.")] = None,
-    baseline: Annotated[Path | None, typer.Option("--baseline", help="A file of known findings.")] = None,
-    update_baseline: Annotated[  # noqa: FBT002 # a flag is a boolean
+    select: Annotated[list[str] | None, typer.Option(help="Report only these codes.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Do not report these codes.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The TOML file to read.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="A file of known findings.")] = None,
+    *,
+    update_baseline: Annotated[
         bool,
         typer.Option("--update-baseline", help="Write the findings to the baseline; it may only shrink."),
     ] = False,
-    allow_growth: Annotated[  # noqa: FBT002 # a flag is a boolean
+    allow_growth: Annotated[
         bool, typer.Option("--allow-growth", help="Let --update-baseline add findings.")
     ] = False,
     include_tests: Annotated[
@@ -41,13 +42,13 @@ def audit_command(  # noqa: PLR0913, PLR0917 # an option is a parameter
             "--map", help="Map who keeps what: Mermaid, or plain text into a file that ends in .txt."
         ),
     ] = None,
-    plan: Annotated[  # noqa: FBT002 # a flag is a boolean
+    plan: Annotated[
         bool, typer.Option("--plan", help="Write the order in which to consolidate, and stop.")
     ] = False,
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="The folder that remembers files between two runs.")
+        Path | None, typer.Option(help="The folder that remembers files between two runs.")
     ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Remember nothing.")] = False,  # noqa: FBT002
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Remember nothing.")] = False,
     explained: Annotated[str | None, typer.Option("--explain", help="Explain a rule, and stop.")] = None,
 ) -> None:
     """Find where a Python code base keeps execution state outside the one registry.
@@ -55,24 +56,7 @@ def audit_command(  # noqa: PLR0913, PLR0917 # an option is a parameter
     Nothing of the audited code is imported or run. The exit code is 0 without findings, 1 with findings, and
     2 when the audit could not run.
     """
-    # The audit itself is loaded by its command only: everything else of the command line starts without it.
-    from fsm.audit.command import Wishes, run  # noqa: PLC0415
+    options = dict(locals())
+    from fsm.audit.command import Options, run  # noqa: PLC0415 # everything else starts without the audit
 
-    wishes = Wishes(
-        paths=paths or [Path()],
-        output_format=output_format,
-        output=output,
-        select=select or [],
-        ignore=ignore or [],
-        config=config,
-        baseline=baseline,
-        update_baseline=update_baseline,
-        allow_growth=allow_growth,
-        include_tests=include_tests,
-        drawing=drawing,
-        plan=plan,
-        cache=cache,
-        no_cache=no_cache,
-        explained=explained,
-    )
-    raise typer.Exit(run(wishes))
+    raise typer.Exit(run(Options(**options)))

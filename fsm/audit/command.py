@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 from fsm.audit.baseline import apply_baseline, read_baseline, write_baseline
 from fsm.audit.cache import default_folder
@@ -23,47 +24,32 @@ FOUND = 1
 COULD_NOT_RUN = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """The options of one call of the command line."""
-
-    paths: list[Path]
-    output_format: str
-    output: Path | None
-    select: list[str]
-    ignore: list[str]
-    config: Path | None
-    baseline: Path | None
-    update_baseline: bool
-    allow_growth: bool
-    include_tests: bool | None
-    drawing: Path | None
-    plan: bool
-    cache: Path | None
-    no_cache: bool
-    explained: str | None
+class Options(SimpleNamespace):
+    """The options of one call, by the names of the parameters of `fsm.audit.cli.audit_command`."""
 
 
-def run(wishes: Wishes) -> int:
+def run(options: Options) -> int:
     """Run one audit and give the exit code."""
     try:
-        if wishes.explained is not None:
-            _say(explain(wishes.explained).removesuffix("\n"))
+        if options.explained is not None:
+            _say(explain(options.explained).removesuffix("\n"))
             return 0
-        write = as_plan if wishes.plan else _writer(wishes.output_format)
-        settings, project = _settings(wishes)
-        folder = None if wishes.no_cache else wishes.cache or default_folder()
+        write = as_plan if options.plan else _writer(options.output_format)
+        settings, project = _settings(options)
+        folder = None if options.no_cache else options.cache or default_folder()
         with _progress() as advance:
-            result = audit(wishes.paths, settings, project=project, progress=advance, cache=folder)
-        known = wishes.baseline or (project / settings.baseline if settings.baseline is not None else None)
-        if wishes.update_baseline:
+            result = audit(
+                options.paths or [Path()], settings, project=project, progress=advance, cache=folder
+            )
+        known = options.baseline or (project / settings.baseline if settings.baseline is not None else None)
+        if options.update_baseline:
             path = known or project / ".fsm-audit.json"
-            count = write_baseline(path, result.findings, allow_growth=wishes.allow_growth)
+            count = write_baseline(path, result.findings, allow_growth=options.allow_growth)
             _say(f"{path} now holds {count} known findings", err=True)
             return 0
         if known is not None:
             apply_baseline(result, read_baseline(known))
-        _deliver(result, write(result), wishes)
+        _deliver(result, write(result), options)
     except AuditError as error:
         _say(f"fsm audit: {error}", err=True)
         return COULD_NOT_RUN
@@ -76,18 +62,18 @@ def _writer(name: str) -> Callable[[AuditResult], str]:
     return FORMATS[name]
 
 
-def _settings(wishes: Wishes) -> tuple[AuditConfig, Path]:
-    if wishes.config is None:
-        settings, project = load_config(wishes.paths[0])
+def _settings(options: Options) -> tuple[AuditConfig, Path]:
+    if options.config is None:
+        settings, project = load_config((options.paths or [Path()])[0])
     else:
-        settings, project = read_config(wishes.config), wishes.config.resolve().parent
+        settings, project = read_config(options.config), options.config.resolve().parent
     values = asdict(settings)
-    if wishes.select:
-        values["select"] = _codes(wishes.select)
-    if wishes.ignore:
-        values["ignore"] = _codes(wishes.ignore)
-    if wishes.include_tests is not None:
-        values["include_tests"] = wishes.include_tests
+    if options.select:
+        values["select"] = _codes(options.select)
+    if options.ignore:
+        values["ignore"] = _codes(options.ignore)
+    if options.include_tests is not None:
+        values["include_tests"] = options.include_tests
     return config_from(values, origin="the command line"), project
 
 
@@ -95,8 +81,8 @@ def _codes(values: list[str]) -> list[str]:
     return [code.strip().upper() for value in values for code in value.split(",") if code.strip()]
 
 
-def _deliver(result: AuditResult, text: str, wishes: Wishes) -> None:
-    output, drawing = wishes.output, wishes.drawing
+def _deliver(result: AuditResult, text: str, options: Options) -> None:
+    output, drawing = options.output, options.drawing
     for skipped in result.skipped:
         _say(f"{skipped.path}:{skipped.line}: skipped, it {skipped.reason}", err=True)
     try:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import os
 import pkgutil
+import re
 import tomllib
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -16,14 +19,26 @@ from fsm.audit.files import printable, read_regular
 MOST_BYTES: Final = 4_000_000
 """The size above which a file is taken for no configuration."""
 Severity = Literal["error", "warning", "note"]
-# A rule is one file, and its code is the file's name.
-CODES: Final = tuple(
+# A rule is one file, and its code is the beginning of the file's name.
+MODULES: Final = tuple(
     sorted(
-        m.name[:6].upper()
+        m.name
         for m in pkgutil.iter_modules([str(Path(__file__).parent / "rules")])
         if m.name.startswith("fsm")
     )
 )
+CODES: Final = tuple(name[:6].upper() for name in MODULES)
+
+
+def matches_name(name: str, patterns: list[str]) -> bool:
+    """Say whether a dotted name is one of those that a configuration names, with or without their module."""
+    return _any_of(tuple(patterns)).match(name) is not None
+
+
+@lru_cache(maxsize=64)
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    options = [fnmatch.translate(each) for p in patterns for each in (p, f"*.{p}")]
+    return re.compile("|".join(options) or "(?!)")
 
 
 @dataclass(frozen=True)
@@ -31,9 +46,9 @@ class AuditConfig:
     """Everything the audit knows about a code base. Every list can be replaced in pyproject.toml.
 
     Attributes:
-        protected: Classes that only their factory may construct (FSM001), beside those with the role of a
-            tracker, engine or breaker. A bare name stands for every class of that name; one word alone, such as
-            ``Tracker``, for classes of the audited tree and of fsm only. A dotted name stands for one class.
+        protected: Classes that only their factory may construct (FSM001), beside those with the role of a tracker,
+            engine or breaker. A bare name stands for every class of that name; one word alone, such as ``Tracker``,
+            for classes of the audited tree and of fsm only. A dotted name stands for one class.
         factories: Functions that may construct them: a name, ``Class.method`` or a dotted name, with ``*`` as a
             wildcard. In the module that defines the class, functions named ``get_…``, ``create_…`` are factories too.
         id_names: Names that mean an execution id; ``execution_id`` also stands for ``executionId``.
@@ -44,16 +59,14 @@ class AuditConfig:
         engine_patterns: Classes that may drive executions.
         breaker_patterns: Class names that count as a circuit breaker (FSM007).
         exclude: Path patterns that are not audited.
-        include_tests: Whether test files are audited as well.
         select: Codes to report; empty means all.
-        ignore: Codes not to report.
         severity: A severity per code, instead of the rule's own.
         max_file_bytes: Files larger than this are skipped and reported.
         baseline: A file of known findings, relative to pyproject.toml.
     """
 
     protected: list[str] = field(
-        default_factory=("Tracker ExecutionTracker AgentExecutionTracker RunTracker AgentRunTracker").split
+        default_factory="Tracker ExecutionTracker AgentExecutionTracker RunTracker AgentRunTracker".split
     )
     factories: list[str] = field(
         default_factory=(
@@ -62,24 +75,21 @@ class AuditConfig:
         ).split
     )
     id_names: list[str] = field(
-        default_factory=("execution_id exec_id run_id execution_uuid run_uuid exec_uuid").split
+        default_factory="execution_id exec_id run_id execution_uuid run_uuid exec_uuid".split
     )
     id_makers: list[str] = field(
-        default_factory=(
-            "fsm.ids *IdGenerator *IDGenerator *IdFactory *IDFactory *IdManager *IDManager"
-        ).split
+        default_factory="fsm.ids *IdGenerator *IDGenerator *IdFactory *IDFactory *IdManager *IDManager".split
     )
-    registry_words: list[str] = field(default_factory=("execution executions exec execs run runs").split)
+    registry_words: list[str] = field(default_factory="execution executions exec execs run runs".split)
     state_names: list[str] = field(
         default_factory=(
             "state status phase execution_state execution_status execution_phase current_phase current_state"
-            " run_state run_status"
-            " agent_state"
+            " run_state run_status agent_state"
         ).split
     )
-    tracker_patterns: list[str] = field(default_factory=("fsm.*").split)
-    engine_patterns: list[str] = field(default_factory=("fsm.*").split)
-    breaker_patterns: list[str] = field(default_factory=("*CircuitBreaker *Breaker").split)
+    tracker_patterns: list[str] = field(default_factory="fsm.*".split)
+    engine_patterns: list[str] = field(default_factory="fsm.*".split)
+    breaker_patterns: list[str] = field(default_factory="*CircuitBreaker *Breaker".split)
     exclude: list[str] = field(
         default_factory=(
             ".git .hg .svn .venv .tox .nox .eggs .mypy_cache .ruff_cache __pycache__ node_modules"
@@ -126,6 +136,13 @@ _EXAMPLES: Final = {
 }
 
 
+_SINGLE: Final[dict[str, tuple[tuple[type, ...], str]]] = {
+    "include_tests": ((bool,), "true or false"),
+    "max_file_bytes": ((int,), "a number above 0"),
+    "baseline": ((str, type(None)), "a path"),
+}
+
+
 def config_from(table: dict[str, Any], *, origin: str = "[tool.fsm.audit]") -> AuditConfig:
     """Check a configuration table; dashes in keys are read as underscores.
 
@@ -142,7 +159,7 @@ def config_from(table: dict[str, Any], *, origin: str = "[tool.fsm.audit]") -> A
         raise ConfigError(f"{origin} is not valid:\n{error}") from None
 
 
-def _problems(key: str, value: Any) -> list[str]:  # noqa: PLR0911 # an answer per kind of value
+def _problems(key: str, value: Any) -> list[str]:
     known = [f.name for f in fields(AuditConfig)]
     if key not in known:
         close = difflib.get_close_matches(key[:100], known, n=1)
@@ -162,13 +179,11 @@ def _problems(key: str, value: Any) -> list[str]:  # noqa: PLR0911 # an answer p
             for code, level in value.items()
             if level not in levels
         ]
-    if key == "include_tests":
-        return [] if isinstance(value, bool) else [wrong(key, "true or false", value)]
-    if key == "max_file_bytes":
-        good = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        return [] if good else [wrong(key, "a number above 0", value)]
-    if key == "baseline":
-        return [] if value is None or isinstance(value, str) else [wrong(key, "a path", value)]
+    if key in _SINGLE:
+        kinds, must = _SINGLE[key]
+        return (
+            [] if type(value) in kinds and (kinds[0] is not int or value > 0) else [wrong(key, must, value)]
+        )
     if not isinstance(value, list):
         return [wrong(key, "a list of texts", value)]
     return [

@@ -4,67 +4,34 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from typing import Final
 
 from fsm.audit.files import printable
 from fsm.audit.limits import LONGEST_NAME
-from fsm.audit.scopes import Scope, last_name
+from fsm.audit.scopes import dotted, last_name
 
-_MAPPINGS: Final = {
-    "dict",
-    "defaultdict",
-    "OrderedDict",
-    "WeakValueDictionary",
-    "WeakKeyDictionary",
-    "TTLCache",
-    "LRUCache",
-    "Dict",
-    "DefaultDict",
-    "MutableMapping",
-    "Mapping",
-    "SortedDict",
-    "ConcurrentDict",
-    "Manager",
-}
+_MAPPINGS: Final = frozenset(
+    "dict defaultdict OrderedDict WeakValueDictionary WeakKeyDictionary TTLCache LRUCache Dict DefaultDict "
+    "MutableMapping Mapping SortedDict ConcurrentDict Manager".split()
+)
 
 
-_SEQUENCES: Final = {
-    "list",
-    "set",
-    "deque",
-    "List",
-    "Set",
-    "Deque",
-    "WeakSet",
-    "MutableSequence",
-    "MutableSet",
-}
+_SEQUENCES: Final = frozenset("list set deque List Set Deque WeakSet MutableSequence MutableSet".split())
 
 
+_CONTAINERS: Final = _MAPPINGS | _SEQUENCES
 FACTORY_KEYWORDS: Final = {"default_factory", "factory"}
 
 
 MUTATORS: Final = frozenset(
-    {
-        "append",
-        "add",
-        "insert",
-        "extend",
-        "update",
-        "pop",
-        "popitem",
-        "remove",
-        "discard",
-        "clear",
-        "setdefault",
-    }
-    | {"appendleft", "popleft"}
+    "append add insert extend update pop popitem remove discard clear setdefault appendleft popleft".split()
 )
 
 
 def spelled(node: ast.expr, longest: int = 60) -> str:
     """Write an expression for a message."""
+    if name := dotted(node):
+        return name[:longest] if name.isascii() else printable(name[:longest])
     try:
         return printable(ast.unparse(node)[:longest])
     except (ValueError, RecursionError):
@@ -84,27 +51,6 @@ def outermost(node: ast.expr) -> ast.expr:
     return node
 
 
-def stores(scope: Scope) -> Iterator[tuple[ast.expr, ast.expr | None]]:
-    """Give every target that a scope assigns to, tuples taken apart."""
-    for node in scope.of(ast.Assign):
-        for target in node.targets:
-            yield from _unpacked(target, node.value)
-    for single in scope.of(ast.AnnAssign, ast.AugAssign):
-        if single.value is not None:
-            yield single.target, single.value
-
-
-def _unpacked(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[ast.expr, ast.expr | None]]:
-    if not isinstance(target, (ast.Tuple, ast.List)):
-        yield target, value
-        return
-    values: list[ast.expr | None] = [None] * len(target.elts)
-    if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(values):
-        values = list(value.elts)
-    for inner, inner_value in zip(target.elts, values, strict=True):
-        yield from _unpacked(inner, inner_value)
-
-
 def own_attribute(node: ast.AST | None) -> str:
     """Name an attribute of the object or class a method belongs to."""
     if (
@@ -116,7 +62,7 @@ def own_attribute(node: ast.AST | None) -> str:
     return ""
 
 
-def plain_name(target: ast.expr) -> str:
+def plain_name(target: ast.AST | None) -> str:
     """Name a variable."""
     return target.id if isinstance(target, ast.Name) else ""
 
@@ -145,6 +91,6 @@ def container_kind(value: ast.expr | None, annotation: str = "") -> str:
         names = [last_name(value.func)]
         names += [last_name(keyword.value) for keyword in value.keywords if keyword.arg in FACTORY_KEYWORDS]
     names += re.findall(r"\w+", annotation)[:3]
-    if any(name in _MAPPINGS for name in names):
-        return "mapping"
-    return "sequence" if any(name in _SEQUENCES for name in names) else ""
+    # What is written first is outermost: a list of dicts is a list.
+    kinds = ("mapping" if name in _MAPPINGS else "sequence" for name in names if name in _CONTAINERS)
+    return next(kinds, "")

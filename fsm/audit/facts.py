@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any
 
 from fsm.audit.model import Finding
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Box:
-    """A container that a class or module keeps: what it is called, how it is keyed, what goes in and comes out.
+    """A container that a class or module keeps: how it is keyed, which methods put in and take out, and what.
 
-    Attributes:
-        note: Its declared type, as text.
-        keys: Names of the expressions that it is keyed by, in snake case.
-        inserts: Methods that put something in.
-        removes: Methods that take something out.
-        values: What is put in: ``state``, ``row`` (it carries a state), ``time``, ``task``, or ``=`` and the
-            symbol of a constructed class.
-        changed: The keys among them under which something is put in or taken out.
+    What is put in is ``state``, ``row`` (it carries a state), ``time``, ``task``, or ``=`` and a constructed class.
+    ``changed`` are the keys under which something is put in or taken out.
     """
 
     name: str
@@ -41,12 +33,9 @@ class Box:
 class Method:
     """A method or function: its parameters, what it asks of the parts of its object, and what it constructs.
 
-    Attributes:
-        drives: Whether it calls or awaits what does the work: ``work``, ``await`` or nothing.
-        forwards: Calls on parts of the object, as ``part.method``.
-        makes: Symbols of the classes that it constructs.
-        gives: Names and attributes that it returns.
-        loops: Words about a loop that tries again: ``try``, ``sleep``, ``call:name``.
+    ``drives`` says that it calls what does the work; ``forwards`` are calls on parts as ``part.method``; ``makes``
+    symbols of classes; ``gives`` what it returns; ``loops`` words about a loop that tries again (``try``, ``sleep``,
+    ``call:name``); ``works`` what it works through, item by item.
     """
 
     name: str
@@ -55,28 +44,23 @@ class Method:
     params: list[str] = field(default_factory=list)
     is_async: bool = False
     sets_state: bool = False
-    drives: str = ""
+    drives: bool = False
     forwards: list[str] = field(default_factory=list)
     makes: list[str] = field(default_factory=list)
     gives: list[str] = field(default_factory=list)
     loops: list[str] = field(default_factory=list)
+    works: list[str] = field(default_factory=list)
     note: str = ""
     calls: int = 0
 
 
 @dataclass(slots=True)
 class ClassFact:
-    """A class: its bases, fields, containers, parts, counters, states and methods.
+    """A class: its bases as they are written, fields, containers, parts, counters, states and methods.
 
-    Attributes:
-        bases: Its bases, dotted as they are written.
-        members: Names that its body binds, in snake case, for an enum.
-        fields: Declared types of its attributes by name, the empty text where there is none.
-        parts: Symbols of the classes that its attributes are constructed from.
-        counters: Attributes that are counted up.
-        states: Lifecycle words that an attribute of the object is set to.
-        clocks: Attributes that hold a moment, or are compared with one.
-        compared: Attributes that are compared with a bound.
+    ``members`` are the names that its body binds, ``fields`` the declared types of its attributes, ``parts`` the
+    symbols of the classes that attributes are constructed from, ``states`` the lifecycle words that an attribute is
+    set to, ``clocks`` what holds a moment, and ``compared`` what is compared with a bound.
     """
 
     qualname: str
@@ -84,7 +68,6 @@ class ClassFact:
     end: int
     bases: list[str]
     nested: bool
-    decorators: list[str] = field(default_factory=list)
     members: list[str] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
     boxes: list[Box] = field(default_factory=list)
@@ -105,12 +88,9 @@ class ClassFact:
 class FileFacts:
     """Everything that the audit keeps of one file.
 
-    Attributes:
-        names: For each top-level name, what it may stand for: an absolute symbol after ``=``, or a name of this module.
-        stars: Modules that are star-imported.
-        calls: Constructions by symbol: rows of line, column, last line, scope and how.
-        local: Findings that need nothing but the file.
-        skipped: Line and reason where the file was not read, or judged in part.
+    ``names`` says for each top-level name what it may stand for (an absolute symbol after ``=``, or a name of this
+    module), ``stars`` which modules are star-imported, ``calls`` which symbols are constructed (rows of line, column,
+    last line, scope and how), ``local`` which findings need nothing but the file, ``skipped`` what was not judged.
     """
 
     names: dict[str, list[str]] = field(default_factory=dict)
@@ -127,42 +107,43 @@ class FileFacts:
 _COLUMNS: dict[type, list[str]] = {
     kind: [f.name for f in fields(kind)] for kind in (Box, Method, ClassFact, FileFacts, Finding)
 }
+_KINDS: dict[tuple[type, str], type] = {
+    (FileFacts, "classes"): ClassFact,
+    (FileFacts, "functions"): Method,
+    (FileFacts, "boxes"): Box,
+    (FileFacts, "local"): Finding,
+    (ClassFact, "boxes"): Box,
+    (ClassFact, "methods"): Method,
+}
+_NONE: list[Any] = []
 
 
 def as_row(record: Any) -> list[Any]:
     """Flatten a record for the cache; `from_row` reads it back."""
-    return [_plain(getattr(record, name)) for name in _COLUMNS[type(record)]]
+    kind = type(record)
+    return [
+        [as_row(item) for item in value] if (kind, name) in _KINDS else value
+        for name in _COLUMNS[kind]
+        for value in (getattr(record, name),)
+    ]
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, list) and value and type(value[0]) in _COLUMNS:
-        return [as_row(item) for item in value]
-    return value
-
-
-def from_row(row: list[Any]) -> FileFacts:
-    """Read the facts of a file as `as_row` wrote them."""
-    facts = FileFacts(*row)
-    facts.classes = [ClassFact(*item) for item in facts.classes]  # type: ignore[misc] # rows until here
-    for info in facts.classes:
-        info.boxes = [Box(*item) for item in info.boxes]  # type: ignore[misc]
-        info.methods = [Method(*item) for item in info.methods]  # type: ignore[misc]
-    facts.functions = [Method(*item) for item in facts.functions]  # type: ignore[misc]
-    facts.boxes = [Box(*item) for item in facts.boxes]  # type: ignore[misc]
-    facts.local = [Finding(*item) for item in facts.local]  # type: ignore[misc]
-    return facts
-
-
-_NONE: list[Any] = []
+def from_row(row: list[Any], kind: type = FileFacts) -> Any:
+    """Read a record as `as_row` wrote it. Most lists are empty, nothing changes them any more, and all are one."""
+    values = [_NONE if value == _NONE else value for value in row]
+    for at, name in enumerate(_COLUMNS[kind]):
+        inner = _KINDS.get((kind, name))
+        if inner is not None and values[at]:
+            values[at] = [from_row(item, inner) for item in values[at]]
+    return kind(*values)
 
 
 def slim(facts: FileFacts) -> None:
-    """Let all empty lists be one; most lists of most records are empty, and nothing changes them any more."""
+    """Let all empty lists be one, as `from_row` does."""
     records: list[Any] = [*facts.classes, *facts.functions, *facts.boxes]
     for info in facts.classes:
         records += [*info.boxes, *info.methods]
     for record in records:
         for name in _COLUMNS[type(record)]:
-            value = getattr(record, name)
-            if value.__class__ is list and not value:
+            if getattr(record, name) == _NONE:
                 setattr(record, name, _NONE)

@@ -10,87 +10,28 @@ from fsm.audit.limits import LONGEST_NAME
 from fsm.audit.names import snake
 from fsm.audit.scopes import last_name, string_of
 
-OPEN_WORDS: Final = {
-    "created",
-    "submitted",
-    "received",
-    "retry",
-    "inprogress",
-    "new",
-    "init",
-    "initialized",
-    "initializing",
-    "idle",
-    "pending",
-    "queued",
-    "ready",
-    "scheduled",
-    "starting",
-    "started",
-    "running",
-    "active",
-    "executing",
-    "processing",
-    "in_progress",
-    "thinking",
-    "planning",
-    "working",
-    "waiting",
-    "blocked",
-    "paused",
-    "suspended",
-    "retrying",
-    "cancelling",
-    "canceling",
-    "stopping",
-    "completing",
-    "tool_execution",
-    "tool_preparation",
-    "llm_interaction",
-    "result_processing",
-    "awaiting_input",
-    "circuit_breaker_open",
-}
-ACTIVE_WORDS: Final = {
-    "running",
-    "started",
-    "executing",
-    "processing",
-    "in_progress",
-    "working",
-    "active",
-    "thinking",
-    "queued",
-}
+OPEN_WORDS: Final = frozenset(
+    "created submitted todo doing received retry inprogress new init initialized initializing idle pending queued "
+    "ready scheduled starting started running active executing processing in_progress thinking planning working "
+    "waiting blocked paused suspended retrying cancelling canceling stopping completing tool_execution "
+    "tool_preparation llm_interaction result_processing awaiting_input circuit_breaker_open".split()
+)
+ACTIVE_WORDS: Final = frozenset(
+    "running doing started executing processing in_progress working active thinking queued".split()
+)
 """Words of what runs; an order or a ticket has a state as well, and none of these."""
-ENDED_WORDS: Final = {
-    "completed",
-    "complete",
-    "done",
-    "finished",
-    "succeeded",
-    "success",
-    "failed",
-    "failure",
-    "error",
-    "errored",
-    "cancelled",
-    "canceled",
-    "aborted",
-    "terminated",
-    "timeout",
-    "timed_out",
-    "stopped",
-    "dead",
-    "killed",
-    "expired",
-    "finish",
-    "fail",
-    "ok",
-    "interrupted",
-    "rejected",
-}
+ENDED_WORDS: Final = frozenset(
+    "completed complete done finished succeeded success failed failure error errored cancelled canceled "
+    "aborted terminated timeout timed_out stopped dead killed expired finish fail ok interrupted rejected".split()
+)
 WORDS: Final = OPEN_WORDS | ENDED_WORDS
+ENUM_BASE: Final = re.compile(r"(Enum|Choices|Flag)$")
+ENGINE_DRIVES: Final = re.compile(
+    r"^(a?run|a?execute|process|drive|launch|a?invoke|orchestrate|kickoff|loop|perform)(_|$)"
+)
+STATE_MOVES: Final = re.compile(
+    r"^(set|update|change|advance)_(state|status|phase)$|^transition(_to|_state)?$|^mark_\w+"
+)
 # Machines of other things share the words: a connection, a task of a scheduler, an order.
 _ENUM: Final = re.compile(r"(State|Status|Phase|Lifecycle|Stage)s?$")
 _RECORD: Final = re.compile(

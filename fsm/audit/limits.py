@@ -12,6 +12,8 @@ STEPS_PER_SYMBOL: Final = 256
 """Modules, aliases and star imports that are visited to find what one dotted name stands for."""
 LONGEST_NAME: Final = 200
 """Characters of a name or an annotation that are judged; a longer one is cut."""
+ROUNDS: Final = 30
+"""How often the class graph is judged again; a chain of more classes that wrap one another keeps its last ones."""
 
 
 class Work:

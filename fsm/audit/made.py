@@ -14,38 +14,16 @@ from fsm.audit.limits import Work
 from fsm.audit.names import imported_name, lookup
 from fsm.audit.scopes import Scope, dotted, last_name, string_of
 
-_RANDOM: Final = {
-    "random.random",
-    "random.randint",
-    "random.randrange",
-    "random.getrandbits",
-    "random.choices",
-    "random.randbytes",
-    "secrets.token_hex",
-    "secrets.token_urlsafe",
-    "secrets.token_bytes",
-    "secrets.randbelow",
-    "secrets.randbits",
-    "os.urandom",
-    "os.getpid",
-    "nanoid.generate",
-    "shortuuid.uuid",
-    "shortuuid.ShortUUID",
-    "ulid.new",
-    "ulid.ulid",
-    "ulid.ULID",
-    "ksuid.ksuid",
-    "cuid.cuid",
-    "xid.XID",
-    "bson.ObjectId",
-    "bson.objectid.ObjectId",
-    "zlib.crc32",
-}
-_TIME: Final = {"time.time", "time.time_ns", "time.monotonic", "time.monotonic_ns", "time.perf_counter"} | {
-    "time.perf_counter_ns",
-    "time.strftime",
-    "time.ctime",
-}
+_RANDOM: Final = frozenset(
+    "random.random random.randint random.randrange random.getrandbits random.choices random.randbytes "
+    "secrets.token_hex secrets.token_urlsafe secrets.token_bytes secrets.randbelow secrets.randbits "
+    "os.urandom os.getpid nanoid.generate shortuuid.uuid shortuuid.ShortUUID ulid.new ulid.ulid ulid.ULID "
+    "ksuid.ksuid cuid.cuid xid.XID bson.ObjectId bson.objectid.ObjectId zlib.crc32".split()
+)
+_TIME: Final = frozenset(
+    "time.time time.time_ns time.monotonic time.monotonic_ns time.perf_counter time.perf_counter_ns "
+    "time.strftime time.ctime".split()
+)
 _UUID: Final = re.compile(
     r"(^|\.)(uuid[1-8]|uuid[1-8]str|uuid7_str|ulid|nanoid|ObjectId|token_hex|token_urlsafe)$"
 )
@@ -54,38 +32,11 @@ _HASHED: Final = re.compile(r"^hashlib\.")
 # These give their argument back in another shape, so what counts is the argument.
 _SHAPES: Final = {"str", "int", "hex", "repr", "abs", "round", "bytes", "format", "list", "tuple", "sorted"}
 # These give the object they are called on back in another shape.
-_RESHAPES: Final = {
-    "replace",
-    "upper",
-    "lower",
-    "strip",
-    "lstrip",
-    "rstrip",
-    "zfill",
-    "ljust",
-    "rjust",
-    "center",
-    "encode",
-    "decode",
-    "hexdigest",
-    "digest",
-    "isoformat",
-    "strftime",
-    "timestamp",
-    "split",
-    "rsplit",
-    "removeprefix",
-    "removesuffix",
-    "hex",
-    "total_seconds",
-    "astimezone",
-    "format",
-    "title",
-    "capitalize",
-    "partition",
-    "rpartition",
-    "__str__",
-}
+_RESHAPES: Final = frozenset(
+    "replace upper lower strip lstrip rstrip zfill ljust rjust center encode decode hexdigest digest "
+    "isoformat strftime timestamp split rsplit removeprefix removesuffix hex total_seconds astimezone format "
+    "title capitalize partition rpartition __str__".split()
+)
 _ID_TYPE: Final = re.compile(r"^[A-Z]\w*(ID|Id|Uuid|UUID)$")
 _COUNTER: Final = re.compile(r"count|seq|serial", re.IGNORECASE)
 _DEFAULTS: Final = {"default", "default_factory", "insert_default", "factory", "server_default"}

@@ -11,17 +11,8 @@ from typing import Any
 class Finding:
     """One place where execution state is kept, or made, outside the one registry.
 
-    Attributes:
-        path: The file, relative to the project, with forward slashes.
-        line: The line, counted from 1.
-        col: The column, counted from 1.
-        code: The rule, such as ``FSM001``.
-        message: What was found, in one sentence.
-        symbol: The class or function that encloses it, or ``<module>``.
-        severity: ``error``, ``warning`` or ``note``.
-        snippet: The source line, stripped, which the baseline hashes.
-        end_line: The last line of the statement, where a ``noqa`` may stand as well.
-        keeper: The class that it stands in, where such a class may do what others may not.
+    The baseline hashes the snippet. A ``noqa`` may stand on any line up to ``end_line``. ``keeper`` is the class that
+    the place stands in, where such a class may do what others may not.
     """
 
     path: str
@@ -38,13 +29,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Skipped:
-    """A file that was not audited, and why.
-
-    Attributes:
-        path: The file, relative to the project.
-        line: The line the reason points at, or 1.
-        reason: Why the file was not audited.
-    """
+    """A file that was not audited, and why."""
 
     path: str
     line: int
@@ -53,17 +38,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Owner:
-    """A class that keeps execution state, for the map of the code base.
-
-    Attributes:
-        symbol: The class's dotted name.
-        path: The file that defines it.
-        line: The line of its definition.
-        role: ``tracker``, ``engine``, ``breaker``, ``record``, ``enum`` or ``shared``.
-        keeps: The attributes that hold the state.
-        why: The families of evidence, a sentence each.
-        uses: Symbols of the owners that it inherits, constructs or keeps.
-    """
+    """A class that keeps execution state, for the map: what it keeps, why it counts, and the owners that it uses."""
 
     symbol: str
     path: str
@@ -76,15 +51,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Construction:
-    """Who constructs a class that keeps execution state.
-
-    Attributes:
-        owner: The constructed class's dotted name.
-        by: The dotted name of the function, class or module that constructs it.
-        path: The file of the construction.
-        line: Its line.
-        allowed: Whether it happens inside the class's factory.
-    """
+    """Who constructs a class that keeps execution state, and whether it happens inside the class's factory."""
 
     owner: str
     by: str
@@ -99,20 +66,7 @@ class Construction:
 
 @dataclass(slots=True)
 class AuditResult:
-    """What one run found.
-
-    Attributes:
-        findings: The findings that count, in the order of the files.
-        skipped: The files that were not audited, each with its reason.
-        files: How many files were looked at.
-        suppressed: How many findings a ``noqa`` silenced.
-        baselined: How many findings the baseline already knew.
-        stale: Baseline entries that no longer match anything.
-        owners: The classes that keep execution state.
-        constructions: Who constructs them.
-        cached: How many files were not read again, since the cache knew their content.
-        seconds: How long it took.
-    """
+    """What one run found: ``stale`` baseline entries match nothing, ``cached`` files were not parsed."""
 
     findings: list[Finding] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -140,14 +94,12 @@ class AuditResult:
             "stale_baseline_entries": self.stale,
             "findings": [
                 {
-                    "path": f.path,
-                    "line": f.line,
+                    **{name: getattr(f, name) for name in ("path", "line")},
                     "column": f.col,
-                    "code": f.code,
-                    "severity": f.severity,
-                    "symbol": f.symbol,
-                    "message": f.message,
-                    "snippet": f.snippet,
+                    **{
+                        name: getattr(f, name)
+                        for name in ("code", "severity", "symbol", "message", "snippet")
+                    },
                 }
                 for f in self.findings
             ],

@@ -46,19 +46,10 @@ class ClassInfo:
 
 @dataclass(slots=True, eq=False)
 class Module:
-    """A file of the tree and what it exports.
-
-    Attributes:
-        names: For each top-level name, what it may stand for: an absolute symbol after ``=``, or a name
-            of this module.
-        stars: Modules that are star-imported.
-        classes: The classes, by qualified name.
-    """
+    """A file of the tree: its facts, and its classes by qualified name."""
 
     source: Source
     facts: FileFacts
-    names: dict[str, list[str]]
-    stars: list[str]
     classes: dict[str, ClassInfo] = field(default_factory=dict)
 
     @property
@@ -69,7 +60,7 @@ class Module:
     @classmethod
     def of(cls, source: Source, facts: FileFacts) -> Module:
         """Make the module of a file."""
-        module = cls(source, facts, facts.names, facts.stars)
+        module = cls(source, facts)
         for fact in facts.classes:
             module.classes[fact.qualname] = ClassInfo(module, fact, f"{source.module}.{fact.qualname}")
         return module
@@ -120,12 +111,7 @@ def spelled(node: ast.expr) -> str:
 
 @dataclass(slots=True)
 class Resolved:
-    """Where a symbol led.
-
-    Attributes:
-        visited: Every symbol on the way, the last one included.
-        info: The class at the end, if it is one of the tree.
-    """
+    """Where a symbol led: every symbol on the way, and the class of the tree at its end, if there is one."""
 
     visited: list[str] = field(default_factory=list)
     info: ClassInfo | None = None
@@ -201,7 +187,7 @@ class Linker:
             resolved.visited.append(info.symbol)
             resolved.info = info
             return True
-        for target in module.names.get(rest[0], ()):
+        for target in module.facts.names.get(rest[0], ()):
             full = ".".join([target, *rest[1:]])
             if full.startswith("="):
                 done = self._follow(full[1:], module, resolved, seen)
@@ -211,7 +197,7 @@ class Linker:
             if done:
                 return True
         for starred in self._starred(module):
-            if not (rest[0] in starred.names or ".".join(rest) in starred.classes):
+            if not (rest[0] in starred.facts.names or ".".join(rest) in starred.classes):
                 continue
             key = f"*{starred.name}.{rest[0]}"
             if key not in seen and len(seen) <= _DEPTH:
@@ -228,7 +214,7 @@ class Linker:
             pending, seen = [module], {module.name}
             while pending and len(known) < STEPS_PER_SYMBOL:
                 last = pending.pop(0)
-                for star in last.stars:
+                for star in last.facts.stars:
                     starred = self.find(star, last)
                     if starred is not None and starred.name not in seen:
                         seen.add(starred.name)
@@ -242,7 +228,7 @@ class Linker:
         symbols: list[str] = []
         for base in info.fact.bases:
             head = base.partition(".")[0]
-            if head in module.names or head in module.classes or module.stars:
+            if head in module.facts.names or head in module.classes or module.facts.stars:
                 symbols.append(f"{module.name}.{base}")
             elif f"{info.fact.qualname.rpartition('.')[0]}.{base}" in module.classes:
                 symbols.append(f"{module.name}.{info.fact.qualname.rpartition('.')[0]}.{base}")

@@ -13,6 +13,8 @@ from fsm.audit.model import Finding
 
 UNUSED: Final = "FSM100"
 _NOQA: Final = re.compile(r"#\s*noqa\b(?P<codes>\s*:\s*[A-Z]+[0-9]+(?:[\s,]+[A-Z]+[0-9]+)*)?", re.IGNORECASE)
+_LONGEST: Final = 200
+"""Lines of a statement on which its comment may stand."""
 _CODE: Final = re.compile(r"[A-Z]+[0-9]+")
 
 
@@ -29,12 +31,19 @@ def apply_noqa(
     text: str, findings: list[Finding], config: AuditConfig, shown: str
 ) -> tuple[list[Finding], int]:
     """Take out the findings that a comment silences and report the comments that silence nothing."""
-    if "noqa" not in text.lower() or not (findings or "FSM" in text.upper()):
+    lowered = text.lower()
+    if "noqa" not in lowered:
+        return findings, 0
+    lines = text.split("\n")
+    near = {
+        line for f in findings for line in range(f.line, min(f.end_line, f.line + _LONGEST, len(lines)) + 1)
+    }
+    if "fsm" not in lowered and not any("noqa" in lines[line - 1].lower() for line in near):
+        # To read comments takes as long as to parse; most of them are other tools' business.
         return findings, 0
     comments = _comments(text)
     remaining = [finding for finding in findings if not _silenced(finding, comments)]
     silenced = len(findings) - len(remaining)
-    lines = text.split("\n")
     if config.enabled(UNUSED):
         for line, comment in sorted(comments.items()):
             remaining.extend(_unused(line, comment, config, shown, lines))
@@ -43,7 +52,7 @@ def apply_noqa(
 
 def _silenced(finding: Finding, comments: dict[int, _Comment]) -> bool:
     # A long statement may carry its comment on any of its lines; the first one wins.
-    for line in range(finding.line, min(finding.end_line, finding.line + 200) + 1):
+    for line in range(finding.line, min(finding.end_line, finding.line + _LONGEST) + 1):
         comment = comments.get(line)
         if comment is not None and (not comment.codes or finding.code in comment.codes):
             comment.used.add(finding.code)

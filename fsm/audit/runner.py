@@ -16,18 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from fsm.audit.cache import Cache
-from fsm.audit.config import AuditConfig
-from fsm.audit.context import FileContext, IdNames
+from fsm.audit.config import AuditConfig, matches_name
+from fsm.audit.context import FileContext
 from fsm.audit.errors import PathError
 from fsm.audit.extract import extract
-from fsm.audit.facts import FileFacts, as_row, from_row
+from fsm.audit.facts import FileFacts
 from fsm.audit.files import Source, decoded, find_sources, parse_source, read_bytes
 from fsm.audit.limits import STEPS_PER_FILE
 from fsm.audit.model import AuditResult, Finding, Owner, Skipped
 from fsm.audit.modules import Module
+from fsm.audit.names import IdNames
 from fsm.audit.noqa import apply_noqa
 from fsm.audit.roles import Tree
-from fsm.audit.rules import RULES
+from fsm.audit.rules import JUDGES, RULES
 from fsm.audit.scopes import build_scopes
 
 logger = logging.getLogger(__name__)
@@ -52,11 +53,11 @@ def audit(
         folder = (project or Path.cwd()).resolve()
     except (OSError, RuntimeError) as error:
         raise PathError(f"the project folder cannot be reached: {error}") from None
-    run = _Run(config or AuditConfig(), folder, progress)
+    settings = config or AuditConfig()
+    run = _Run(settings, folder, progress, Cache(cache, paths, settings))
     with _undisturbed():
         sources = list(find_sources(paths, folder, run.config.exclude, run.skip))
-        run.read(sources, Cache(cache, paths, run.config))
-        run.finish()
+        run.audit(sources)
     run.result.seconds = time.perf_counter() - started
     return run.result
 
@@ -77,41 +78,67 @@ def _undisturbed() -> Iterator[None]:
 
 
 class _Run:
-    def __init__(self, config: AuditConfig, project: Path, progress: Progress | None) -> None:
+    def __init__(self, config: AuditConfig, project: Path, progress: Progress | None, cache: Cache) -> None:
         self.config = config
         self.project = project
+        self.cache = cache
         self.progress = progress
         self.result = AuditResult()
         self.id_names = IdNames(config.id_names)
         self.modules: list[Module] = []
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, tuple[Source, bytes]] = {}
+        self.moving = False
+        """Whether a file was written while it was audited: what is said of it is not to be remembered."""
 
-    def read(self, sources: list[Source], cache: Cache) -> None:
-        """Take the facts of every file."""
+    def audit(self, sources: list[Source]) -> None:
+        """Take the facts of every file, and judge the whole tree unless it is the one that is remembered."""
         if not self.config.include_tests:
             sources = [source for source in sources if not source.is_test]
+        cache = self.cache
+        taken: list[tuple[Source, FileFacts | bytes]] = []
         for done, source in enumerate(sources, start=1):
-            self._read_one(source, cache)
+            raw = read_bytes(source, self.config.max_file_bytes)
+            if isinstance(raw, Skipped):
+                self.skip(raw)
+            else:
+                key = cache.key(source, raw)
+                self.sources[source.shown] = (source, key)
+                if cache.knows(key):
+                    taken.append((source, key))
+                else:
+                    facts = self._facts(source, raw)
+                    taken.append((source, facts))
+                    cache.put(key, facts)
             if self.progress is not None:
                 self.progress(done, len(sources))
+        unread = list(self.result.skipped)
+        known = cache.recall(unread)
+        if known is None:
+            self._judge(taken)
+            if not self.moving:
+                cache.save(unread, self.result)
+        else:
+            for skipped in known.skipped[len(unread) :]:
+                self.skip(skipped)
+            self.result = replace(known, skipped=self.result.skipped)
         self.result.files = len(sources)
-        self.result.cached = cache.hits
-        cache.save()
+        self.result.cached = sum(isinstance(held, bytes) for _, held in taken)
 
-    def _read_one(self, source: Source, cache: Cache) -> None:
-        raw = read_bytes(source, self.config.max_file_bytes)
-        if isinstance(raw, Skipped):
-            self.skip(raw)
-            return
-        key = cache.key(source, raw)
-        row = cache.get(key)
-        facts = from_row(row) if row is not None else self._facts(source, raw)
-        if row is None and cache.active:
-            cache.put(key, as_row(facts))
-        for line, reason in facts.skipped:
-            self.skip(Skipped(source.shown, line, reason))
-        self.sources[source.shown] = source
-        self.modules.append(Module.of(source, facts))
+    def _judge(self, taken: list[tuple[Source, FileFacts | bytes]]) -> None:
+        for source, held in taken:
+            facts = self.cache.get(held) if isinstance(held, bytes) else held
+            if facts is None:
+                # The head of the cache is whole, and its rows are not.
+                raw = self._again(source.shown)
+                if isinstance(raw, Skipped):
+                    self.skip(raw)
+                    continue
+                facts = self._facts(source, raw)
+                self.cache.put(self.cache.key(source, raw), facts)
+            for line, reason in facts.skipped:
+                self.skip(Skipped(source.shown, line, reason))
+            self.modules.append(Module.of(source, facts))
+        self.finish()
 
     def _facts(self, source: Source, raw: bytes) -> FileFacts:
         text = decoded(source, raw)
@@ -146,7 +173,7 @@ class _Run:
 
     def finish(self) -> None:
         """Judge the whole tree; apply comments, severities and the order of the report."""
-        tree = Tree(self.modules, self.config)
+        tree = Tree(self.modules, self.config, JUDGES)
         found: dict[str, list[Finding]] = {m.source.shown: [] for m in self.modules if m.facts.noqa}
         for finding in _findings(tree, self.config):
             found.setdefault(finding.path, []).append(finding)
@@ -156,12 +183,18 @@ class _Run:
         severity = {code: self.config.severity.get(code, rule.severity) for code, rule in RULES.items()}
         self.result.findings = sorted({replace(f, severity=severity[f.code]) for f in findings})
         self.result.owners = list(_owners(tree))
-        self.result.constructions = tree.constructions()
+        self.result.constructions = tree.constructions
+
+    def _again(self, shown: str) -> bytes | Skipped:
+        """Read a file once more."""
+        source, key = self.sources[shown]
+        raw = read_bytes(source, self.config.max_file_bytes)
+        self.moving |= not isinstance(raw, bytes) or self.cache.key(source, raw) != key
+        return raw
 
     def _commented(self, shown: str, findings: list[Finding]) -> list[Finding]:
-        source = self.sources[shown]
-        raw = read_bytes(source, self.config.max_file_bytes)
-        text = decoded(source, raw) if isinstance(raw, bytes) else raw
+        raw = self._again(shown)
+        text = decoded(self.sources[shown][0], raw) if isinstance(raw, bytes) else raw
         if not isinstance(text, str):
             return findings
         # str.splitlines also splits at form feeds and the like, which Python does not count as lines.
@@ -182,12 +215,12 @@ def _findings(tree: Tree, config: AuditConfig) -> Iterator[Finding]:
             keeper = f"{module.name}.{finding.keeper}" if finding.keeper else ""
             # What a keeper does inside itself is reported once, as the keeper.
             if config.enabled(finding.code) and not (
-                keeper and (keeper in keepers or tree.is_registry(keeper))
+                keeper and (keeper in keepers or matches_name(keeper, config.tracker_patterns))
             ):
                 yield finding
     for rule in RULES.values():
-        if rule.find is not None and config.enabled(rule.code):
-            yield from rule.find(tree)
+        if config.enabled(rule.code):
+            yield from rule.findings(tree)
 
 
 def _owners(tree: Tree) -> Iterator[Owner]:
@@ -206,7 +239,7 @@ def _owners(tree: Tree) -> Iterator[Owner]:
             *(info.symbol, info.module.source.shown, info.fact.line, role.kind, role.keeps),
             *(tuple(role.evidence.values()), tuple(uses)),
         )
-    for finding in RULES["FSM008"].find(tree) if RULES["FSM008"].find is not None else ():
+    for finding in RULES["FSM008"].findings(tree):
         module = next((m for m in tree.modules if m.source.shown == finding.path), None)
         symbol = f"{module.name if module else ''}.{finding.symbol}".removesuffix(".<module>")
         yield Owner(symbol, finding.path, finding.line, "shared", (finding.message.split(" ")[0].strip("'"),))

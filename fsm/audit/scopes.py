@@ -17,22 +17,10 @@ C = TypeVar("C", bound=ast.AST)
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 # Operators, contexts and annotations never construct or assign anything, so they are not walked.
-_UNWALKED: Final = {"ctx", "op", "ops", "annotation", "returns", "type_comment", "type_params", "names"} | {
-    # These hold plain text or numbers.
-    "name",
-    "attr",
-    "id",
-    "arg",
-    "level",
-    "module",
-    "kind",
-    "conversion",
-    "simple",
-    "is_async",
-    "rest",
-    "kwd_attrs",
-    "tag",
-}
+_UNWALKED: Final = frozenset(
+    "ctx op ops annotation returns type_comment type_params names name attr id arg level module kind "
+    "conversion simple is_async rest kwd_attrs tag".split()
+)
 _KEPT: Final = frozenset(
     {
         ast.Call,
@@ -222,6 +210,31 @@ def _define(scope: Scope, node: ast.ClassDef | FunctionNode, stack: list[ast.AST
         stack.append(node.args)
 
 
+def unpacked(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[ast.expr, ast.expr | None]]:
+    """Give the single targets of an assignment, each with its own value where that is written beside it."""
+    if not isinstance(target, (ast.Tuple, ast.List)):
+        yield target, value
+        return
+    values: list[ast.expr | None] = [None] * len(target.elts)
+    if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(values):
+        values = list(value.elts)
+    for inner, inner_value in zip(target.elts, values, strict=True):
+        yield from unpacked(inner, inner_value)
+
+
+def stores(scope: Scope) -> Iterator[tuple[ast.expr, ast.expr | None]]:
+    """Give every target that a scope assigns to, tuples taken apart."""
+    for node in scope.of(ast.Assign):
+        for target in node.targets:
+            if target.__class__ is ast.Tuple or target.__class__ is ast.List:
+                yield from unpacked(target, node.value)
+            else:
+                yield target, node.value
+    for single in scope.of(ast.AnnAssign, ast.AugAssign):
+        if single.value is not None:
+            yield single.target, single.value
+
+
 def release(scopes: list[Scope]) -> None:
     """Break the reference cycles between scopes, so that memory is freed without the collector."""
     for scope in scopes:
@@ -246,9 +259,11 @@ def dotted(node: ast.AST | None) -> str:
 
 def last_name(node: ast.AST | None) -> str:
     """Give the last name of a chain, whatever it hangs on."""
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return node.id if isinstance(node, ast.Name) else ""
+    # Asked of every call several times; the classes of syntax trees have no heirs.
+    kind = node.__class__
+    if kind is ast.Attribute:
+        return node.attr  # type: ignore[union-attr, no-any-return]
+    return node.id if kind is ast.Name else ""  # type: ignore[union-attr]
 
 
 def string_of(node: ast.AST | None) -> str | None:

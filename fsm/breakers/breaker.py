@@ -1,40 +1,32 @@
 """One breaker of this process: the mirror of its shared row, and the short way past it.
 
-While it is closed and all is well, a call reads two numbers: `fast_in` on its way in and `fast_out` on its way out.
-No lock, no store, no run of the machine. Everything else goes through `take` and `leave`, and what changes the row
-goes through the table and the shared store, one compare-and-set at a time.
+While it is closed and nothing has failed, a call reads two numbers: `fast_in` when it begins and `fast_out` when it
+ends. No lock, no store, no run of the machine. Everything else goes through `ask`, `take_probe`, `leave` and `settle`,
+and what changes the row goes through the table and the shared store, one compare-and-set at a time.
 
-Two sections: `_noting` guards what this process has seen, for microseconds; `_changing` makes the changes of the row
-one after another and may wait for a disk. Neither is entered while anybody's call runs.
+Two locks: `_noting` guards what this process has seen, for microseconds; `_changing` makes the changes of the row one
+after another and may wait for a disk. Neither is held while a caller's call runs. A finaliser or a handler may make a
+call in the middle of either, so both are taken with `Lock.run_nested`.
 
-What goes wrong in here (a classifier that raises, a store, a log handler) is logged and counted, and never replaces
-what the call itself came to. An interrupt at any line loses no probe: what a ``with`` block holds is known by a weak
-reference from before it is asked for until it is settled, and one that is not held any more is given back by the
-next one who asks, looks or polls (`reap`).
+An error in here (a classifier that raises, a store, a log handler) is logged and counted, and never replaces the
+outcome of the call itself. An interrupt at any line loses no probe: a probe belongs to a weakly referenced object that
+exists before the probe is asked for, and once that object is gone the next caller, status or poll gives it back
+(`reap`).
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fsm import ids
-from fsm.breakers.core import (
-    PASSING,
-    BreakerFacts,
-    BreakerRefusal,
-    decide_breaker,
-    judge,
-    left_s,
-    unseen,
-    wait_s,
-)
+from fsm.breakers.core import BreakerFacts, BreakerRefusal, decide_breaker, judge, left_s, unseen, wait_s
 from fsm.breakers.counters import Recorder, Standing
-from fsm.breakers.foreign import DROPPED, say, storable, why_of
+from fsm.breakers.foreign import DROPPED, say, storable
 from fsm.breakers.policy import Policy
-from fsm.breakers.section import Section
 from fsm.breakers.shared import Shared
 from fsm.breakers.verdicts import (
     CANCELLED,
@@ -48,20 +40,20 @@ from fsm.breakers.verdicts import (
     of_error,
     sound,
 )
+from fsm.concurrency.locks import Lock
 from fsm.errors import BreakerOpen
+from fsm.lifecycles.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, OPEN, PASSING
 from fsm.stores.breakers import BreakerRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from fsm.breakers.core import BreakerStep
-    from fsm.breakers.permit import Permit
 
 logger = logging.getLogger(__name__)
 
+P = TypeVar("P")
+
 MAX_ROUNDS = 100
-"""So often a change is decided anew because somebody else was faster; each time somebody got on."""
+"""Maximum number of times that a change is decided again because another process was faster."""
 
 
 class Held:
@@ -87,12 +79,12 @@ class Call:
         self.started = started
 
 
-class Breaker:
+class Breaker(Generic[P]):
     """The breaker of one key in this process; get it from ``tracker.breakers.get(key)``.
 
     Attributes:
         key: What it protects.
-        classifier: Who pronounces verdicts.
+        classifier: Gives the verdicts.
         clock: Where time comes from.
         instant: Whether nothing here ever waits.
         permit: Makes the permits: ``with breaker.permit():``, which saves the look-up of the key.
@@ -100,10 +92,10 @@ class Breaker:
         fast_in: The generation if calls go through without asking, else 0.
         fast_out: The generation if a success has nothing to change, else 0.
         fast_call: The same as `fast_in` for a decorated function, 0 if its results are judged.
-        succeeded: How many calls went well.
-        tally: How many calls came to the other verdicts; ``late`` are those of an old generation, ``refused`` those
+        succeeded: Number of calls that succeeded.
+        tally: Number of calls with each other verdict; ``late`` are those of an old generation, ``refused`` those
             that got no permit, ``misjudged`` those on which a classifier raised or returned no verdict.
-        seen: How many calls there were when it was last looked at whether the breaker is used.
+        seen: Number of calls when it was last examined whether the breaker is used.
         pending: Changes that the store has not seen, since it was down: (version before, row, journal line).
     """
 
@@ -113,18 +105,18 @@ class Breaker:
         "row", "seen", "succeeded", "tally",
     )  # fmt: skip
 
-    def __init__(self, key: str, policy: Policy, classifier: Classifier, shared: Shared) -> None:
-        """Begin with what is known of the key.
-
-        Args:
-            key: What it protects.
-            policy: How it behaves.
-            classifier: Who pronounces verdicts.
-            shared: The way to the other processes.
-        """
+    def __init__(
+        self,
+        key: str,
+        policy: Policy,
+        classifier: Classifier,
+        shared: Shared,
+        permit: Callable[[Breaker[P]], P],
+    ) -> None:
+        """Begin with what is known of the key."""
         self.key = key
         self.classifier = classifier
-        self.permit: Callable[[], Permit] = partial(shared.permit, self)
+        self.permit: Callable[[], P] = partial(permit, self)
         self.clock = shared.clock
         self.instant = shared.instant
         self._shared = shared
@@ -135,27 +127,23 @@ class Breaker:
         self.pending: list[object] = []
         self._due = 0.0
         self._leases: dict[str, float] = {}
-        self.row = unseen(key)
-        self.renew_locks()
-        self._adopt(shared.rows.get(key, self.row))
-
-    def renew_locks(self) -> None:
-        """Start over in a forked child: another thread of the parent may be inside, and its probes are not ours."""
-        self._noting = Section()
-        self._changing = Section()
         self._out: dict[str, Callable[[], object]] = {}
+        self._noting = Lock("what a breaker has seen")
+        self._changing = Lock("a change of a breaker")
+        self.row = unseen(key)
+        self.adopt(shared.rows.get(key, self.row))
+
+    def after_fork(self) -> None:
+        """Forget, in a forked child, the probes of the parent."""
+        self._out = {}
 
     def govern(self, policy: Policy, classifier: Classifier) -> None:
         """Behave differently from the next call on; under another policy what was counted is forgotten.
 
         The state stays: an open breaker stays open until its cooldown ends, and what is decided after that goes by
         the new policy.
-
-        Args:
-            policy: How it behaves from now on.
-            classifier: Who pronounces verdicts from now on.
         """
-        self._noting.run(self._govern, policy, classifier)
+        self._noting.run_nested(self._govern, policy, classifier)
 
     def _govern(self, policy: Policy, classifier: Classifier) -> None:
         self.fast_in = self.fast_out = self.fast_call = 0  # no call takes the fast path while it is half done
@@ -181,19 +169,28 @@ class Breaker:
     @property
     def idle(self) -> bool:
         """Whether nothing would be lost with it: closed, nothing counted, no probe out, the store knows all."""
-        return self.row.state == "closed" and not (self._recorder.failures or self.pending or self._out)
+        return self.row.state == CLOSED and not (self._recorder.failures or self.pending or self._out)
 
     # --- in ---------------------------------------------------------------------------------------------------
 
-    def shut(self) -> BreakerOpen | None:
-        """Return why there is no permit, if that is certain without asking anybody; ``None`` if it is not."""
+    def ask(self) -> Call | None:
+        """Return a permit that is there without waiting, ``None`` if a probe has to be asked for with `take_probe`.
+
+        Raises:
+            BreakerOpen: There is none, which is certain without asking the store.
+        """
         row = self.row
-        if row.state == "forced_open" or (row.state == "open" and self._left_s() > 0):
-            return self._refusal(row)
+        if row.state in PASSING:
+            return Call(row.generation, None, self._begun())
+        if row.state == FORCED_OPEN or (row.state == OPEN and self._left_s() > 0):
+            raise self._refusal(row)
         return None
 
-    def take(self, held: object | None = None) -> Call:
-        """Return a permit; may wait for a disk while the breaker is not closed.
+    def _begun(self) -> float | None:
+        return self.clock.monotonic() if self._timed else None
+
+    def take_probe(self, held: object | None = None) -> Call:
+        """Return a permit that may be a probe; may wait for a disk.
 
         Args:
             held: If the permit is a probe, it counts as given back once nothing refers to this any more. Without it
@@ -202,19 +199,13 @@ class Breaker:
         Raises:
             BreakerOpen: There is none.
         """
-        started = self.clock.monotonic() if self._timed else None
-        row = self.row
-        if row.state in PASSING:
-            return Call(row.generation, None, started)
-        shut = self.shut()
-        if shut is not None:
-            raise shut
+        started = self._begun()
         keeper: Any = Held() if held is None else held
         token = ids.make("call")
         # Before the probe is asked for: an interrupt between the grant and its receiver must not lose it.
         self._out[token] = weakref.ref(keeper)
         try:
-            call = self._changing.run(self._take_probe, token, started)
+            call = self._changing.run_nested(self._take_probe, token, started)
         except BreakerOpen:
             self._out.pop(token, None)
             raise
@@ -238,11 +229,11 @@ class Breaker:
             if any(name == token for name, _ in row.probes):
                 return Call(row.generation, token, started)  # it was granted, only the answer was lost
             facts = self._facts(token)
-            lost = row.state == "half_open" and self._a_lease_ended()
+            lost = row.state == HALF_OPEN and self._a_lease_ended()
             decided = decide_breaker(row, "lease_expired" if lost else "acquire", facts)
             if isinstance(decided, BreakerRefusal):
                 # A probe may just have been given back by another process: refuse on a fresh row only.
-                if fresh or row.state != "half_open" or not self._refresh():
+                if fresh or row.state != HALF_OPEN or not self._refresh():
                     raise self._refusal(row)
                 fresh = True
             elif self._write(row, decided, "a probe's lease ran out" if lost else None) and not lost:
@@ -250,12 +241,12 @@ class Breaker:
         raise self._refusal(self.row)
 
     def lose(self, token: str | None) -> None:
-        """Note that a probe is settled by no caller any more, even if a traceback still refers to its permit."""
+        """Note that no caller settles a probe any more, even if a traceback still refers to its permit."""
         if token is not None:
-            self._out[token] = _nobody
+            self._out[token] = _no_holder
 
     def abandon(self, held: object) -> None:
-        """Do `lose` for what an interrupted `take` may have left to its holder."""
+        """Do `lose` for what an interrupted `take_probe` may have left to its holder."""
         for token, holder in list(self._out.items()):
             if holder() is held:
                 self.lose(token)
@@ -263,7 +254,7 @@ class Breaker:
     def reap(self) -> None:
         """Give back the probes of permits that are gone without having been settled."""
         if self._out:
-            self._changing.run(self._reap)
+            self._changing.run_nested(self._reap)
 
     def _reap(self) -> None:
         gone = [token for token, held in list(self._out.items()) if held() is None]
@@ -284,8 +275,8 @@ class Breaker:
     def verdict(self, error: BaseException) -> Verdict:
         """Return what an exception means for this breaker; a cancellation is one, whatever a classifier says.
 
-        A classifier that raises, or returns no verdict, is asked in vain: the ready one decides then. What that one
-        cannot look at either is a FAILURE, as every exception is of which nothing is known.
+        Where a classifier raises, or returns no verdict, the ready one decides. What that one cannot read either is
+        a FAILURE, like every unknown exception.
         """
         now = self.clock.wall()
         try:
@@ -302,7 +293,7 @@ class Breaker:
     def verdict_of(self, result: object) -> Verdict:
         """Return what a result means for this breaker.
 
-        If the classifier raises or returns no verdict, it is a SUCCESS, as everything is that returns.
+        If the classifier raises or returns no verdict, it is a SUCCESS, like everything that returns.
         """
         classifier, now = self.classifier, self.clock.wall()
         try:
@@ -314,16 +305,12 @@ class Breaker:
             return SUCCESS
 
     def misjudged(self, doing: str, mistake: BaseException) -> None:
-        """Count, and log once, that a hook which judges calls went wrong."""
+        """Count, and log once, an error of a hook that judges calls."""
         self.tally["misjudged"] += 1
         self._shared.complain(self.key, doing, mistake)
 
     def leave(self, call: Call, verdict: Verdict) -> Verdict | None:
-        """Note what a call came to, without waiting for anything.
-
-        Args:
-            call: Its permit.
-            verdict: What it came to.
+        """Note a call's verdict, without waiting for anything.
 
         Returns:
             The verdict to `settle` if the row has to change, ``None`` if all is done.
@@ -345,8 +332,8 @@ class Breaker:
             self.tally[kind] += 1
         if call.generation != row.generation:
             self.tally["late"] += 1
-        elif row.state == "closed" and kind in {Kind.SUCCESS, Kind.FAILURE}:
-            standing = self._noting.run(self._note, call.generation, now, kind is Kind.FAILURE, took_s)
+        elif row.state == CLOSED and kind in {Kind.SUCCESS, Kind.FAILURE}:
+            standing = self._noting.run_nested(self._note, call.generation, now, kind is Kind.FAILURE, took_s)
             if not (standing.policy_met and standing.enough_calls):
                 return None  # as the table would say; most calls of a window's policy end here
         elif kind is Kind.SUCCESS and self._timed and took_s >= (self._recorder.slow_call_s or 0.0):
@@ -361,15 +348,9 @@ class Breaker:
         return self._recorder.standing(now)
 
     def settle(self, call: Call, verdict: Verdict, why: str | None = None) -> None:
-        """Carry a verdict into the row; may wait for a disk.
-
-        Args:
-            call: The permit.
-            verdict: What `leave` returned.
-            why: For the journal.
-        """
+        """Carry the verdict that `leave` returned into the row; may wait for a disk."""
         try:
-            self._changing.run(self._settle, call, verdict, why)
+            self._changing.run_nested(self._settle, call, verdict, why)
         except BaseException as mistake:
             self.lose(call.token)
             if not isinstance(mistake, Exception):
@@ -390,34 +371,11 @@ class Breaker:
             MAX_ROUNDS,
         )  # fmt: skip
 
-    def finish(self, call: Call, verdict: Verdict, why: str | None = None) -> None:
-        """Do `leave`, and `settle` if it is needed; nothing but an interrupt is raised."""
-        open_question = self.leave(call, verdict)
-        if open_question is not None:
-            self.settle(call, open_question, why)
-
-    def finish_error(self, call: Call, error: BaseException) -> None:
-        """Note that a call raised `error`; whatever goes wrong here, the caller's exception goes first."""
-        self.finish(call, self.verdict(error), why_of(error))
-
-    def give_back(self, call: Call) -> None:
-        """Return a permit whose call was cancelled."""
-        self.finish(call, CANCELLED)
-
     # --- by hand, and from others -----------------------------------------------------------------------------
 
     def order(self, event: str, by: str | None, why: str | None) -> BreakerRow:
-        """Carry out ``force_open``, ``disable`` or ``reset``.
-
-        Args:
-            event: Which one.
-            by: Who gives the order.
-            why: What for.
-
-        Returns:
-            The row after it.
-        """
-        return self._changing.run(self._order, event, by, why)
+        """Carry out ``force_open``, ``disable`` or ``reset``; return the row after it."""
+        return self._changing.run_nested(self._order, event, by, why)
 
     def _order(self, event: str, by: str | None, why: str | None) -> BreakerRow:
         self._refresh()
@@ -433,25 +391,25 @@ class Breaker:
 
     def learn(self, row: BreakerRow) -> None:
         """Take over what another process wrote."""
-        self._changing.run(self._learn, row)
+        self._changing.run_nested(self._learn, row)
 
     def _learn(self, row: BreakerRow) -> None:
         if self._shared.mend(self) and row.version > self.row.version:
-            self._adopt(row)
+            self.adopt(row)
 
     def catch_up(self) -> None:
-        """Write what the store missed while it was down, and give back what is not held any more."""
+        """Write what the store missed while it was down, and give back the probes that are not held any more."""
         if self.pending:
-            self._changing.run(self._shared.mend, self)
+            self._changing.run_nested(self._shared.mend, self)
         self.reap()
 
     # --- the row ----------------------------------------------------------------------------------------------
 
     def _write(self, row: BreakerRow, step: BreakerStep, why: str | None, by: str | None = None) -> bool:
-        """Commit a step, or take over what somebody faster wrote."""
+        """Commit a step, or take over what a faster process wrote."""
         if self._shared.write(self, row, step, by, why):
             if step.after.version > self.row.version:  # a signal handler may have gone further already
-                self._adopt(step.after)
+                self.adopt(step.after)
             if step.event is not None and step.after.state != step.source:
                 say(
                     logger, logging.INFO, "breaker %s: %s --%s--> %s (generation %d)%s", self.key, step.source,
@@ -466,15 +424,12 @@ class Breaker:
         row = self._shared.read(self)
         if row is None or row.version == self.row.version:
             return False
-        self._adopt(row)
+        self.adopt(row)
         return True
 
     def adopt(self, row: BreakerRow) -> None:
-        """Take over a row, in the section that the caller is in."""
-        self._adopt(row)
-
-    def _adopt(self, row: BreakerRow) -> None:
-        self._noting.run(self._take_over, row)
+        """Take over a row; the caller holds the lock for changes."""
+        self._noting.run_nested(self._take_over, row)
 
     def _take_over(self, row: BreakerRow) -> None:
         before = self.row
@@ -500,7 +455,7 @@ class Breaker:
         live = row.generation if row.state in PASSING else 0
         self.fast_in = fast = 0 if self._timed else live
         self.fast_call = 0 if self.classifier.judges_results else fast
-        self.fast_out = fast if self._recorder.quiet or row.state == "disabled" else 0
+        self.fast_out = fast if self._recorder.quiet or row.state == DISABLED else 0
 
     def _left_s(self) -> float:
         return max(0.0, self._due - self.clock.monotonic())
@@ -511,7 +466,7 @@ class Breaker:
 
     def _facts(self, token: str = "") -> BreakerFacts:
         clock = self.clock
-        standing = self._noting.run(self._standing)
+        standing = self._noting.run_nested(self._standing)
         return BreakerFacts(
             clock.wall(), self.policy, self._left_s(), standing.policy_met, standing.enough_calls, None, token,
             self._shared.draw(),
@@ -526,9 +481,9 @@ class Breaker:
 
     @property
     def failures(self) -> int:
-        """How many calls of this process failed in a row since the last success."""
+        """Number of calls of this process that failed since the last success."""
         return self._recorder.failures
 
 
-def _nobody() -> None:
-    """Stand for the permit of a probe that no caller will settle."""
+def _no_holder() -> None:
+    """Stand for the holder of a probe that no caller will settle."""

@@ -1,8 +1,8 @@
 """The one decision about a breaker: given its row, an event and facts, what follows from the table?
 
-Pure: no clock, no store, no randomness, no lock; time and the dice are facts. `BREAKER` (`fsm.lifecycles.breaker`)
-is the only law: each function here either asks its executor or keeps the books that its guards look at. What the
-table's `assign` names mean is written down here and nowhere else.
+Pure: no clock, no store, no randomness, no lock; time and random numbers are facts. `BREAKER`
+(`fsm.lifecycles.breaker`) decides: each function here either asks its executor or keeps the counts that its guards
+look at. The meaning of the table's `assign` names is defined here and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,16 +12,12 @@ from typing import NamedTuple
 
 from fsm.breakers.policy import Policy
 from fsm.breakers.verdicts import Kind, Verdict
-from fsm.lifecycles.breaker import BREAKER
+from fsm.lifecycles.breaker import BREAKER, CLOSED, FORCED_OPEN, HALF_OPEN, OPEN
 from fsm.machine.grammar import Arrow
 from fsm.stores.breakers import BreakerRow
 
 PROBE_WAIT_S = 1.0
-"""So long, in seconds, a caller is told to wait at the most while all probes are in flight; they seldom take long."""
-JUDGING = frozenset({"closed", "half_open"})
-"""The states in which verdicts of the current generation are asked for."""
-PASSING = frozenset({"closed", "disabled"})
-"""The states in which calls go through without asking."""
+"""The longest time, in seconds, that a caller is told to wait while all probes are in flight; they seldom take long."""
 
 
 class BreakerFacts(NamedTuple):
@@ -30,7 +26,7 @@ class BreakerFacts(NamedTuple):
     Attributes:
         at: The instant, in seconds since the epoch.
         policy: How the breaker behaves.
-        left_s: How much of the cooldown is left, in seconds, by a clock that nobody can set back.
+        left_s: How much of the cooldown is left, in seconds, by a clock that cannot be set back.
         policy_met: A rule of the policy is reached.
         enough_calls: That rule has seen its minimum number of calls.
         retry_after_s: What a server asked for, in seconds.
@@ -49,7 +45,7 @@ class BreakerFacts(NamedTuple):
 
 
 class BreakerStep(NamedTuple):
-    """What a decision comes to: the row after it. Nothing has happened yet.
+    """A decision: the row after it. Nothing has happened yet.
 
     Attributes:
         after: The row, with the next version.
@@ -86,11 +82,7 @@ class BreakerRefusal(NamedTuple):
 
 
 def unseen(key: str) -> BreakerRow:
-    """Return the row of a breaker that never changed its state.
-
-    Args:
-        key: The breaker.
-    """
+    """Return the row of a breaker that never changed its state."""
     return BreakerRow(key, BREAKER.initial)
 
 
@@ -180,16 +172,7 @@ CHANGES: dict[str, _Change] = {
 
 
 def decide_breaker(row: BreakerRow, event: str, facts: BreakerFacts) -> BreakerStep | BreakerRefusal:
-    """Say what follows from an event.
-
-    Args:
-        row: The breaker's row.
-        event: An event of `BREAKER`.
-        facts: What else the decision is made on.
-
-    Returns:
-        A step to commit, or a refusal. Nothing is changed either way.
-    """
+    """Return what follows from an event of `BREAKER`: a step to commit, or a refusal. Nothing is changed either way."""
     question = _Question(row, facts)
     trigger = BREAKER.executor.triggers.get(event)
     if trigger is None or not trigger(question):
@@ -219,28 +202,19 @@ def _refuse(row: BreakerRow, event: str, facts: BreakerFacts) -> BreakerRefusal:
 
 
 def wait_s(row: BreakerRow, facts: BreakerFacts) -> float:
-    """Return in how many seconds it is worth asking again for a permit.
-
-    Args:
-        row: The breaker's row.
-        facts: What is left of the cooldown, and the policy.
-    """
-    if row.state == "open":
+    """Return in how many seconds it is worth asking again for a permit."""
+    if row.state == OPEN:
         return facts.left_s
-    if row.state == "half_open":
+    if row.state == HALF_OPEN:
         return PROBE_WAIT_S
-    # Nobody knows when a hand will be lifted: it is looked at again after one cooldown.
-    return facts.policy.cooldown_s if row.state == "forced_open" else 0.0
+    # What is held open by hand has no end that is known: ask again after one cooldown.
+    return facts.policy.cooldown_s if row.state == FORCED_OPEN else 0.0
 
 
 def left_s(row: BreakerRow, at: float) -> float:
-    """Return how much of a cooldown is left, for one who reads the row for the first time.
+    """Return how much of a cooldown is left at an instant, in seconds, where the row is read for the first time.
 
     A wall clock that was set back since cannot make it more than the whole cooldown.
-
-    Args:
-        row: The breaker's row.
-        at: The instant now, in seconds since the epoch.
     """
     if row.until is None:
         return 0.0
@@ -259,29 +233,29 @@ _PROBE_EVENTS: dict[Kind, str] = {
 def judge(
     row: BreakerRow, generation: int, token: str | None, verdict: Verdict, facts: BreakerFacts
 ) -> BreakerStep | None:
-    """Say what follows from a call's verdict.
+    """Return the step that follows from a call's verdict.
 
     Args:
         row: The breaker's row.
         generation: The generation of the call's permit.
         token: The name of the probe that the call was, ``None`` for an ordinary call.
-        verdict: What it came to.
+        verdict: The call's verdict.
         facts: What else the decision is made on; `retry_after_s` is taken from the verdict.
 
     Returns:
-        A step to commit, or ``None`` if the verdict only feeds metrics: of an old generation, ignored, not enough.
+        ``None`` if the verdict only feeds metrics: of an old generation, ignored, not enough.
     """
     facts = facts._replace(retry_after_s=verdict.retry_after_s)
     if row.generation != generation:
         # The one thing that a late verdict still knows better: how long the server wants to be left alone.
-        if verdict.kind is Kind.THROTTLED and row.state == "open" and verdict.retry_after_s is not None:
+        if verdict.kind is Kind.THROTTLED and row.state == OPEN and verdict.retry_after_s is not None:
             longer = min(verdict.retry_after_s, facts.policy.throttle_max_s) > facts.left_s
             return _step(decide_breaker(row, "throttle", facts)) if longer else None
         return None
-    if row.state == "closed":
+    if row.state == CLOSED:
         event = {Kind.FAILURE: "trip", Kind.SUCCESS: "trip", Kind.THROTTLED: "throttle"}.get(verdict.kind)
         return _step(decide_breaker(row, event, facts)) if event else None
-    if row.state == "half_open" and any(name == token for name, _ in row.probes):
+    if row.state == HALF_OPEN and any(name == token for name, _ in row.probes):
         return _judge_probe(row, token, verdict, facts)
     return None
 

@@ -1,9 +1,9 @@
 """The decorator, and streams.
 
 A function that goes well costs two look-ups on top of its own call. A ``with`` stands on one line with its body where
-an interrupt between the two would skip the exit. A stream's verdict falls at its first content
-item: from there on the provider has shown that it answers. Before that, closing the stream is a cancel; after that,
-a stall or an error is a failure.
+an interrupt between the two would skip the exit. A stream's verdict falls at its first content item: from there on the
+provider has shown that it answers. Before that, closing the stream is a cancel; after that, a stall or an error is a
+failure.
 """
 
 from __future__ import annotations
@@ -14,40 +14,39 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
-from fsm.breakers.breaker import Breaker, Call
+from fsm.breakers.faces import Steps, later, now
 from fsm.breakers.foreign import DROPPED
 from fsm.breakers.keys import key_of
-from fsm.breakers.permit import Permit, finish_async, leave_async
-from fsm.breakers.verdicts import SUCCESS, has_content
+from fsm.breakers.permit import ABreaker, Permit
+from fsm.breakers.verdicts import has_content
 from fsm.clock import Clock
 from fsm.errors import BadPayload
-
-if TYPE_CHECKING:
-    from fsm.breakers.registry import Breakers
 
 logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+_NO_FAST_WAY: Any = SimpleNamespace(fast_call=0)
+"""In place of a breaker whose key depends on the arguments."""
 
 
 class Guard:
-    """A decorator that puts a breaker around a callable; get one from ``breakers.guard(key)``."""
+    """A decorator that puts a breaker around a callable; get one from ``breakers.guard(key)``.
 
-    def __init__(self, breakers: Breakers, key: str | Callable[..., str], stall_s: float | None) -> None:
-        """Note what to put around.
+    Args:
+        get: Returns the breaker of a key.
+        key: The breaker's key, or a function of the call's arguments that returns it.
+        stall_s: For generators: this many seconds between two items are a failure.
+    """
 
-        Args:
-            breakers: Where the breaker is found.
-            key: The breaker, or a function of the call's arguments that returns it.
-            stall_s: For generators: so many seconds between two items are a failure.
-        """
-        if not callable(key):
-            key = key_of(key)
-        self._breakers = breakers
-        self._key = key
+    def __init__(
+        self, get: Callable[[str], ABreaker], key: str | Callable[..., str], stall_s: float | None
+    ) -> None:
+        self._get = get
+        self._key = key if callable(key) else key_of(key)
         self._stall_s = stall_s
 
     def __call__(self, function: F) -> F:
@@ -56,99 +55,79 @@ class Guard:
             raise BadPayload(
                 f"breakers(key) decorates something that can be called, not a {type(function).__name__}"
             )
-        if inspect.isasyncgenfunction(function):
-            return cast("F", self._async_generator(function))
-        if inspect.isgeneratorfunction(function):
-            return cast("F", self._generator(function))
-        if inspect.iscoroutinefunction(function):
-            return cast("F", self._coroutine(function))
-        return cast("F", self._function(function))
+        for is_one, wrap in (
+            (inspect.isasyncgenfunction, self._async_generator),
+            (inspect.isgeneratorfunction, self._generator),
+            (inspect.iscoroutinefunction, self._coroutine),
+        ):
+            if is_one(function):
+                return cast("F", functools.wraps(function)(wrap(function)))
+        return cast("F", functools.wraps(function)(self._function(function)))
 
-    def _of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        return self._key if isinstance(self._key, str) else self._key(*args, **kwargs)
+    def _of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ABreaker:
+        return self._get(self._key if isinstance(self._key, str) else self._key(*args, **kwargs))
 
-    def _fixed(self) -> Breaker | None:
-        """The breaker, if it is the same for every call."""
-        return self._breakers.get(self._key) if isinstance(self._key, str) else None
+    def _fixed(self) -> ABreaker:
+        return self._get(self._key) if isinstance(self._key, str) else _NO_FAST_WAY
 
     def _function(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        breakers, fixed = self._breakers, self._fixed()
+        breaker = self._fixed()
 
-        def slowly(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            permit = breakers.permit(self._of(args, kwargs))
-            with permit: return _judged(permit, fixed, function(*args, **kwargs))  # noqa: E701  # fmt: skip
-
-        if fixed is None:
-            return functools.wraps(function)(lambda *args, **kwargs: slowly(args, kwargs))
-        breaker = fixed
-
-        @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             generation = breaker.fast_call
             if not generation:
-                return slowly(args, kwargs)
+                asked = self._of(args, kwargs)
+                permit = asked.permit()
+                with permit: return _judged(asked, permit, function(*args, **kwargs))  # noqa: E701  # fmt: skip
             try:
                 result = function(*args, **kwargs)
             except BaseException as error:
-                breaker.finish_error(Call(generation), error)
+                breaker.permit().entered(generation).__exit__(type(error), error, None)
                 raise
             if generation == breaker.fast_out:
                 breaker.succeeded += 1
             else:
-                breaker.finish(Call(generation), SUCCESS)
+                breaker.permit().entered(generation).__exit__(None, None, None)
             return result
 
         return wrapped
 
     def _coroutine(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        breakers, fixed = self._breakers, self._fixed()
+        breaker = self._fixed()
 
-        async def slowly(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            permit = breakers.permit(self._of(args, kwargs))
-            async with permit: return _judged(permit, fixed, await function(*args, **kwargs))  # noqa: E701  # fmt: skip
-
-        if fixed is None:
-
-            @functools.wraps(function)
-            async def judged(*args: Any, **kwargs: Any) -> Any:
-                return await slowly(args, kwargs)
-
-            return judged
-        breaker = fixed
-
-        @functools.wraps(function)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
             generation = breaker.fast_call
             if not generation:
-                return await slowly(args, kwargs)
+                asked = self._of(args, kwargs)
+                permit = asked.permit()
+                async with permit: return _judged(asked, permit, await function(*args, **kwargs))  # noqa: E701  # fmt: skip
             try:
                 result = await function(*args, **kwargs)
             except BaseException as error:
-                await leave_async(breaker, Call(generation), error)
+                await breaker.permit().entered(generation).__aexit__(type(error), error, None)
                 raise
             if generation == breaker.fast_out:
                 breaker.succeeded += 1
             else:
-                await finish_async(breaker, Call(generation), SUCCESS, None)
+                await breaker.permit().entered(generation).__aexit__(None, None, None)
             return result
 
         return wrapped
 
     def _generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            breakers = self._breakers
-            permit = breakers.permit(self._of(args, kwargs))
+            breaker = self._of(args, kwargs)
             opened = functools.partial(function, *args, **kwargs)
-            return (yield from stream_sync(permit, opened, has_content, self._stall_s, breakers.clock))
+            return (
+                yield from stream_sync(breaker.permit(), opened, has_content, self._stall_s, breaker.clock)
+            )
 
         return wrapped
 
     def _async_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
         async def wrapped(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            permit = self._breakers.permit(self._of(args, kwargs))
             opened = functools.partial(function, *args, **kwargs)
+            permit = self._of(args, kwargs).permit()
             passed: AsyncGenerator[Any, None] = stream_async(permit, opened, has_content, None, self._stall_s)
             async with aclosing(passed):
                 async for item in passed:
@@ -157,9 +136,9 @@ class Guard:
         return wrapped
 
 
-def _judged(permit: Permit, fixed: Breaker | None, result: Any) -> Any:
-    """Return a result; whether it is judged is asked after the call, since a classifier may be declared at any time."""
-    return permit.judge(result) if fixed is None or fixed.classifier.judges_results else result
+def _judged(breaker: ABreaker, permit: Permit, result: Any) -> Any:
+    """Return a result; whether it is judged is asked after the call: a classifier may be declared at any time."""
+    return permit.judge(result) if breaker.classifier.judges_results else result
 
 
 def stream_sync(
@@ -171,8 +150,8 @@ def stream_sync(
 ) -> Generator[T, Any, Any]:
     """Pass a stream on inside a permit; see `Breakers.stream`.
 
-    A thread cannot be called back from a read, so a stall is seen when it is over; the client's own read timeout
-    ends it, which is a failure as well.
+    A thread that reads cannot be interrupted, so a stall is seen when it is over; the client's own read timeout ends
+    it, which is a failure as well.
     """
     with permit:
         opened = items() if callable(items) else items
@@ -187,14 +166,11 @@ def stream_sync(
                 except StopIteration as end:
                     failed = False
                     return end.value
-                if permit.has_answered:
-                    if stall_s is not None and clock.monotonic() - since >= stall_s:
-                        permit.fail()
-                elif permit.is_content(content, item):
-                    permit.answered()
+                took_s = clock.monotonic() - since
+                now(_came(permit, content, item, stalled=stall_s is not None and took_s >= stall_s))
                 sent = yield item
         finally:
-            _close_both(iterator, opened, failed=failed)
+            now(_close((iterator, opened), ("close",), DROPPED, failed=failed))
 
 
 async def stream_async(
@@ -225,46 +201,43 @@ async def stream_async(
                 except StopAsyncIteration:
                     failed = False
                     return
-                if not permit.has_answered and permit.is_content(content, item):
-                    await permit.answered_async()
+                await later(_came(permit, content, item, stalled=False))  # a stall was a TimeoutError
                 yield item
         finally:
-            try:
-                await _close(iterator, opened)
-            except DROPPED as error:
-                # What ended the stream goes first; only a cancel is heard even now.
-                if not failed or isinstance(error, asyncio.CancelledError):
-                    raise
-                logger.debug("a stream that had failed could not be closed: %s", type(error).__name__)
+            heard = (Exception, GeneratorExit)  # a cancel of the reader goes on even now
+            await later(_close((iterator, opened), ("aclose", "close"), heard, failed=failed))
 
 
-def _close_both(iterator: Any, opened: Any, *, failed: bool) -> None:
-    """Close a stream and what opened it; what ended it goes before what closing it raises."""
-    try:
+def _came(permit: Permit, content: Callable[[Any], bool], item: Any, *, stalled: bool) -> Steps[None]:
+    """Look at an item of a stream: the first content is the answer, and a stall after it is a failure."""
+    if permit.has_answered:
+        if stalled:
+            permit.fail()
+    elif permit.is_content(content, item):
+        yield from permit.answer()
+
+
+def _close(
+    streams: tuple[Any, Any],
+    names: tuple[str, ...],
+    dropped: tuple[type[BaseException], ...],
+    *,
+    failed: bool,
+) -> Steps[None]:
+    """Close a stream and what opened it; what ended the stream goes before what closing it raises."""
+    error: BaseException | None = None
+    for stream in streams:
         try:
-            _close_one(iterator)
-        finally:
-            _close_one(opened)
-    except DROPPED as error:
-        if not failed:
-            raise
-        logger.debug("a stream that had failed could not be closed: %s", type(error).__name__)
-
-
-def _close_one(stream: Any) -> None:
-    close = getattr(stream, "close", None)
-    if close is not None:
-        close()
-
-
-async def _close(iterator: Any, opened: Any) -> None:
-    try:
-        await _close_one_async(iterator)
-    finally:
-        await _close_one_async(opened)
-
-
-async def _close_one_async(stream: Any) -> None:
-    close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
-    if close is not None and inspect.isawaitable(closing := close()):
-        await closing
+            found = (getattr(stream, name, None) for name in names)
+            close = next((one for one in found if one is not None), None)
+            if close is not None:
+                yield close
+        except BaseException as raised:  # noqa: BLE001 - it is raised below, unless the stream's own error goes first
+            error = raised
+            if issubclass(type(raised), GeneratorExit):
+                break  # these steps may be closed themselves, and yield no more then
+    if error is None:
+        return
+    if not failed or not issubclass(type(error), dropped):
+        raise error
+    logger.debug("a stream that had failed could not be closed: %s", type(error).__name__)

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import threading
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from fsm.breakers.breaker import Breaker, Call
+from fsm.breakers.faces import Steps, later, now
 from fsm.breakers.foreign import say, storable
 from fsm.breakers.guard import Guard, stream_async, stream_sync
 from fsm.breakers.keys import key_of
-from fsm.breakers.permit import Permit, finish_async, take_async
+from fsm.breakers.permit import ABreaker, Permit, finish, take
 from fsm.breakers.policy import Policy
-from fsm.breakers.retry import Calling
-from fsm.breakers.section import Section
+from fsm.breakers.retry import Backoff, Tries
 from fsm.breakers.shared import Shared
 from fsm.breakers.status import BreakersStatus, BreakerStatus, status_of
-from fsm.breakers.verdicts import FAILURE, Classifier, Verdict, has_content, seconds_of, sound
+from fsm.breakers.verdicts import FAILURE, Classifier, Verdict, has_content, sound
 from fsm.clock import Clock, SystemClock
-from fsm.concurrency.forks import anew_after_fork, at_fork
+from fsm.concurrency.forks import anew_after_fork
+from fsm.concurrency.locks import Lock
 from fsm.concurrency.supervised import Health, Loop, keep_going
-from fsm.core.arguments import MAX_TEXT, model
+from fsm.core.arguments import MAX_NUMBER, MAX_TEXT, model, seconds, whole
 from fsm.errors import BadPayload, ConfigurationError
-from fsm.registry.registry import Registry
 from fsm.stores.base import Store
-from fsm.stores.breakers import LAST, BreakerEntry
+from fsm.stores.breakers import BreakerEntry
 
 POLL_S = 0.5
-"""So often, in seconds, other processes' changes are looked for: an opened breaker is known everywhere well within
-a second."""
+"""The interval, in seconds, at which changes of other processes are polled: an opened breaker is known everywhere
+within a second."""
 LOOP = "breakers"
-"""The name of the loop that looks for other processes' changes, in `Health`."""
+"""The name of the loop that polls, in `Health`."""
 MAX_BREAKERS = 4_096
 """Maximum number of breakers that a process keeps: those that have not been used lately go first."""
 MAX_DECLARED = 10_000
@@ -43,7 +44,7 @@ MAX_DECLARED = 10_000
 MAX_LINES = 1_000_000
 """Maximum number of lines that can be asked of a breaker's journal at once."""
 CLOSE_S = 5.0
-"""How long `Breakers.close` waits for the thread that looks for changes, in seconds."""
+"""How long `Breakers.close` waits for the thread that polls, in seconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ T = TypeVar("T")
 class _Permits(dict[str, Callable[[], Permit]]):
     """What makes the permits of each key: a look-up without a frame of its own, since every call takes this way."""
 
-    def __init__(self, get: Callable[[str], Breaker]) -> None:
+    def __init__(self, get: Callable[[str], ABreaker]) -> None:
         super().__init__()
         self._get = get
 
@@ -77,11 +78,22 @@ class _Declared(NamedTuple):
         )
 
 
-class Breakers(Calling):
+class Breakers:
     """The breakers of one registry, one per key.
 
     A process keeps `MAX_BREAKERS` of them. One that is dropped begins again at its next use, with the store's row and
-    nothing counted; whatever still refers to it (a permit, a decorator, a variable) keeps it, so no key ever has two.
+    nothing counted; a reference to it (a permit, a decorator, a variable) keeps it, so no key ever has two.
+
+    Args:
+        store: Where changes are shared.
+        clock: Where time comes from.
+        policy: How a breaker behaves for which nothing was declared.
+        classifier: Gives the verdicts for it.
+        poll_s: The interval, in seconds, at which changes of other processes are polled, in a thread of its own that
+            starts with the first key; ``None`` for never: call `poll` yourself.
+        draw: Returns the random numbers of the jitter, from 0 to 1.
+        worker: Returns this process's id, for the journal.
+        health: Where the thread is reported.
     """
 
     def __init__(
@@ -96,32 +108,19 @@ class Breakers(Calling):
         worker: Callable[[], str] = lambda: "",
         health: Health | None = None,
     ) -> None:
-        """Set up; `Tracker.breakers` does.
-
-        Args:
-            store: Where changes are shared.
-            clock: Where time comes from.
-            policy: How a breaker behaves for which nothing was declared.
-            classifier: Who pronounces the verdicts for it.
-            poll_s: How often, in seconds, other processes' changes are looked for, in a thread of its own that
-                starts with the first key; ``None`` for never: call `poll` yourself.
-            draw: The dice of the jitter, from 0 to 1.
-            worker: Returns this process's id, for the journal.
-            health: Where the thread is reported.
-        """
         self.clock = clock or SystemClock()
         self._poll_s = _interval(poll_s)
         self._default = (_policy(policy) or Policy(), _classifier(classifier) or Classifier())
-        self._shared = Shared(store, self.clock, draw, worker, Permit)
+        self._shared = Shared(store, self.clock, draw, worker)
         self._health = health or Health(self.clock.wall)
         self._declared: list[_Declared] = []
-        self._kept: dict[str, Breaker] = {}
-        self._alive: weakref.WeakValueDictionary[str, Breaker] = weakref.WeakValueDictionary()
+        self._kept: dict[str, ABreaker] = {}
+        self._alive: weakref.WeakValueDictionary[str, ABreaker] = weakref.WeakValueDictionary()
         self._permits = _Permits(self.get)
         self.instant = self._shared.instant
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._creating = Section()
+        self._creating = Lock("a breaker that is made")
         anew_after_fork(self)
 
     def declare(
@@ -135,14 +134,14 @@ class Breakers(Calling):
         Args:
             pattern: A key, or a pattern with ``*``, as ``"openai:*"``; of several that fit, the last one counts.
             policy: How they behave.
-            classifier: Who pronounces their verdicts.
+            classifier: Gives their verdicts.
 
         Raises:
             BadPayload: The pattern is no usable name, or the rest is no policy and no classifier.
             ConfigurationError: There are `MAX_DECLARED` declarations already.
         """
         said = _Declared(key_of(pattern, "pattern"), _policy(policy), _classifier(classifier))
-        self._creating.run(self._declare, said)
+        self._creating.run_nested(self._declare, said)
 
     def _declare(self, said: _Declared) -> None:
         declared = [one for one in self._declared if not said.replaces(one)]
@@ -164,20 +163,13 @@ class Breakers(Calling):
                 policy, classifier = one.policy or policy, one.classifier or classifier
         return policy, classifier
 
-    def _every(self) -> list[Breaker]:
-        """Every breaker of this process, the dropped ones that somebody still refers to included."""
+    def _every(self) -> list[ABreaker]:
+        """Every breaker of this process, the dropped ones that are still referred to included."""
         return [breaker for one in self._alive.valuerefs() if (breaker := one()) is not None]
 
     def poll_every(self, poll_s: float | None) -> None:
-        """Change how often other processes' changes are looked for.
-
-        Args:
-            poll_s: In seconds; ``None`` for never: call `poll` yourself.
-
-        Raises:
-            BadPayload: It is no positive number of seconds.
-        """
-        self._creating.run(self._poll_every, _interval(poll_s))
+        """Change the interval of the polls, in seconds; ``None`` for never: call `poll` yourself."""
+        self._creating.run_nested(self._poll_every, _interval(poll_s))
 
     def _poll_every(self, poll_s: float | None) -> None:
         self._stop.set()
@@ -186,28 +178,25 @@ class Breakers(Calling):
         if self._kept:
             self._start_polling()
 
-    def get(self, key: str) -> Breaker:
-        """Return the breaker of a key; it is made at its first use, which costs no store access.
+    def get(self, key: str) -> ABreaker:
+        """Return the breaker of a key (provider, model, credential, tenant, in your own words).
 
-        Args:
-            key: What it protects: provider, model, credential, tenant, in your own words.
-
-        Raises:
-            BadPayload: The key is no usable name.
+        It is made at its first use, which costs no store access. A key that is no usable name is a `BadPayload`.
         """
         breaker = self._kept.get(key) if type(key) is str else None
-        return breaker or self._creating.run(self._make, key_of(key))
+        return breaker or self._creating.run_nested(self._make, key_of(key))
 
-    def _make(self, key: str) -> Breaker:
+    def _make(self, key: str) -> ABreaker:
         if key not in self._kept and len(self._kept) >= MAX_BREAKERS:
             self._make_room()
-        breaker = self._kept.setdefault(
-            key, self._alive.get(key) or Breaker(key, *self._behaviour(key), self._shared)
-        )
+        breaker = self._kept.setdefault(key, self._alive.get(key) or self._new(key))
         self._alive[key] = breaker
         self._permits[key] = breaker.permit
         self._start_polling()
         return breaker
+
+    def _new(self, key: str) -> ABreaker:
+        return Breaker(key, *self._behaviour(key), self._shared, Permit)
 
     def _make_room(self) -> None:
         """Drop a quarter of the breakers: first those that are idle and were not used since the last time.
@@ -234,11 +223,7 @@ class Breakers(Calling):
     def permit(self, key: str) -> Permit:
         """Return what a call runs inside: ``with breakers.permit(key):`` or ``async with …``.
 
-        Args:
-            key: The breaker.
-
-        Returns:
-            A permit to enter; entering raises `BreakerOpen` if the call must not be made.
+        Entering it raises `BreakerOpen` if the call must not be made.
         """
         try:
             make = self._permits[key]
@@ -247,51 +232,70 @@ class Breakers(Calling):
         return (make or self.get(key).permit)()
 
     def acquire(self, key: str) -> Call:
-        """Take a permit by hand; give it to `release` in a ``finally``.
+        """Take a permit by hand, or raise `BreakerOpen`; give it to `release` in a ``finally``."""
+        return now(take(self.get(key), None))
 
-        Raises:
-            BreakerOpen: There is none.
-        """
-        return self.get(key).take()
+    async def acquire_async(self, key: str) -> Call:
+        """Do the same as `acquire` without blocking the event loop."""
+        return await later(take(self.get(key), None))
 
     def release(self, key: str, call: Call, verdict: Verdict, *, why: str | None = None) -> None:
-        """Say what the call of a permit came to.
-
-        Args:
-            key: The breaker.
-            call: What `acquire` returned.
-            verdict: What the call came to.
-            why: For the journal.
+        """Give back what `acquire` returned, with the call's verdict, and for the journal why.
 
         Raises:
             BadPayload: The verdict is none, and was noted as a FAILURE; or the call is none.
         """
-        breaker = self.get(key)
-        refused = _unsound(call, verdict)
-        breaker.finish(call, FAILURE if refused else verdict, _text(why))
-        if refused is not None:
-            raise refused
-
-    async def acquire_async(self, key: str) -> Call:
-        """Do the same as `acquire` without blocking the event loop."""
-        return await take_async(self.get(key))
+        now(self._release(key, call, verdict, why))
 
     async def release_async(self, key: str, call: Call, verdict: Verdict, *, why: str | None = None) -> None:
         """Do the same as `release` without blocking the event loop."""
+        await later(self._release(key, call, verdict, why))
+
+    def _release(self, key: str, call: Call, verdict: Verdict, why: str | None) -> Steps[None]:
         breaker = self.get(key)
         refused = _unsound(call, verdict)
-        await finish_async(breaker, call, FAILURE if refused else verdict, _text(why))
+        yield from finish(breaker, call, FAILURE if refused else verdict, _text(why))
         if refused is not None:
             raise refused
+
+    def call(self, key: str, function: Callable[[], T], *, backoff: Backoff | None = None) -> T:
+        """Call a function behind a breaker, and again if it may help; its own timeout belongs inside it.
+
+        Raises:
+            BreakerOpen: There is no permit.
+        """
+        breaker = self.get(key)
+        return Tries(breaker, backoff, breaker.permit).run(function, self.clock.sleep)
+
+    async def call_async(
+        self,
+        key: str,
+        function: Callable[[], Awaitable[T]],
+        *,
+        backoff: Backoff | None = None,
+        timeout_s: float | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> T:
+        """Do the same as `call` for a coroutine function.
+
+        Args:
+            key: The breaker.
+            function: What is called.
+            backoff: How often and how long.
+            timeout_s: The limit for each try, in seconds; running out of it is a FAILURE.
+            sleep: Waits for a number of seconds.
+        """
+        breaker = self.get(key)
+        return await Tries(breaker, backoff, breaker.permit).run_async(function, sleep, timeout_s)
 
     def guard(self, key: str | Callable[..., str], *, stall_s: float | None = None) -> Guard:
         """Return a decorator for functions, coroutine functions, generators and async generators.
 
         Args:
             key: The breaker, or a function of the call's arguments that returns it.
-            stall_s: For generators: so many seconds between two items are a failure.
+            stall_s: For generators: this many seconds between two items are a failure.
         """
-        return Guard(self, key, stall_s)
+        return Guard(self.get, key, stall_s)
 
     __call__ = guard
 
@@ -309,7 +313,7 @@ class Breakers(Calling):
             key: The breaker; it is asked when the first item is.
             items: The stream, or a function that opens it once the permit is given.
             content: Returns whether an item is content.
-            stall_s: So many seconds between two items are a failure.
+            stall_s: This many seconds between two items are a failure.
 
         Raises:
             BreakerOpen: At the first item: there is no permit.
@@ -331,8 +335,8 @@ class Breakers(Calling):
             key: The breaker; it is asked when the first item is.
             items: The stream, or a function (it may be a coroutine function) that opens it.
             content: Returns whether an item is content.
-            first_s: So many seconds until the first content are a failure: the stream is ended with TimeoutError.
-            stall_s: So many seconds between two items after it are a failure: likewise.
+            first_s: This many seconds until the first content are a failure: the stream ends with TimeoutError.
+            stall_s: This many seconds between two items after it are a failure: likewise.
         """
         return stream_async(self.permit(key), items, content, first_s, stall_s)
 
@@ -365,53 +369,40 @@ class Breakers(Calling):
         found = {breaker.key: breaker for breaker in self._every()}
         for key in tuple(self._shared.rows):
             if key not in found:
-                found[key] = self._look_at(key)
+                found[key] = self._new(key)
         error = self._shared.error
         every = tuple(self._status(found[key]) for key in sorted(found))
         return BreakersStatus(not self.instant and error is None, error, every)
 
     def status_of(self, key: str) -> BreakerStatus:
-        """Return how one breaker is; `BreakerStatus.known` tells one that is closed from one that never was.
-
-        Raises:
-            BadPayload: The key is no usable name.
-        """
+        """Return how one breaker is; `BreakerStatus.known` tells one that is closed from one that never was."""
         key = key_of(key)
-        return self._status(self._alive.get(key) or self._look_at(key))
+        return self._status(self._alive.get(key) or self._new(key))  # looking keeps no breaker
 
-    def _look_at(self, key: str) -> Breaker:
-        """Return what a key's breaker would be, without keeping it: looking makes no breaker."""
-        return Breaker(key, *self._behaviour(key), self._shared)
-
-    def _status(self, breaker: Breaker) -> BreakerStatus:
+    def _status(self, breaker: ABreaker) -> BreakerStatus:
         declared = any(fnmatchcase(breaker.key, one.pattern) for one in self._declared)
         return status_of(breaker, declared=declared)
 
     def history(self, key: str, limit: int = 1000, *, before: int | None = None) -> list[BreakerEntry]:
         """Return the newest lines of the journal of a breaker's changes, oldest first.
 
-        The store keeps the newest `fsm.stores.base.BREAKER_LINES` of each key.
-
-        Args:
-            key: The breaker.
-            limit: Maximum number of lines.
-            before: Only lines before this position: that of the first line of the page that is known already.
+        The store keeps the newest `fsm.stores.breakers.BREAKER_LINES` of each key. `before` is a position: that of
+        the first line of the page that is known already.
 
         Raises:
-            BadPayload: The key, the limit or the position is none.
             StoreUnavailable: The store does not answer.
         """
-        _whole("limit", limit, 1, MAX_LINES)
+        whole("limit", limit, 1, MAX_LINES)
         if before is not None:
-            _whole("before", before, 0, LAST)
+            whole("before", before, 0, MAX_NUMBER)
         return self._shared.history(key_of(key), limit, before)
 
     # --- other processes --------------------------------------------------------------------------------------
 
     def poll(self) -> None:
-        """Learn what other processes changed, bring a store up to date that was down, give back what is held by none.
+        """Learn what other processes changed, bring a store up to date that was down, give back forgotten probes.
 
-        A mistake with one breaker (a row that its machine does not know, say) is logged and stops none of the others.
+        An error with one breaker (a row that its machine does not know, say) is logged and stops none of the others.
         """
         for row in self._shared.poll():
             known = self._alive.get(row.key)
@@ -427,15 +418,15 @@ class Breakers(Calling):
             self._shared.complain(key, "catching up with the store", error)
 
     def _start_polling(self) -> None:
-        """Start the one thread that looks for others' changes; a store of this process alone needs none.
+        """Start the one thread that polls; a store of this process alone needs none.
 
-        Where no thread can be had, it is tried again with the next key.
+        Where no thread can be started, the next key tries again.
         """
         if self.instant or self._poll_s is None or (self._thread is not None and self._thread.is_alive()):
             return
         self._stop = threading.Event()
         self._thread = threading.Thread(
-            target=_look_for_ever,
+            target=_keep_polling,
             args=(weakref.ref(self), self._stop, self._poll_s, self._health.loop(LOOP)),
             name="fsm-breakers",
             daemon=True,
@@ -444,16 +435,11 @@ class Breakers(Calling):
             self._thread.start()
         except RuntimeError as error:
             self._thread = None
-            say(
-                logger,
-                logging.WARNING,
-                "breakers: no thread can be had to look for others' changes: %s",
-                error,
-            )
+            say(logger, logging.WARNING, "breakers: no thread can be started to poll for changes: %s", error)
 
     def close(self) -> None:
         """Stop the thread, and wait for it for `CLOSE_S` at the most."""
-        thread = self._creating.run(self._close)
+        thread = self._creating.run_nested(self._close)
         if thread is not None and thread is not threading.current_thread() and thread.ident is not None:
             thread.join(CLOSE_S)
 
@@ -464,17 +450,15 @@ class Breakers(Calling):
         return thread
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: the parent's threads are not here."""
-        self._creating = Section()
-        self._shared.renew_locks()
+        """Begin anew in a forked child: the parent's threads and probes are not here."""
         for breaker in self._every():
-            breaker.renew_locks()
+            breaker.after_fork()
         self._thread = None
         if self._kept:
             self._start_polling()
 
 
-def _look_for_ever(owner: weakref.ref[Breakers], stop: threading.Event, poll_s: float, loop: Loop) -> None:
+def _keep_polling(owner: weakref.ref[Breakers], stop: threading.Event, poll_s: float, loop: Loop) -> None:
     def turn() -> float:
         breakers = owner()
         if breakers is not None:
@@ -500,24 +484,11 @@ def _classifier(value: Classifier | None) -> Classifier | None:
 
 
 def _interval(poll_s: float | None) -> float | None:
-    if poll_s is None:
-        return None
-    seconds = seconds_of(poll_s)
-    if not seconds:
-        raise BadPayload(
-            f"poll_s is a positive, finite number of seconds, or None for never; this {type(poll_s).__name__} is not"
-        )
-    return seconds
-
-
-def _whole(name: str, value: object, least: int, most: int) -> None:
-    if type(value) is not int or not least <= value <= most:
-        got = "one outside of that" if type(value) is int else f"a {type(value).__name__}"
-        raise BadPayload(f"{name} is a whole number from {least} to {most}, not {got}")
+    return None if poll_s is None else seconds("poll_s", poll_s)
 
 
 def _text(value: str | None) -> str | None:
-    """Return a text for the journal; whatever else it is, it is written down as it shows itself."""
+    """Return a text for the journal; anything else is written down as it prints."""
     return None if value is None else storable(value)[:MAX_TEXT]
 
 
@@ -530,35 +501,3 @@ def _unsound(call: object, verdict: object) -> BadPayload | None:
     except BadPayload as error:
         return error
     return None
-
-
-def breakers_of(registry: Registry) -> Breakers:
-    """Return a registry's breakers: one `Breakers` for all its faces, made at the first use, closed with it.
-
-    Args:
-        registry: The registry.
-    """
-    breakers = registry.parts.get(Breakers)
-    return breakers if isinstance(breakers, Breakers) else _founding.run(_found, registry)
-
-
-def _found(registry: Registry) -> Breakers:
-    breakers = registry.parts.get(Breakers)
-    if not isinstance(breakers, Breakers):
-        breakers = Breakers(
-            registry.store, registry.clock, worker=lambda: registry.worker_id, health=registry.health
-        )
-        registry.closing.append(breakers.close)
-        registry.parts[Breakers] = breakers
-    return breakers
-
-
-_founding = Section()
-
-
-def _after_fork() -> None:
-    global _founding  # noqa: PLW0603 - another thread of the parent may have been inside
-    _founding = Section()
-
-
-at_fork(_after_fork)

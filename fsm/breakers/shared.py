@@ -1,9 +1,9 @@
-"""Sharing over a store: every change of a row is one compare-and-set, and others' changes are looked for in time.
+"""Sharing over a store: every change of a row is one compare-and-set, and changes of other processes are polled.
 
-A store that does not answer stops nobody: the breaker goes on with what it knows, notes what it did, says so once
-in the log and in `Breakers.status`, and brings the store up to date when it answers again. If another process wrote
-meanwhile, the store's row goes first. A change that the store refuses for good (a mistake, not an outage) is logged
-and dropped, so that it does not stand before the changes of other breakers.
+A store that does not answer stops no call: the breaker goes on with what it knows, keeps its changes, says so once in
+the log and in `Breakers.status`, and brings the store up to date when it answers again. If another process wrote in
+between, the store's row wins. A change that the store refuses for good (a mistake, not an outage) is logged and
+dropped, so that it does not hold up the changes of other breakers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from fsm.breakers.core import unseen
 from fsm.breakers.foreign import DROPPED, read, say, storable, text_of
-from fsm.breakers.section import Section
 from fsm.clock import Clock
+from fsm.concurrency.locks import Lock
 from fsm.core.journal import record_of
 from fsm.errors import FsmError, StoreUnavailable
 from fsm.lifecycles.breaker import BREAKER
@@ -24,22 +24,20 @@ from fsm.stores.base import Store
 from fsm.stores.breakers import LAST, BreakerEntry, BreakerRow, BreakerStore
 
 if TYPE_CHECKING:
-    from fsm.breakers.breaker import Breaker
     from fsm.breakers.core import BreakerStep
-    from fsm.breakers.permit import Permit
 
 logger = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 1.0
-"""So long, in seconds, a store that did not answer is left alone by those who have calls to make."""
+"""How long, in seconds, callers leave a store alone that did not answer."""
 MAX_PENDING = 200
-"""So many changes of one breaker are kept for a store that is down; beyond, the store's own row goes first later."""
+"""Maximum number of changes of one breaker that are kept for a store that is down; beyond, the store's row wins."""
 PAGE = 500
-"""So many lines of the journal are read at a time."""
+"""Number of lines of the journal that are read at a time."""
 MAX_PAGES = 1_000
-"""Maximum number of pages of the journal that are read in one look; the next look goes on from there."""
+"""Maximum number of pages of the journal that one poll reads; the next poll goes on from there."""
 MAX_COMPLAINTS = 100
-"""Maximum number of different mistakes of others (classifiers, hooks, stores) that are logged; all are counted."""
+"""Maximum number of different errors of foreign code (classifiers, hooks, stores) that are logged; all are counted."""
 
 
 class Mirrored(Protocol):
@@ -66,32 +64,24 @@ class Shared:
 
     Attributes:
         clock: Where time comes from.
-        permit: Makes a permit of a breaker.
-        rows: The row of every key that ever changed its state, as far as this process knows, so that a key's first
-            call, and the next call of one that was dropped, need no store.
+        rows: The row of every key that ever changed its state, as far as this process knows, so that the first call of
+            a key, and the next call of one that was dropped, need no store.
         error: Why the store does not answer, ``None`` while it does.
-        mistakes: How often foreign code that is called here (a classifier, the dice, a store) made a mistake.
+        mistakes: Number of errors of foreign code that is called here (a classifier, the random numbers, a store).
     """
 
     def __init__(
-        self,
-        store: Store,
-        clock: Clock,
-        draw: Callable[[], float],
-        worker: Callable[[], str],
-        permit: Callable[[Breaker], Permit],
+        self, store: Store, clock: Clock, draw: Callable[[], float], worker: Callable[[], str]
     ) -> None:
-        """Read what there is.
+        """Read what there is; a store that keeps no breakers is left alone.
 
         Args:
-            store: The registry's store; one that keeps no breakers is left alone.
+            store: The registry's store.
             clock: Where time comes from.
-            draw: The dice of the jitter, from 0 to 1.
+            draw: Returns the random numbers of the jitter, from 0 to 1.
             worker: Returns this process's id, for the journal.
-            permit: Makes a permit of a breaker.
         """
         self.clock = clock
-        self.permit = permit
         self.rows: dict[str, BreakerRow] = {}
         self.error: str | None = None
         self.mistakes = 0
@@ -104,16 +94,12 @@ class Shared:
         self._ask_again_at = 0.0
         self._cursor = 0
         self._begun = False
-        self.renew_locks()
+        self._polling = Lock("a poll of the breakers")
         if self._store is None:
             self.error = f"the store {store.url} keeps no breakers: each process has its own"
             say(logger, logging.WARNING, "breakers: %s", self.error)
         else:
             self.poll()
-
-    def renew_locks(self) -> None:
-        """Begin anew in a forked child."""
-        self._polling = Section()
 
     def remember(self, row: BreakerRow) -> None:
         """Keep a row for the time when its breaker is asked for again."""
@@ -121,7 +107,7 @@ class Shared:
             self.rows[row.key] = row
 
     def draw(self) -> float:
-        """Return a number from 0 to 1: the jitter's dice; 0 if they cannot be thrown."""
+        """Return a random number from 0 to 1 for the jitter; 0 if `draw` raises or returns no such number."""
         try:
             drawn = float(self._draw())
         except DROPPED as error:
@@ -130,7 +116,7 @@ class Shared:
         return min(1.0, max(0.0, drawn)) if isfinite(drawn) else 0.0
 
     def complain(self, key: str, doing: str, error: BaseException) -> None:
-        """Count a mistake of foreign code, and log the first one of its kind with its traceback."""
+        """Count an error of foreign code, and log the first one of its kind with its traceback."""
         self.mistakes += 1
         kind = (doing, text_of(read(type(error), "__name__")) or "")
         if kind in self._complaints or len(self._complaints) >= MAX_COMPLAINTS:
@@ -156,18 +142,11 @@ class Shared:
     def write(
         self, breaker: Mirrored, row: BreakerRow, step: BreakerStep, by: str | None, why: str | None
     ) -> bool:
-        """Commit a step.
-
-        Args:
-            breaker: Whose it is.
-            row: The row that it was decided on.
-            step: The step.
-            by: Who did it; this process's worker if nothing is said.
-            why: What for.
+        """Commit a step that was decided on `row`.
 
         Returns:
-            Whether it holds from now on: written, or noted here because the store is down. ``False`` if somebody
-            was faster.
+            Whether it holds from now on: written, or kept here because the store is down. ``False`` if another
+            process was faster.
         """
         if self._store is None:
             return True
@@ -179,11 +158,11 @@ class Shared:
                 by or self._who(), why,
             )  # fmt: skip
         if breaker.pending and not self.mend(breaker) and not breaker.pending:
-            return False  # the store's row went first: decide again
+            return False  # the store's row won: decide again
         if not breaker.pending and not self._resting():
             try:
                 return self._swap(row.version, step.after, entry)
-            except Exception as error:  # noqa: BLE001 - whatever it is, callers go on
+            except Exception as error:  # noqa: BLE001 - callers go on
                 self._lost(error)
         if len(breaker.pending) < MAX_PENDING:
             breaker.pending.append(_Missed(row.version, step.after, entry))
@@ -195,7 +174,7 @@ class Shared:
             return None
         try:
             row = self._load(breaker.key)
-        except Exception as error:  # noqa: BLE001 - whatever it is, callers go on
+        except Exception as error:  # noqa: BLE001 - callers go on
             self._lost(error)
             return None
         self._answered()
@@ -211,8 +190,8 @@ class Shared:
         """Write what the store missed of a breaker.
 
         Returns:
-            Whether the two agree now. If not, either the store is still down, or (nothing is pending then) somebody
-            else wrote meanwhile and the store's row was taken over.
+            Whether the two agree now. If not, either the store is still down, or (nothing is pending then) another
+            process wrote in between and the store's row was taken over.
         """
         if not breaker.pending:
             return True
@@ -233,7 +212,7 @@ class Shared:
         except FsmError as error:
             self._lost(error)
             return False
-        except Exception as error:  # noqa: BLE001 - whatever it is, callers go on
+        except Exception as error:  # noqa: BLE001 - callers go on
             breaker.pending.clear()
             self.complain(breaker.key, "writing what the store missed", error)
             return False
@@ -277,19 +256,15 @@ class Shared:
             say(logger, logging.WARNING, "breakers: the store answers again")
 
     def beaten(self, key: str) -> StoreUnavailable:
-        """Return the error for an order that others were always faster than."""
+        """Return the error for an order that lost against other processes each time."""
         return StoreUnavailable(f"breaker {key}: other processes were faster again and again; try once more")
 
     # --- all rows ---------------------------------------------------------------------------------------------
 
     def poll(self) -> list[BreakerRow]:
-        """Look for what other processes wrote.
-
-        Returns:
-            The rows that are new or newer.
-        """
+        """Return the rows that other processes wrote since the last poll."""
         store = self._store
-        return [] if store is None else self._polling.run(self._poll, store)
+        return [] if store is None else self._polling.run_nested(self._poll, store)
 
     def _poll(self, store: BreakerStore) -> list[BreakerRow]:
         try:
@@ -309,7 +284,7 @@ class Shared:
         return fresh
 
     def _news(self, store: BreakerStore) -> tuple[int, list[BreakerRow]]:
-        """Return how far was read and the rows that changed; the cursor moves on once all of them are here."""
+        """Return the new cursor and the rows that changed; the cursor moves on once all of them are read."""
         cursor = self._cursor
         keys: dict[str, None] = {}
         for _ in range(MAX_PAGES):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from fsm.breakers.breaker import Breaker
-from fsm.breakers.core import PASSING
+from fsm.breakers.permit import ABreaker
+from fsm.lifecycles.breaker import PASSING
 
 Known = Literal["stored", "used", "declared", "unknown"]
 
@@ -23,7 +23,7 @@ class BreakerStatus(NamedTuple):
         openings: How many probes have failed since it was last closed.
         probes: How many probes are in flight, over all processes.
         failures: How many calls of this process failed in a row.
-        calls: How many calls of this process came to each verdict; ``late`` are those of an old generation,
+        calls: How many calls of this process got each verdict; ``late`` are those of an old generation,
             ``refused`` those that got no permit, ``misjudged`` those on which a classifier raised or returned no
             verdict.
         local: Whether the store has not seen all of this yet.
@@ -60,13 +60,8 @@ class BreakersStatus(NamedTuple):
     breakers: tuple[BreakerStatus, ...]
 
 
-def status_of(breaker: Breaker, *, declared: bool) -> BreakerStatus:
-    """Return how a breaker is, as this process sees it.
-
-    Args:
-        breaker: The breaker.
-        declared: Whether a policy names its key.
-    """
+def status_of(breaker: ABreaker, *, declared: bool) -> BreakerStatus:
+    """Return how a breaker is, as this process sees it; `declared` is whether a policy names its key."""
     breaker.reap()
     row = breaker.row
     known: Known = "declared" if declared else "unknown"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from enum import StrEnum
+from enum import StrEnum, auto
 from typing import Annotated, Any
 
 import typer
@@ -25,19 +25,19 @@ from fsm.cli.common import (
     teaching,
 )
 from fsm.errors import UnknownBreaker
-from fsm.lifecycles.breaker import BREAKER
+from fsm.lifecycles.breaker import BREAKER, CLOSED, FORCED_OPEN, OPEN
 from fsm.stores.breakers import BreakerEntry
 
 HISTORY = 20
-"""So many of a breaker's last changes are shown."""
+"""Number of a breaker's last changes that are shown."""
 
 
 class Order(StrEnum):
     """What a person may tell a breaker."""
 
-    OPEN = "open"
-    DISABLE = "disable"
-    RESET = "reset"
+    OPEN = auto()
+    DISABLE = auto()
+    RESET = auto()
 
 
 @teaching
@@ -67,7 +67,7 @@ def breakers_command(store: StoreOption = None, json: JsonOption = False) -> Non
             one.key,
             _state_text(one.state),
             ago_text(one.changed_at, now) if one.changed_at else "",
-            f"in {seconds_text(one.retry_after_s)}" if one.state == "open" else "",
+            f"in {seconds_text(one.retry_after_s)}" if one.state == OPEN else "",
             str(one.probes or ""),
             str(one.openings or ""),
         )
@@ -79,17 +79,19 @@ def breaker_command(
     key: Annotated[str, typer.Argument(metavar="KEY", help="What the breaker protects.")],
     order: Annotated[
         Order | None,
-        typer.Argument(metavar="[open|disable|reset]", help="What it shall do; nothing to look at it."),
+        typer.Argument(
+            metavar="[open|disable|reset]", help="What it is to do; leave it out to show the breaker."
+        ),
     ] = None,
-    by: Annotated[str | None, typer.Option(help="Who says so; your login if nothing is said.")] = None,
-    why: Annotated[str | None, typer.Option(help="What for; it is noted in the journal.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who gives the order; your login by default.")] = None,
+    why: Annotated[str | None, typer.Option(help="Why; it is noted in the journal.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show one breaker, hold it open, switch it off or reset it.
 
-    A key of which the store knows nothing can be held open or switched off in advance, which is said; to look at it or
-    to reset it is a mistake (exit code 2).
+    A key that the store does not know can be held open or switched off in advance, and the output says so; to show or
+    to reset such a key is an error (exit code 2).
 
     With --json one object: breaker (as in fsm breakers), new (whether the store knew nothing of the key before this
     order), history (its last changes: position, key, version, event, source, target, generation, at, by, why).
@@ -112,7 +114,7 @@ def breaker_command(
         }
         carry_out[order](key, by=by or _login(), why=why)
         if (problem := breakers.status().error) is not None:
-            fail(f"the order reached nobody: {problem}")
+            fail(f"the order did not reach the store: {problem}")
     status, history = breakers.status_of(key), breakers.history(key, HISTORY)
     if json:
         print_json(
@@ -128,7 +130,7 @@ def breaker_command(
 
 
 def _looked_at(breakers: Breakers) -> Breakers:
-    """One look is enough for a command: nobody has to go on looking for changes."""
+    """Stop the polls: a command looks once."""
     breakers.poll_every(None)
     return breakers
 
@@ -137,19 +139,19 @@ def _login() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):
-        return "somebody at the command line"
+        return "unknown user"
 
 
 def _as_data(one: BreakerStatus) -> dict[str, Any]:
     data = one._asdict()
-    # What this process saw is nothing: it has made no call.
+    # This process has made no call, so it has counted nothing.
     for name in ("failures", "calls", "local", "known"):
         del data[name]
     return data
 
 
 def _state_text(state: str) -> Text:
-    style = {"closed": "green", "open": "red", "forced_open": "red"}.get(state)
+    style = {CLOSED: "green", OPEN: "red", FORCED_OPEN: "red"}.get(state)
     return Text(state, style=style or COLOURS[BREAKER.by_name[state].category])
 
 

@@ -17,6 +17,7 @@ class Anew(Protocol):
 
 
 _all: weakref.WeakSet[Anew] = weakref.WeakSet()
+_first: list[Callable[[], None]] = []
 
 
 def nothing() -> None:
@@ -40,12 +41,22 @@ def at_fork(
         os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
 
+def first_in_child(function: Callable[[], None]) -> None:
+    """Call a function in every forked child before any object begins anew.
+
+    An object may start a thread when it begins anew, and that thread has to find every lock usable.
+    """
+    _first.append(function)
+
+
 def anew_after_fork(one: Anew) -> None:
     """Call an object's `after_fork` in every forked child, for as long as the object lives."""
     _all.add(one)
 
 
 def _after_fork() -> None:
+    for function in _first:
+        function()
     for one in list(_all):
         one.after_fork()
 

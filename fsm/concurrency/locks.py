@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from types import FunctionType, TracebackType
 from typing import Any, Self, TypeVar, TypeVarTuple, Unpack
 
-from fsm.concurrency.forks import at_fork
+from fsm.concurrency.forks import first_in_child
 from fsm.errors import Reentered
 
 Args = TypeVarTuple("Args")
@@ -85,6 +85,15 @@ class Lock:
             self.free()  # a debugger or a tracer may raise where the block ends, before the release
             raise
 
+    def run_nested(self, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
+        """Call a function while holding the lock, also if this thread holds it already.
+
+        It is for a section whose data are usable after every line, which a finaliser, a signal handler or a log
+        handler may enter while its thread is inside: refused, it would lose the verdict of its own call
+        (`tests/breakers/test_hostile_breakers.py::test_a_finaliser_that_uses_the_breaker`).
+        """
+        with self.mutex: return function(*args)  # noqa: E701 - a tracer may raise between two lines  # fmt: skip
+
     def free(self) -> None:
         """Release it if the calling thread holds it."""
         while self.mine():
@@ -113,7 +122,7 @@ def _after_fork() -> None:
         lock.after_fork()
 
 
-at_fork(_after_fork)
+first_in_child(_after_fork)
 
 MAX_LOOKS = 10
 """How often `inside` looks again when other threads make locks at the same time."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationEr
 from fsm import ids
 from fsm.concurrency.supervised import one_line
 from fsm.core.payloads import readable
-from fsm.errors import BadPayload, MalformedId, UnknownExecution
+from fsm.errors import InvalidArgument, MalformedId, UnknownExecution
 from fsm.errors.shown import MAX_SHOWN, shown
 from fsm.machine.machine import Machine
 from fsm.machine.timeouts import MAX_SECONDS, Timeouts
@@ -46,19 +46,19 @@ def text(name: str, value: object) -> str:
     """Return `value` as plain text if it is a usable name.
 
     Raises:
-        BadPayload: It is no text, empty, too long, or cannot be written as UTF-8.
+        InvalidArgument: It is no text, empty, too long, or cannot be written as UTF-8.
     """
     value = exact(value)
     if type(value) is not str or not value:
-        raise BadPayload(f"{name} is a text that is not empty, not {shown(value)}")
+        raise InvalidArgument(f"{name} is a text that is not empty, not {shown(value)}")
     if len(value) > MAX_TEXT:
-        raise BadPayload(f"{name} has {len(value)} characters, {MAX_TEXT} at most")
+        raise InvalidArgument(f"{name} has {len(value)} characters, {MAX_TEXT} at most")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadPayload(f"{name} holds characters that no encoding knows: {shown(value)}") from None
+        raise InvalidArgument(f"{name} holds characters that no encoding knows: {shown(value)}") from None
     if "\0" in value:
-        raise BadPayload(f"{name} holds a NUL character: {shown(value)}")
+        raise InvalidArgument(f"{name} holds a NUL character: {shown(value)}")
     return value
 
 
@@ -73,10 +73,10 @@ def exact(value: object) -> object:
 
 
 def whole(name: str, value: object, lowest: int, highest: int) -> int:
-    """Return `value` if it is a whole number within limits; raises `BadPayload` for anything else."""
+    """Return `value` if it is a whole number within limits; raises `InvalidArgument` for anything else."""
     if type(value) is not int or not lowest <= value <= highest:
         upper = "2**63 - 1" if highest == MAX_NUMBER else str(highest)
-        raise BadPayload(f"{name} is a whole number from {lowest} to {upper}, not {shown(value)}")
+        raise InvalidArgument(f"{name} is a whole number from {lowest} to {upper}, not {shown(value)}")
     return value
 
 
@@ -84,37 +84,37 @@ def seconds(name: str, value: object) -> float:
     """Return `value` as a duration.
 
     Raises:
-        BadPayload: It is no number of seconds above 0 and up to `MAX_SECONDS`.
+        InvalidArgument: It is no number of seconds above 0 and up to `MAX_SECONDS`.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_SECONDS:
-        raise BadPayload(
+        raise InvalidArgument(
             f"{name} is a positive number of seconds, at most {MAX_SECONDS:.0f} (about 31 years), not {shown(value)}"
         )
     return float(value)
 
 
 def flag(name: str, value: object) -> bool:
-    """Return `value` if it is True or False; raises `BadPayload` for anything else."""
+    """Return `value` if it is True or False; raises `InvalidArgument` for anything else."""
     if type(value) is not bool:
-        raise BadPayload(f"{name} is True or False, not {shown(value)}")
+        raise InvalidArgument(f"{name} is True or False, not {shown(value)}")
     return value
 
 
 def names(state: object) -> frozenset[str]:
-    """Return one name or several as a set; raises `BadPayload` for anything else."""
+    """Return one name or several as a set; raises `InvalidArgument` for anything else."""
     if isinstance(state, str):
         return frozenset([text("state", state)])
     try:
         found = list(islice(iter(state), MAX_NAMES + 1))  # type: ignore[call-overload]
     except Exception:  # noqa: BLE001 - a caller's own iterator may raise anything
-        raise BadPayload(f"state is the name of a state, or several names, not {shown(state)}") from None
+        raise InvalidArgument(f"state is the name of a state, or several names, not {shown(state)}") from None
     if len(found) > MAX_NAMES:
-        raise BadPayload(f"state takes {MAX_NAMES} names at most")
+        raise InvalidArgument(f"state takes {MAX_NAMES} names at most")
     return frozenset(text("state", one) for one in found)
 
 
 def model(kind: type[_Model], value: _Model | Mapping[str, Any] | None, name: str) -> _Model | None:
-    """Return `value` as a model of that kind; raises `BadPayload`, saying what `name` does not fit in."""
+    """Return `value` as a model of that kind; raises `InvalidArgument`, saying what `name` does not fit in."""
     if value is None or isinstance(value, kind):
         return value
     try:
@@ -124,20 +124,20 @@ def model(kind: type[_Model], value: _Model | Mapping[str, Any] | None, name: st
         problems = "; ".join(
             f"{'.'.join(map(str, one['loc']))}: {one['msg']}"[:MAX_SHOWN] for one in found[:4]
         )
-        raise BadPayload(f"{name} does not fit: {problems}") from None
+        raise InvalidArgument(f"{name} does not fit: {problems}") from None
     except Exception as error:  # noqa: BLE001 - a mapping of the caller's own may raise anything
-        raise BadPayload(f"{name} cannot be read: {one_line(error)}") from None
+        raise InvalidArgument(f"{name} cannot be read: {one_line(error)}") from None
 
 
 def check_limits(machine: Machine, timeouts: Timeouts) -> None:
     """Refuse limits that name no state, that no row can carry out, or that leave an execution open for ever."""
     if too_long := timeouts.too_long:
-        raise BadPayload(
+        raise InvalidArgument(
             f"timeouts.{too_long[0]} is longer than {MAX_SECONDS:.0f} seconds (about 31 years): write None for no limit"
         )
     for name, _ in timeouts.phases:
         if name not in machine.by_name:
-            raise BadPayload(
+            raise InvalidArgument(
                 f"timeouts.phases names {shown(name)}, which is no state of machine {machine.name!r}"
             )
     limits = machine.limits(timeouts)
@@ -146,17 +146,17 @@ def check_limits(machine: Machine, timeouts: Timeouts) -> None:
             continue
         bounded = limits.by_state[state.name] is not None or limits.total_s is not None
         if bounded and "time_out" not in machine.by_source[state.name]:
-            raise BadPayload(
+            raise InvalidArgument(
                 f"a limit covers the state {state.name!r}, but machine {machine.name!r} has no row for 'time_out' there"
             )
         if not bounded and "time_out" in machine.by_source[state.name]:
-            raise BadPayload(
+            raise InvalidArgument(
                 f"nothing would ever end a stay in {state.name!r}: give it a limit, or the whole a total_s"
             )
 
 
 def metadata_json(value: Mapping[str, Any] | None) -> str | None:
-    """Return metadata as JSON text, ``None`` for none; raises `BadPayload` for what JSON cannot say."""
+    """Return metadata as JSON text, ``None`` for none; raises `InvalidArgument` for what JSON cannot say."""
     if value is None:
         return None
     try:
@@ -166,5 +166,7 @@ def metadata_json(value: Mapping[str, Any] | None) -> str | None:
             # pydantic writes NaN and infinities as null; json refuses them.
             json.dumps(checked, allow_nan=False)
     except Exception as error:  # noqa: BLE001 - a dict of the caller's own may raise anything
-        raise BadPayload(f"metadata is a dict of JSON values with text keys: {one_line(error)}") from None
+        raise InvalidArgument(
+            f"metadata is a dict of JSON values with text keys: {one_line(error)}"
+        ) from None
     return readable("metadata", written) if checked else None

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 from fsm.core.records import Identity, Snapshot, Step
+from fsm.core.request import Request
 from fsm.errors import Refusal
+from fsm.machine.expressions import Compiled, Vocabulary, compiled
 from fsm.machine.grammar import CREATE, Arrow
 from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Limits
@@ -20,38 +23,6 @@ UNDERCUT = "undercut"
 """The key under which the journal says of a question that it cannot be answered as long as its expiry promises."""
 MAX_OPEN_TOOLS = 1000
 """Maximum number of open tool calls for which the fact ``tools_left`` holds."""
-
-
-class Facts(NamedTuple):
-    """What a decision is made on, beside the record.
-
-    Attributes:
-        at: The instant, in seconds since the epoch.
-        payload: The event's payload with its defaults.
-        payload_json: The given part of it as text.
-        fence: The caller's fence, or ``None`` for a caller that owns nothing.
-        key: The idempotency key, which goes into the journal.
-        worker: Who becomes the owner if the event claims the execution and the payload names nobody.
-        now: The instant on the steady timeline, where deadlines are laid; `at` if nothing is said.
-        version: Refuse as stale unless this is still the record's version; ``None`` for whatever it is.
-        holder: Refuse as stale unless this worker still owns it; ``None`` for whoever does.
-        jitter: A number from 0 to 1, drawn at random by the caller; it shortens a backoff.
-        narrowed: Whether the caller is a user: a row of the system is not theirs.
-        ordered: Whether the library itself asks (a sweeper, a parent's end): it needs no fence.
-    """
-
-    at: float
-    payload: Mapping[str, Any]
-    payload_json: str | None = None
-    fence: int | None = None
-    key: str | None = None
-    worker: str | None = None
-    now: float | None = None
-    version: int | None = None
-    holder: str | None = None
-    jitter: float = 0.0
-    narrowed: bool = False
-    ordered: bool = False
 
 
 # --- facts that the record itself answers -----------------------------------------------------------------
@@ -66,14 +37,28 @@ def _find_tool(snapshot: Snapshot, payload: Mapping[str, Any]) -> int | None:
     return None
 
 
-DERIVED: dict[str, Callable[[Snapshot, Mapping[str, Any]], bool]] = {
-    "owned": lambda snapshot, _: snapshot.owner is not None,
-    "attempts_left": lambda snapshot, _: snapshot.attempt < snapshot.identity.attempts_max,
-    "model_attempts_left": lambda snapshot, _: snapshot.model_attempt < snapshot.identity.model_attempts_max,
-    "tools_left": lambda snapshot, _: len(snapshot.tools) < MAX_OPEN_TOOLS,
-    "tools_open": lambda snapshot, _: bool(snapshot.tools),
-    "tool_known": lambda snapshot, payload: _find_tool(snapshot, payload) is not None,
+FACTS: dict[str, str] = {
+    "owned": "owner is not none",
+    "attempts_left": "attempt < attempts_max",
+    "model_attempts_left": "model_attempt < model_attempts_max",
+    "tools_left": "open_tools < tools_max",
+    "tools_open": "open_tools > 0",
 }
+"""The facts that the record alone answers, as expressions."""
+_RECORD = {
+    "attempts_max": "record.identity.attempts_max",
+    "model_attempts_max": "record.identity.model_attempts_max",
+    "tools_max": "tools_max()",
+    "open_tools": "len(record.tools)",
+} | {
+    word: f"record.{word}"
+    for word in "version attempt owner fence tools model_attempt not_before breaker limit_s suspended".split()
+}
+"""How Python gets at the words of a record in expressions (`fsm.machine.expressions`)."""
+DERIVED: dict[str, Callable[[Snapshot, Mapping[str, Any]], bool]] = {
+    name: compiled(text, Compiled("record, _", _RECORD, {"tools_max": lambda: MAX_OPEN_TOOLS}))
+    for name, text in FACTS.items()
+} | {"tool_known": lambda snapshot, payload: _find_tool(snapshot, payload) is not None}
 """The facts that need no payload field of their own; any machine may ask them."""
 
 
@@ -99,46 +84,63 @@ class _Question:
 
 # --- changes of the record that commit with the state ---------------------------------------------------------
 
-Change = Callable[[Snapshot, Facts, dict[str, Any]], None]
+# What a row does to the record is data: an expression over the record before for each field. `decide` compiles it, the
+# proof and the exports read it; `tests/proof/test_symbolic.py` holds the two together over random records.
 
-
-def _claim(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+CHANGES: dict[str, Mapping[str, str]] = {
     # An attempt that was suspended is the same attempt: it did not fail, its worker left while a person was asked.
-    change.update(
-        owner=facts.payload.get("owner") or facts.worker,
-        attempt=snapshot.attempt if snapshot.suspended else snapshot.attempt + 1,
-        fence=snapshot.fence + 1,
-        tools=(),
-        suspended=False,
-    )
-
-
-def _release(snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
+    "claim": {
+        "owner": "claimant",
+        "attempt": "attempt if suspended else attempt + 1",
+        "fence": "fence + 1",
+        "tools": "()",
+        "suspended": "false",
+    },
     # The fence grows here too: between release and the next claim the old worker must already be a stranger.
-    change.update(owner=None, fence=snapshot.fence + 1, tools=(), model_attempt=0, suspended=False)
+    "release": {
+        "owner": "none", "fence": "fence + 1", "tools": "()", "model_attempt": "0", "suspended": "false",
+    },
+    "suspend": {
+        "owner": "none", "fence": "fence + 1", "tools": "()", "model_attempt": "0", "suspended": "true",
+    },
+    "wait": {"not_before": "said_wait", "breaker": "said_breaker"},
+    "pause": {"not_before": "model_backoff"},
+    "retry_later": {"not_before": "backoff"},
+    "new_call": {"model_attempt": "0"},  # a call that the breaker did not let through was not tried
+    "first_call": {"model_attempt": "1"},
+    "next_call": {"model_attempt": "model_attempt + 1"},
+    "open_tool": {"tools": "tools_and_this"},
+    "close_tool": {"tools": "tools_without"},
+    "drop_tools": {"tools": "()"},  # nobody waits for them any more: what opened them was given up
+    "ask": {"limit_s": "said_expiry"},
+}  # fmt: skip
+"""What a row's `assign` can name in a machine whose instances are executions."""
+FRAME: dict[str, Mapping[str, str]] = {
+    "always": {"version": "version + 1"},
+    "moved": {"not_before": "none", "breaker": "none", "limit_s": "none"},
+    "ended": {"tools": "()"},
+}
+"""What a row changes beside what it assigns: each one, one that leads to a state, one that ends the execution."""
 
 
-def _suspend(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    _release(snapshot, facts, change)
-    change["suspended"] = True
+def _claimant(_snapshot: Snapshot, facts: Request) -> str | None:
+    return facts.payload.get("owner") or facts.worker
 
 
-def _wait(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    delay_s = facts.payload.get("retry_in_s")
-    change.update(
-        not_before=None if delay_s is None else _now(facts) + delay_s, breaker=facts.payload.get("breaker")
-    )
+def _said_wait(_snapshot: Snapshot, facts: Request) -> float | None:
+    delay_s: float | None = facts.payload.get("retry_in_s")
+    return None if delay_s is None else _now(facts) + delay_s
 
 
-def _pause(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    change["not_before"] = _now(facts) + _backoff_s(snapshot, facts, snapshot.model_attempt)
+def _backoff(snapshot: Snapshot, facts: Request) -> float:
+    return _now(facts) + _backoff_s(snapshot, facts, snapshot.attempt)
 
 
-def _retry_later(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    change["not_before"] = _now(facts) + _backoff_s(snapshot, facts, snapshot.attempt)
+def _model_backoff(snapshot: Snapshot, facts: Request) -> float:
+    return _now(facts) + _backoff_s(snapshot, facts, snapshot.model_attempt)
 
 
-def _backoff_s(snapshot: Snapshot, facts: Facts, attempt: int) -> float:
+def _backoff_s(snapshot: Snapshot, facts: Request, attempt: int) -> float:
     """Return the wait before the next attempt, in seconds: what the payload says, else the execution's policy."""
     said: float | None = facts.payload.get("retry_in_s")
     if said is not None:
@@ -148,56 +150,79 @@ def _backoff_s(snapshot: Snapshot, facts: Facts, attempt: int) -> float:
     return min(identity.backoff_cap_s, identity.backoff_s * 2.0**doublings) * (1.0 - facts.jitter / 2)
 
 
-def _now(facts: Facts) -> float:
+def _now(facts: Request) -> float:
     return facts.at if facts.now is None else facts.now
 
 
-def _new_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
-    change["model_attempt"] = 0  # a call that the breaker did not let through was not tried
+def _tools_and_this(snapshot: Snapshot, facts: Request) -> tuple[tuple[str, str | None], ...]:
+    return (*snapshot.tools, (facts.payload.get("name") or "", facts.payload.get("call_id")))
 
 
-def _first_call(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
-    change["model_attempt"] = 1
-
-
-def _next_call(snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
-    change["model_attempt"] = snapshot.model_attempt + 1
-
-
-def _open_tool(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    change["tools"] = (*snapshot.tools, (facts.payload.get("name") or "", facts.payload.get("call_id")))
-
-
-def _close_tool(snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
+def _tools_without(snapshot: Snapshot, facts: Request) -> tuple[tuple[str, str | None], ...]:
     index = _find_tool(snapshot, facts.payload)
-    if index is not None:
-        change["tools"] = snapshot.tools[:index] + snapshot.tools[index + 1 :]
+    return snapshot.tools if index is None else snapshot.tools[:index] + snapshot.tools[index + 1 :]
 
 
-def _drop_tools(_snapshot: Snapshot, _facts: Facts, change: dict[str, Any]) -> None:
-    change["tools"] = ()  # nobody waits for them any more: what opened them was given up
-
-
-def _ask(_snapshot: Snapshot, facts: Facts, change: dict[str, Any]) -> None:
-    change["limit_s"] = facts.payload.get("expires_s")
-
-
-CHANGES: dict[str, Change] = {
-    "claim": _claim,
-    "release": _release,
-    "suspend": _suspend,
-    "wait": _wait,
-    "pause": _pause,
-    "retry_later": _retry_later,
-    "new_call": _new_call,
-    "first_call": _first_call,
-    "next_call": _next_call,
-    "open_tool": _open_tool,
-    "close_tool": _close_tool,
-    "drop_tools": _drop_tools,
-    "ask": _ask,
+INPUTS: dict[str, Callable[[Snapshot, Request], Any]] = {
+    "claimant": _claimant,
+    "said_wait": _said_wait,
+    "said_breaker": lambda _, facts: facts.payload.get("breaker"),
+    "said_expiry": lambda _, facts: facts.payload.get("expires_s"),
+    "backoff": _backoff,
+    "model_backoff": _model_backoff,
+    "tools_and_this": _tools_and_this,
+    "tools_without": _tools_without,
 }
-"""What a row's `assign` can name in a machine whose instances are executions."""
+"""What a change takes from outside the record: from the payload, the clock and the caller."""
+
+EXECUTIONS = Vocabulary(
+    words={
+        "version": "count", "attempt": "count", "fence": "count", "model_attempt": "count", "tools": "count",
+        "open_tools": "count", "owner": "thing", "not_before": "thing", "breaker": "thing", "limit_s": "thing",
+        "suspended": "flag",
+    },
+    constants={"attempts_max": 1, "model_attempts_max": 1, "tools_max": 1},
+    facts=FACTS,
+    inputs={
+        "claimant": "present", "said_wait": "thing", "said_breaker": "thing", "said_expiry": "thing",
+        "backoff": "present", "model_backoff": "present", "tools_and_this": "count", "tools_without": "count",
+        "tool_known": "flag",
+    },
+    # Of the list of open tools a proof knows the length.
+    assume=(
+        "open_tools == tools",
+        "tool_known implies tools > 0",
+        "tools_and_this == tools + 1",
+        "tools_without == (tools - 1 if tool_known else tools)",
+    ),
+    begins={
+        "version": "0", "attempt": "0", "fence": "0", "model_attempt": "0", "tools": "()", "owner": "none",
+        "not_before": "none", "breaker": "none", "limit_s": "none", "suspended": "false",
+    },
+    changes=CHANGES,
+    frame=FRAME,
+)  # fmt: skip
+"""What the words of a machine mean whose instances are executions."""
+CHANGED = tuple(EXECUTIONS.begins)
+"""The fields of a record that expressions change, in the order in which `assigned` returns them."""
+
+
+@lru_cache(maxsize=1024)
+def assigned(
+    assign: tuple[str, ...], *, internal: bool, ends: bool
+) -> Callable[[Snapshot, Request], tuple[Any, ...]]:
+    """Return the function that yields the fields of the record after a row, in the order of `CHANGED`.
+
+    Args:
+        assign: What the row notes.
+        internal: Whether the state stays by declaration.
+        ends: Whether it leads to an end.
+    """
+    (texts,) = EXECUTIONS.assigned(assign, internal=internal, ends=ends)
+    terms = _RECORD | {name: f"{name}(record, given)" for name in INPUTS}
+    return compiled(
+        [texts.get(name, name) for name in CHANGED], Compiled("record, given", terms, dict(INPUTS))
+    )
 
 
 # --- deadlines ------------------------------------------------------------------------------------------------
@@ -267,78 +292,60 @@ def create(machine: Machine, identity: Identity) -> Step:
     return Step(after, None, CREATE, None, None, ())
 
 
-def decide(machine: Machine, snapshot: Snapshot, event: str, facts: Facts) -> Step | Refusal:
-    """Say what follows from an event.
-
-    Args:
-        machine: The machine that the execution is an instance of.
-        snapshot: The execution's record.
-        event: The event.
-        facts: What else the decision is made on.
-
-    Returns:
-        A `Step` to commit, or a `Refusal`. Nothing is changed either way.
-    """
-    if facts.fence is not None and facts.fence != snapshot.fence:
-        return refuse(machine, snapshot, event, "fenced", facts=facts)
-    if (facts.version is not None and facts.version != snapshot.version) or (
-        facts.holder is not None and facts.holder != snapshot.owner
+def decide(machine: Machine, snapshot: Snapshot, request: Request) -> Step | Refusal:
+    """Return what follows from a request: a `Step` to commit, or a `Refusal`. Nothing is changed either way."""
+    fence = request.fence
+    if fence is not None and fence != snapshot.fence:
+        return refuse(machine, snapshot, request, "fenced")
+    if (request.version is not None and request.version != snapshot.version) or (
+        request.holder is not None and request.holder != snapshot.owner
     ):
-        return refuse(machine, snapshot, event, "stale", facts=facts)
-    question = _Question(snapshot, facts.payload, machine.fact_defaults)
-    trigger = machine.executor.triggers.get(event)
+        return refuse(machine, snapshot, request, "stale")
+    question = _Question(snapshot, request.payload, machine.fact_defaults)
+    trigger = machine.executor.triggers.get(request.event)
     if trigger is None or not trigger(question):
-        return refuse(machine, snapshot, event, _why_not(machine, snapshot, event), facts=facts)
+        return refuse(machine, snapshot, request, _why_not(machine, snapshot, request.event))
     arrow = question.arrow
     assert arrow is not None  # noqa: S101 - the executor sets it whenever it returns True
-    reason = None if arrow.by == "anyone" else _not_by(snapshot, arrow, facts)
-    if reason is not None:
-        return refuse(machine, snapshot, event, reason, facts=facts)
-    return _take(machine, snapshot, arrow, facts)
+    if arrow.by == "owner":
+        # A fence of 0 was never given to a worker. A given one was compared above: it is the current one.
+        if fence is None and snapshot.fence != 0 and not request.ordered:
+            return refuse(machine, snapshot, request, "fenced")
+    elif arrow.by == "system" and request.user_id is not None:
+        return refuse(machine, snapshot, request, "forbidden")
+    return _take(machine, snapshot, arrow, request)
 
 
-def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Facts) -> Step:
+def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Request) -> Step:
     identity = snapshot.identity
     state = arrow.target
     if facts.at < snapshot.updated_at:
         # A wall clock that jumped back must not make a journal run backwards, nor cut a wait short.
-        facts = facts._replace(at=snapshot.updated_at)
+        facts = facts.but(at=snapshot.updated_at)
     at = facts.at
-    now = _now(facts)
-    tools, attempt, owner, fence = snapshot.tools, snapshot.attempt, snapshot.owner, snapshot.fence
-    model_attempt, suspended = snapshot.model_attempt, snapshot.suspended
+    now = at if facts.now is None else facts.now
+    ends = state in machine.terminal
+    (
+        version, attempt, fence, model_attempt, tools, owner, not_before, breaker, limit_s, suspended,
+    ) = assigned(arrow.assign, internal=arrow.internal, ends=ends)(snapshot, facts)  # fmt: skip
     if arrow.internal:
-        entered_at, since_at, not_before = snapshot.entered_at, snapshot.since_at, snapshot.not_before
-        breaker, limit_s = snapshot.breaker, snapshot.limit_s
+        entered_at, since_at = snapshot.entered_at, snapshot.since_at
     else:
-        entered_at, since_at, not_before, breaker, limit_s = at, now, None, None, None
-    if arrow.assign:
-        change: dict[str, Any] = {}
-        for name in arrow.assign:
-            CHANGES[name](snapshot, facts, change)
-        tools = change.get("tools", tools)
-        attempt = change.get("attempt", attempt)
-        owner = change.get("owner", owner)
-        fence = change.get("fence", fence)
-        model_attempt = change.get("model_attempt", model_attempt)
-        not_before = change.get("not_before", not_before)
-        breaker = change.get("breaker", breaker)
-        limit_s = change.get("limit_s", limit_s)
-        suspended = change.get("suspended", suspended)
-    limits = machine.limits_for(identity.timeouts_json)
+        entered_at, since_at = at, now
+    limits = machine.limits_known.get(identity.timeouts_json) or machine.limits_for(identity.timeouts_json)
     paused_s = snapshot.paused_s
     if not arrow.internal and snapshot.state in limits.input_states:
         paused_s += max(0.0, now - snapshot.since_at)
     payload_json = facts.payload_json
-    if state in machine.terminal:
-        due_at, kind, tools, end_json = None, None, (), payload_json
+    if ends:
+        due_at, kind, end_json = None, None, payload_json
     else:
         end_json = None
         due_at, kind = deadline(limits, state, identity.born_at, since_at, now, not_before, limit_s, paused_s)
         if kind == "total" and due_at is not None and limit_s is not None and not arrow.internal:
             payload_json = _undercut(payload_json, due_at - now, limit_s)
     after = Snapshot(
-        identity, state, snapshot.version + 1, entered_at, at, due_at, kind, attempt, owner, fence, tools,
+        identity, state, version, entered_at, at, due_at, kind, attempt, owner, fence, tools,
         model_attempt, not_before, breaker, limit_s, end_json, since_at, paused_s, suspended,
     )  # fmt: skip
     return Step(after, snapshot.state, arrow.event, facts.key, payload_json, arrow.effects, snapshot)
@@ -349,14 +356,6 @@ def _undercut(payload_json: str | None, left_s: float, expires_s: float) -> str:
     payload: dict[str, Any] = json.loads(payload_json) if payload_json else {}
     payload[UNDERCUT] = f"its total_s ends in {left_s:g} s, before the question expires after {expires_s:g} s"
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
-
-
-def _not_by(snapshot: Snapshot, arrow: Arrow, facts: Facts) -> str | None:
-    """Return why this caller may not take a row that is not for anyone, in one word; ``None`` if it may."""
-    if arrow.by == "system":
-        return "forbidden" if facts.narrowed else None
-    # A fence of 0 was never given to a worker. A given one was compared before: it is the current one.
-    return None if facts.fence is not None or snapshot.fence == 0 or facts.ordered else "fenced"
 
 
 # --- refusals -------------------------------------------------------------------------------------------------
@@ -370,38 +369,36 @@ def _why_not(machine: Machine, snapshot: Snapshot, event: str) -> str:
     return "guard" if event in machine.by_source[snapshot.state] else "not_allowed"
 
 
-def refuse(
-    machine: Machine,
-    snapshot: Snapshot,
-    event: str,
-    reason: str,
-    detail: str = "",
-    facts: Facts | None = None,
-) -> Refusal:
-    """Return the refusal of an event, with the events that are allowed instead.
+def refuse(machine: Machine, snapshot: Snapshot, request: Request, reason: str, detail: str = "") -> Refusal:
+    """Return the refusal of a request, with the events that are allowed instead.
 
     Args:
         machine: The machine.
         snapshot: The record, which stays as it is.
-        event: The event.
+        request: The request; one without a fence is told which events need none.
         reason: Why, in one word; see `Refusal`.
-        detail: One sentence; made from the table if it is not given.
-        facts: What the caller brought: without a fence it is told what needs none.
+        detail: One sentence; defaults to what the table says.
     """
+    event = request.event
     if not detail:
-        detail = _FENCELESS if reason == "fenced" and facts is not None and facts.fence is None else ""
-        detail = detail or _DETAILS[reason](machine, snapshot, event)
-    narrowed = facts is not None and facts.narrowed
+        fenceless = reason == "fenced" and request.fence is None
+        detail = _FENCELESS if fenceless else _DETAILS[reason](machine, snapshot, event)
     fenced = reason == "fenced" and snapshot.fence > 0
     return Refusal(
         snapshot.identity.id,
         snapshot.state,
         event,
         reason,
-        allowed(machine, snapshot, narrowed=narrowed, fenced=fenced),
+        allowed(machine, snapshot, narrowed=request.user_id is not None, fenced=fenced),
         snapshot.version,
         detail,
     )
+
+
+def childless(parent: Snapshot) -> Refusal:
+    """Return the refusal of a child whose parent has ended or is about to; no event helps it."""
+    detail = "the parent has ended or is about to: it cannot start children any more"
+    return Refusal(parent.identity.id, parent.state, CREATE, "terminal", (), parent.version, detail)
 
 
 def _unknown_event(machine: Machine, _snapshot: Snapshot, event: str) -> str:
@@ -449,7 +446,7 @@ def allowed(
 ) -> tuple[str, ...]:
     """Return the events that an execution would accept now: those that some payload could make succeed.
 
-    Facts that only a payload answers may come out either way; facts of the record are asked.
+    Request that only a payload answers may come out either way; facts of the record are asked.
 
     Args:
         machine: Its machine.

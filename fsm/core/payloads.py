@@ -226,7 +226,7 @@ def register_payload(name: str, model: type[Payload]) -> None:
         BadPayload: The name is taken by another model, or `model` is no subclass of `Payload`.
     """
     if not (isinstance(model, type) and issubclass(model, Payload)):
-        raise BadPayload(f"a payload model is a subclass of fsm.core.payloads.Payload, not {model!r}")
+        raise BadPayload(f"a payload model is a subclass of fsm.Payload, not {model!r}")
     if taken := {"fence", "key"} & model.model_fields.keys():
         raise BadPayload(f"fire() takes {', '.join(sorted(taken))} itself: give the field another name")
     if PAYLOADS.setdefault(name, model) is not model:
@@ -247,14 +247,15 @@ class Codec:
             BadPayload: The machine names a payload model that is not registered.
         """
         self._models: dict[str, type[Payload]] = {}
-        self._empty: dict[str, dict[str, Any] | None] = {}
+        self.empty: dict[str, dict[str, Any] | None] = {}
+        """What each event carries that is handed in without a payload; ``None`` if that has to be checked."""
         for event in machine.events:
             model = self._model_of(machine, event, derived)
             self._models[event] = model
             try:
-                self._empty[event] = dict(model().__dict__)
+                self.empty[event] = dict(model().__dict__)
             except Exception:  # noqa: BLE001 - a validator of a user's may raise anything
-                self._empty[event] = None  # a field is required, say: every payload is checked
+                self.empty[event] = None  # a field is required, say: every payload is checked
 
     @staticmethod
     def _model_of(machine: Machine, event: str, derived: frozenset[str]) -> type[Payload]:
@@ -296,7 +297,7 @@ class Codec:
             BadPayload: A field is unknown, missing, of a wrong type, or the text is too large.
         """
         if not payload:
-            empty = self._empty.get(event, {})
+            empty = self.empty.get(event, {})
             if empty is not None:
                 return empty, None
         model = self._models.get(event)

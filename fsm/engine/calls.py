@@ -7,33 +7,13 @@ import logging
 from types import TracebackType
 from typing import Any, Self
 
-from fsm.breakers.execution import ModelCall
 from fsm.breakers.permit import Permit
-from fsm.core.records import Receipt
 from fsm.core.results import clipped, jsonable, why
 from fsm.engine.inflight import InFlight
+from fsm.engine.model_calls import ModelCall
 from fsm.errors import BreakerOpen, Refused
 
 logger = logging.getLogger(__name__)
-
-
-class RunFires:
-    """A run as breakers see it: a tracker for asyncio on which they fire, with the run's own fence."""
-
-    def __init__(self, inflight: InFlight) -> None:
-        self._inflight = inflight
-
-    @property
-    def aio(self) -> Any:
-        """The same; there is no other."""
-        return self
-
-    async def fire(
-        self, _execution_id: str, event: str, /, *, fence: int | None = None, **payload: Any
-    ) -> Receipt:
-        """Hand an event to the run's execution."""
-        del fence
-        return await self._inflight.fire(event, payload)
 
 
 class ModelPhase:
@@ -58,9 +38,9 @@ class ModelPhase:
         permitted: ModelCall | Permit | None = None
         try:
             if self._breaker is not None:
-                breakers, fires = connection.runtime.tracker.breakers, RunFires(inflight).aio
+                breakers = connection.runtime.tracker.breakers
                 call = (
-                    breakers.model_call(fires, connection.id, self._breaker, name=self._name)
+                    ModelCall(breakers.get(self._breaker), inflight.say, name=self._name)
                     if first
                     else breakers.permit(self._breaker)
                 )

@@ -17,6 +17,7 @@ from typing import Any
 
 from fsm.core.decide import DERIVED
 from fsm.core.records import Receipt, Snapshot, Step
+from fsm.core.request import Request
 from fsm.engine.errors import RunOver, unknown_failure
 from fsm.engine.runtime import Runtime
 from fsm.engine.stages import MOVES, Stage
@@ -227,12 +228,11 @@ class Connection:
         commands: list[Command] = []
         for event, payload in orders:
             jitter = registry.rng.random()
-            commands.append(
-                Command(
-                    self.id, event, at=at, now=now, payload=payload, fence=fence, worker=worker, jitter=jitter
-                )
+            request = Request(
+                event, at, payload, execution_id=self.id, now=now, fence=fence, worker=worker, jitter=jitter
             )
-        commands[-1].key = key
+            commands.append(Command(request))
+        request.key = key
         return commands
 
     async def cancel(self, reason: str | None, by: str | None) -> None:
@@ -297,7 +297,7 @@ class Connection:
                 command.unheard = registry._unheard
                 future = registry.committer.submit(command)
                 if future is not None:
-                    self._ahead = self._leads_to(command.event, command.payload)
+                    self._ahead = self._leads_to(command.request.event, command.request.payload)
                     self._pending += 1
                     future.add_done_callback(self._landed)
                     sent.append((command, future))

@@ -88,6 +88,10 @@ class InFlight:
             self.calling = receipt.target
         return receipt
 
+    async def say(self, event: str, /, **payload: Any) -> Receipt:
+        """Hand in an event as a breaker says it (`fsm.engine.model_calls`)."""
+        return await self.fire(event, payload)
+
     async def leave_model(self, payload: Mapping[str, Any]) -> None:
         """Go on from a model call, if it was the last one in flight: to the open tools, or to thinking.
 

@@ -60,7 +60,7 @@ async def _create(runtime: Runtime, seat: Seat, agent: str, options: dict[str, A
         except StoreUnavailable as error:
             # Nobody can tell whether it was created? The store can; nothing else would drive it.
             known = registry.store.load
-            if error.committed is not None or await runtime.read(known, birth.execution_id) is None:
+            if error.committed is not None or await runtime.read(known, birth.request.execution_id) is None:
                 raise
     except Exception as error:
         seat.close()

@@ -18,9 +18,10 @@ from fsm.breakers import Backoff
 from fsm.core.arguments import text
 from fsm.core.results import clipped, jsonable
 from fsm.engine.admission import Seat
-from fsm.engine.calls import ModelPhase, RunFires, ToolPhase
+from fsm.engine.calls import ModelPhase, ToolPhase
 from fsm.engine.connection import Connection
 from fsm.engine.inflight import InFlight
+from fsm.engine.model_calls import ModelTries
 from fsm.engine.recorder import Recorder
 from fsm.machine.grammar import Category
 
@@ -221,10 +222,9 @@ class Run:
         await inflight.ready()
         inflight.models += 1
         try:
-            return await self.connection.runtime.tracker.breakers.call_model_async(
-                RunFires(inflight).aio, self.id, breaker or name, function,
-                name=name, backoff=backoff, timeout_s=timeout_s, sleep=self._sleep,
-            )  # fmt: skip
+            asked = self.connection.runtime.tracker.breakers.get(breaker or name)
+            tries = ModelTries(asked, inflight.say, name=name, backoff=backoff)
+            return await tries.run_async(function, self._sleep, timeout_s)
         finally:
             inflight.models -= 1
             await inflight.leave_model({})

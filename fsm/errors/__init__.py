@@ -161,8 +161,12 @@ class UnknownBreaker(FsmError):
         )
 
 
-class BadPayload(FsmError, ValueError):
-    """An argument or an event's payload has a wrong name, type or value. Nothing was changed."""
+class InvalidArgument(FsmError, ValueError):
+    """An argument has a wrong name, type or value. Nothing was changed."""
+
+
+class BadPayload(InvalidArgument):
+    """An event's payload has a wrong name, type or value. Nothing was changed."""
 
 
 class MalformedId(FsmError, ValueError):

@@ -18,6 +18,10 @@ STATES = (
     state("disabled", "stopping", doc="Switched off by hand: calls go through, nothing is judged"),
 )
 
+CLOSED, OPEN, HALF_OPEN, FORCED_OPEN, DISABLED = (one.name for one in STATES)
+PASSING = frozenset({CLOSED, DISABLED})
+"""The states in which calls go through without asking."""
+
 FACTS = (
     Fact(name="policy_met", doc="the policy's threshold of failures or slow calls is reached"),
     Fact(name="enough_calls", doc="the policy has seen its minimum number of calls"),

@@ -133,6 +133,27 @@ class Transition(Declaration):
         return f"{' '.join(self.source)} --{self.event}{guard}--> {target}"
 
 
+class Invariant(Declaration):
+    """What holds of every record that the table can lead to; `fsm verify --prove` proves it.
+
+    Invariants decide nothing: a machine keeps its hash whatever it states.
+
+    Attributes:
+        name: What it is called in a proof.
+        says: One sentence for the reader.
+        holds: An expression over the record (`fsm.machine.expressions`): ``"attempt <= attempts_max"``.
+    """
+
+    name: Name
+    says: str
+    holds: Annotated[str, StringConstraints(min_length=1, max_length=300)]
+
+
+def invariant(name: str, says: str, holds: str) -> Invariant:
+    """Write an `Invariant` on one line of a table; the arguments are its fields."""
+    return Invariant(name=name, says=says, holds=holds)
+
+
 def state(
     name: str,
     category: str,

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from fsm.errors import InvalidMachine
-from fsm.machine.grammar import Arrow, Category, Declaration, Fact, Name, OutcomeKind, State, Transition
+from fsm.machine.grammar import (
+    Arrow,
+    Category,
+    Declaration,
+    Fact,
+    Invariant,
+    Name,
+    OutcomeKind,
+    State,
+    Transition,
+)
 from fsm.machine.table import Table
 from fsm.machine.timeouts import Limits, Timeouts
 from fsm.machine.validation import prove
@@ -42,6 +52,7 @@ class Machine(Declaration):
         timeouts: The time limits of an execution that brings none of its own.
         perpetual: Whether the machine never ends (a breaker); it then has no terminal state.
         doc: What the machine is for.
+        invariants: What holds of every record that the table can lead to.
 
     Raises:
         InvalidMachine: The declaration does not hold together; every finding is listed.
@@ -57,6 +68,7 @@ class Machine(Declaration):
     timeouts: Timeouts = Timeouts()
     perpetual: bool = False
     doc: str = ""
+    invariants: tuple[Invariant, ...] = ()
 
     @model_validator(mode="after")
     def _prove(self) -> Self:
@@ -179,16 +191,17 @@ class Machine(Declaration):
             timeouts_json: What `Timeouts.model_dump_json` wrote with ``exclude_unset`` (a limit that is written as
                 null is lifted), or ``None`` for the machine's own limits.
         """
-        limits = self._limits.get(timeouts_json)
+        limits = self.limits_known.get(timeouts_json)
         if limits is None:
-            if len(self._limits) >= MAX_LIMITS:
-                self._limits.clear()
+            if len(self.limits_known) >= MAX_LIMITS:
+                self.limits_known.clear()
             timeouts = Timeouts.model_validate_json(timeouts_json) if timeouts_json else None
-            limits = self._limits[timeouts_json] = self.limits(timeouts)
+            limits = self.limits_known[timeouts_json] = self.limits(timeouts)
         return limits
 
     @cached_property
-    def _limits(self) -> dict[str | None, Limits]:
+    def limits_known(self) -> dict[str | None, Limits]:
+        """What `limits_for` has resolved, by text; at most `MAX_LIMITS`."""
         return {}
 
     # --- derive, write, read ----------------------------------------------------------------------------------
@@ -200,6 +213,7 @@ class Machine(Declaration):
         states: Iterable[State] = (),
         transitions: Iterable[Transition] = (),
         facts: Iterable[Fact] = (),
+        invariants: Iterable[Invariant] = (),
         payloads: Mapping[str, str] | None = None,
         timeouts: Timeouts | None = None,
         doc: str | None = None,
@@ -214,6 +228,7 @@ class Machine(Declaration):
             states: States to add.
             transitions: Rows to add.
             facts: Facts to add.
+            invariants: Invariants to add; those that are inherited hold of the new machine too, or its proof fails.
             payloads: Payload models to add, by event.
             timeouts: Limits that take the place of the inherited ones.
             doc: What the new machine is for.
@@ -234,6 +249,7 @@ class Machine(Declaration):
             timeouts=timeouts.over(self.timeouts) if timeouts is not None else self.timeouts,
             perpetual=self.perpetual,
             doc=self.doc if doc is None else doc,
+            invariants=(*self.invariants, *invariants),
         )
 
     def to_json(self, *, indent: int | None = None) -> str:
@@ -255,8 +271,10 @@ class Machine(Declaration):
 
     @cached_property
     def content_hash(self) -> str:
-        """Thirty-two hex digits over all that decides behaviour; texts for the reader do not count."""
-        data = self.model_dump(mode="json", exclude={"doc": True, "states": {"__all__": {"doc"}}})
+        """Thirty-two hex digits over all that decides behaviour; texts and invariants do not count."""
+        data = self.model_dump(
+            mode="json", exclude={"doc": True, "invariants": True, "states": {"__all__": {"doc"}}}
+        )
         data["facts"] = [[fact.name, fact.default] for fact in self.facts]
         for row in data["transitions"]:
             row["otherwise"] = row["otherwise"] is not None

@@ -7,7 +7,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Protocol
 
-from fsm.machine.grammar import Arrow, Category, Fact, OutcomeKind, State, Transition
+from fsm.machine.grammar import Arrow, Category, Fact, Invariant, OutcomeKind, State, Transition
 from fsm.machine.timeouts import Timeouts
 
 
@@ -30,6 +30,8 @@ class Declared(Protocol):
     def timeouts(self) -> Timeouts: ...
     @property
     def perpetual(self) -> bool: ...
+    @property
+    def invariants(self) -> tuple[Invariant, ...]: ...
 
 
 class Table:

@@ -19,6 +19,9 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 """A duration in seconds. Zero, negative, NaN and infinite values are refused; ``None`` means no such limit. What is
 longer than `MAX_SECONDS` is refused where a limit is handed in, and not here: a store may hold such limits already."""
 
+Span = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False, strict=True)]
+"""A duration in seconds that no store holds: up to `MAX_SECONDS`."""
+
 
 class Timeouts(BaseModel):
     """The time limits of an execution. ``None`` means that there is no such limit.

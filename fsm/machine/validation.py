@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pydantic import BaseModel
 
 from fsm.errors import Finding
+from fsm.machine.expressions import NoExpression, words_of
 from fsm.machine.grammar import Arrow, State
 from fsm.machine.table import Table
 
@@ -87,6 +88,7 @@ def _repeated_names(table: Table) -> Iterator[Finding]:
         ("state", [state.name for state in table.declared.states]),
         ("fact", [fact.name for fact in table.declared.facts]),
         ("payload", [event for event, _ in table.declared.payloads]),
+        ("invariant", [invariant.name for invariant in table.declared.invariants]),
     ):
         for name, count in Counter(names).items():
             if count > 1:
@@ -205,6 +207,20 @@ def _outcomes(table: Table) -> Iterator[Finding]:
                 f"it declares outcome={state.outcome!r}, but it is {state.category}, not terminal",
                 "Drop outcome=, or make the state terminal",
             )
+
+
+def _invariants(table: Table) -> Iterator[Finding]:
+    for invariant in table.declared.invariants:
+        try:
+            words = words_of(invariant.holds)
+        except NoExpression as error:
+            yield Finding("bad_invariant", invariant.name, str(error), "See fsm.machine.expressions")
+            continue
+        for word in words:
+            if word.startswith("@") and word[1:] not in CATEGORIES:
+                yield Finding(
+                    "unknown_category", invariant.name, f"no such category {word!r}", _near(word, CATEGORIES)
+                )
 
 
 # --- paths ---------------------------------------------------------------------------------------------------
@@ -351,6 +367,7 @@ _CHECKS: tuple[Callable[[Table], Iterator[Finding]], ...] = (
     _rows,
     _terminal_rows,
     _outcomes,
+    _invariants,
     _ends,
     _reachable,
     _waits,

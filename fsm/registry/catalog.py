@@ -58,6 +58,7 @@ class _Unchecked(Codec):
     """The codec of a machine whose events this process cannot check: whoever fires one learns what is missing."""
 
     def __init__(self, error: Exception) -> None:
+        self.empty = {}
         self._error = one_line(error)
 
     def encode(self, event: str, payload: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
@@ -83,6 +84,7 @@ class LawBook:
         self._laws: dict[str, Law] = {}
         self._claims: set[str] = set()  # the events that make somebody the owner
         self._strange: set[str] = set()
+        self._learnt = -1  # how many machines the store had when they were last read
 
     def add(self, machine: Machine) -> Machine:
         """Make a machine known here and to the store.
@@ -151,6 +153,11 @@ class LawBook:
             self._laws[content_hash] = law_for(machine, foreign=True)
 
     def machines(self) -> tuple[Machine, ...]:
-        """Return every machine that is known, the store's included."""
-        self.learn()
+        """Return every machine that is known, the store's included; its documents are read when there are new ones."""
+        count = (
+            self.store.machine_count()
+        )  # before they are read: one that is added in between is read next time
+        if count != self._learnt:
+            self.learn()
+            self._learnt = count
         return tuple(law.machine for law in self._laws.values())

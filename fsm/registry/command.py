@@ -1,4 +1,4 @@
-"""What a caller wants of the committer, and how it is told what became of it."""
+"""What a caller asks of the committer, and how it is told what became of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fsm.core.records import Receipt, Step
+from fsm.core.request import Request
 from fsm.errors import BadPayload, Refusal
 
 if TYPE_CHECKING:
@@ -22,73 +23,37 @@ logger = logging.getLogger(__name__)
 
 
 class Command:
-    """One change that somebody wants, and what became of it. Exactly one of outcome and error is set at the end."""
+    """A request under way, and what became of it. Exactly one of outcome and error is set at the end.
 
-    __slots__ = (
-        "at", "born", "effects", "error", "event", "execution_id", "fence", "gate", "holder", "jitter", "key", "later",
-        "now", "ordered", "outcome", "payload", "unheard", "user_id", "version", "worker",
-    )  # fmt: skip
+    Attributes:
+        request: What is asked.
+        born: The step that creates the execution, in place of an event.
+        outcome: The receipt or the refusal.
+        effects: What the committed step orders.
+        error: Why there is no outcome.
+        gate: What the calling thread waits for, while it waits.
+        later: What the calling coroutine waits for, while it waits.
+        unheard: Told of the command if its caller was cancelled while it was committed.
+    """
 
-    def __init__(  # noqa: PLR0913 - a caller's whole wish
-        self,
-        execution_id: str,
-        event: str,
-        *,
-        at: float,
-        now: float | None = None,
-        payload: Mapping[str, Any] | None = None,
-        fence: int | None = None,
-        key: str | None = None,
-        worker: str | None = None,
-        user_id: str | None = None,
-        version: int | None = None,
-        holder: str | None = None,
-        jitter: float = 0.0,
-        ordered: bool = False,
-        born: Step | None = None,
+    __slots__ = ("born", "effects", "error", "gate", "later", "outcome", "request", "unheard")
+
+    def __init__(
+        self, request: Request, born: Step | None = None, unheard: Callable[[Command], None] | None = None
     ) -> None:
-        """Note what is wanted.
-
-        Args:
-            execution_id: The execution.
-            event: The event.
-            at: The instant at which the caller asked, in seconds since the epoch.
-            now: The same instant on the steady timeline.
-            payload: What comes with the event, not checked yet.
-            fence: The caller's fence, ``None`` for one who owns nothing.
-            key: The idempotency key.
-            worker: Who becomes the owner if the event claims the execution and its payload names nobody.
-            user_id: Whoever asks; another user's execution is unknown to them. ``None`` for the platform itself.
-            version: Refuse unless the execution is still at this version.
-            holder: Refuse unless this worker still owns it.
-            jitter: A number from 0 to 1 that shortens a backoff.
-            ordered: Whether the library itself asks: the owner's rows need no fence.
-            born: The step that creates the execution, in place of an event.
-        """
-        self.execution_id = execution_id
-        self.event = event
-        self.at = at
-        self.now = now
-        self.payload = payload or {}
-        self.fence = fence
-        self.key = key
-        self.worker = worker
-        self.user_id = user_id
-        self.version = version
-        self.holder = holder
-        self.jitter = jitter
-        self.ordered = ordered
+        self.request = request
         self.born = born
+        self.unheard = unheard
         self.outcome: Receipt | Refusal | None = None
         self.effects: tuple[str, ...] = ()
         self.error: BaseException | None = None
         self.gate: threading.Lock | None = None
         self.later: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
-        self.unheard: Callable[[Command], None] | None = None
 
     def freeze(self) -> None:
         """Take a copy of the payload, before the command is queued: what the caller changes later changes nothing."""
-        self.payload = frozen(self.payload)
+        if not self.request.checked:
+            self.request.payload = frozen(self.request.payload)
 
 
 _CHANGED = "a payload was changed by another thread while it was read ({}): hand in a copy"
@@ -151,7 +116,7 @@ def tell(batch: Sequence[Command]) -> None:
         try:
             loop.call_soon_threadsafe(_resolve, commands)
         except RuntimeError:  # the loop was closed while the commit was under way
-            _make_up(commands)
+            make_up(commands)
 
 
 def _resolve(commands: Sequence[Command]) -> None:
@@ -162,15 +127,20 @@ def _resolve(commands: Sequence[Command]) -> None:
             left.append(command)
         elif not future.done():
             future.set_result(None)
-    _make_up(left)
+    make_up(left)
 
 
-def _make_up(commands: Sequence[Command]) -> None:
-    """Do what the callers would have done, had they not been cancelled: the effects are due all the same."""
+def make_up(commands: Sequence[Command]) -> None:
+    """Do what the callers would have done, had they not been cancelled: the effects are due all the same.
+
+    What another thread has begun to do may be done twice, which changes nothing.
+    """
     for command in commands:
         if command.unheard is None or not isinstance(command.outcome, Receipt):
             continue
         try:
             command.unheard(command)
         except Exception:  # the next one is another caller's
-            logger.exception("%s: the effects of %r are left undone", command.execution_id, command.event)
+            logger.exception(
+                "%s: the effects of %r are left undone", command.request.execution_id, command.outcome.event
+            )

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING
 from fsm.concurrency.forks import anew_after_fork
 from fsm.concurrency.locks import Bell, Lock, inside
 from fsm.concurrency.supervised import BACKOFF_S, Loop
-from fsm.core.decide import UNDERCUT, Facts, decide, refuse
+from fsm.core.decide import UNDERCUT, childless, decide, refuse
 from fsm.core.records import Receipt, Snapshot, Step
+from fsm.core.request import Request
 from fsm.errors import (
+    BadPayload,
     DamagedRecord,
     FsmError,
     KeyTaken,
@@ -34,10 +36,8 @@ from fsm.errors import (
     StoreUnavailable,
     UnknownExecution,
 )
-from fsm.machine.grammar import CREATE
-from fsm.machine.machine import Machine
 from fsm.registry.catalog import Law
-from fsm.registry.command import Command, tell
+from fsm.registry.command import Command, make_up, tell
 from fsm.stores.base import Barred, Conflict, Store
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ class Committer:
                 raise Reentered(leading.what)
             try:
                 with leading.mutex:
-                    self._run((command,))
+                    if not self._run_alone(command):
+                        self._run((command,), tried=1)
             except BaseException:
                 leading.free()
                 raise
@@ -192,8 +193,15 @@ class Committer:
             command: Its outcome or error is set on return.
         """
         future = self.submit(command)
-        if future is not None:
+        if future is None:
+            return
+        try:
             await future
+        except BaseException:
+            # A cancel may come when the future is done and before its caller has gone on: then nobody has made up.
+            if not future.cancel() and not future.cancelled():
+                make_up([command])
+            raise
 
     def submit(self, command: Command) -> asyncio.Future[None] | None:
         """Hand a command in without waiting, from an event loop: what is handed in first is decided first.
@@ -344,15 +352,49 @@ class Committer:
 
     # --- one batch --------------------------------------------------------------------------------------------
 
-    def _run(self, batch: Sequence[Command]) -> None:
+    def _run_alone(self, command: Command) -> bool:
+        """Decide and commit one command without a round; return whether it has an outcome or an error now.
+
+        What does not end here (a key that may have been used, another writer of the same store) goes through the
+        rounds, which decide it once more.
+        """
+        request = command.request
+        try:
+            step = command.born
+            if step is None:
+                if request.key is not None:
+                    return False
+                snapshot = self._store.load(request.execution_id)
+                if snapshot is None:
+                    raise UnknownExecution(request.execution_id)  # noqa: TRY301 - the caller's error, like any other
+                decided = self._answer(request, snapshot)
+                if isinstance(decided, Refusal):
+                    command.outcome = decided
+                    return True
+                step = decided
+            (outcome,) = self._store.append((step,))
+            if isinstance(outcome, Receipt):
+                self._committed(command, step, outcome)
+            elif isinstance(outcome, Barred) or command.born is not None:
+                command.error = self._barred(outcome)  # a round would meet the same
+            else:
+                return False
+        except BaseException as error:
+            if command.outcome is None:
+                command.error = _own(error, command)
+            if not isinstance(error, Exception):
+                raise
+        return True
+
+    def _run(self, batch: Sequence[Command], tried: int = 0) -> None:
         """Decide and commit a batch. Every command has an outcome or an error afterwards, whatever happens."""
-        for this in self._rounds(batch):
+        for this in self._rounds(batch, tried):
             try:
                 this.outcomes = self._store.append(this.steps)
             except BaseException as error:  # noqa: BLE001 - the round says what becomes of it
                 this.error = error
 
-    def _rounds(self, batch: Sequence[Command]) -> Iterator[_Round]:
+    def _rounds(self, batch: Sequence[Command], tried: int = 0) -> Iterator[_Round]:
         """Decide a batch, round by round, and stop wherever the store has its turn.
 
         Whoever drives this takes each round's steps to the store and notes its outcomes or the error there, before
@@ -360,7 +402,7 @@ class Committer:
         """
         todo = batch
         try:
-            for _ in range(MAX_ROUNDS):
+            for _ in range(tried, MAX_ROUNDS):
                 this = self._plan(todo)
                 if this.steps:
                     yield this
@@ -373,13 +415,14 @@ class Committer:
                     return
             for command in todo:
                 command.error = StoreUnavailable(
-                    f"{command.execution_id}: other processes were faster {MAX_ROUNDS} times in a row; try again"
+                    f"{command.request.execution_id}: other processes were faster {MAX_ROUNDS} times in a row: "
+                    "try again"
                 )
         except BaseException as error:
             for command in batch:
                 if command.outcome is None and command.error is None:
                     command.error = _own(error, command)
-                self._known.pop(command.execution_id, None)
+                self._known.pop(command.request.execution_id, None)
             if not isinstance(error, Exception):
                 raise
 
@@ -401,36 +444,59 @@ class Committer:
     def _settle(self, this: _Round, outcomes: Sequence[Receipt | Conflict | Barred]) -> None:
         lost: set[str] = set()
         for command, step, outcome in zip(this.commands, this.steps, outcomes, strict=True):
-            if isinstance(outcome, Conflict):
+            if not isinstance(outcome, Receipt):
                 lost.add(outcome.execution_id)
-                this.again.append(command)
+                if isinstance(outcome, Conflict) and command.born is None:
+                    this.again.append(command)
+                else:  # another round would meet the same
+                    command.error = self._barred(outcome)
                 continue
-            if isinstance(outcome, Barred):
-                command.error = _barred(outcome)
-                lost.add(outcome.execution_id)
-                continue
-            command.outcome = outcome
-            command.effects = step.effects
-            due_at = step.after.due_at
-            if due_at is not None and due_at < self.wake_at:
-                self._let_hear("the alarm of the sweeper", self.on_earlier, due_at)
-            self._look_for_undercut(step)
-            if not self._instant:
-                self._remember(step.after)
-            if self.watchers and (watch := self.watchers.get(command.execution_id)) is not None:
-                self._let_hear("a watcher of commits", watch, step)
+            self._committed(command, step, outcome)
         for execution_id in lost:
             self._known.pop(execution_id, None)
         for command in this.leaning:
-            if command.execution_id in lost:
+            if command.request.execution_id in lost:
                 command.outcome = None
                 this.again.append(command)
 
-    def _look_for_undercut(self, step: Step) -> None:
-        """Say that a question was asked whose execution ends before it expires; this thread itself never logs."""
+    def _barred(self, outcome: Conflict | Barred) -> FsmError:
+        if isinstance(outcome, Conflict):
+            there = "was deleted" if outcome.version is None else "is there already"
+            return BadPayload(
+                f"an execution of the id {outcome.execution_id} {there}: no id is given out twice, so make a new one"
+            )
+        if outcome.why == "lease":
+            return LeaseLost(outcome.who)
+        if outcome.why == "key":
+            return KeyTaken(outcome.who)
+        if outcome.why == "law":
+            return DamagedRecord(
+                "executions",
+                outcome.execution_id,
+                "the step",
+                f"is refused by the store's own law ({outcome.who})",
+            )
+        try:
+            parent = self._store.load(outcome.who)
+        except FsmError as error:
+            return error  # the child is kept out all the same
+        return UnknownExecution(outcome.who) if parent is None else Refused(childless(parent))
+
+    def _committed(self, command: Command, step: Step, receipt: Receipt) -> None:
+        """Note a commit, and tell those who hear of it."""
+        command.outcome = receipt
+        command.effects = step.effects
         after = step.after
+        due_at = after.due_at
+        if due_at is not None and due_at < self.wake_at:
+            self._let_hear("the alarm of the sweeper", self.on_earlier, due_at)
         if after.limit_s is not None and after.due_kind == "total" and step.source != after.state:
+            # A question was asked whose execution ends before it expires. This thread itself never logs.
             self._later(partial(_warn, step))
+        if not self._instant:
+            self._remember(after)
+        if self.watchers and (watch := self.watchers.get(receipt.execution_id)) is not None:
+            self._let_hear("a watcher of commits", watch, step)
 
     def _let_hear(self, name: str, function: Callable[..., object], *args: object) -> None:
         """Call a function that hears of a commit. An error of its own is noted later: this thread never logs."""
@@ -461,25 +527,18 @@ class Committer:
             this.steps.append(command.born)
             this.commands.append(command)
             return
-        execution_id, event = command.execution_id, command.event
+        request = command.request
+        execution_id = request.execution_id
         ahead = this.ahead.get(execution_id)
         snapshot = ahead or self._known.get(execution_id)
         fresh = snapshot is None
         if snapshot is None:
-            snapshot = self._load(command)
-        if command.user_id is not None and snapshot.identity.user_id != command.user_id:
-            raise UnknownExecution(execution_id)
-        machine, codec = self._law(snapshot)
-        if command.key is not None and self._seen(command, machine, snapshot, this):
+            snapshot = self._load(execution_id)
+        if request.key is not None and self._seen(command, snapshot, this):
             return
-        payload, text = codec.encode(event, command.payload)
-        facts = Facts(
-            command.at, payload, text, command.fence, command.key, command.worker, command.now, command.version,
-            command.holder, command.jitter, command.user_id is not None, command.ordered,
-        )  # fmt: skip
-        decided = decide(machine, snapshot, event, facts)
+        decided = self._answer(request, snapshot)
         if isinstance(decided, Refusal) and not fresh and ahead is None:
-            decided = decide(machine, self._load(command), event, facts)
+            decided = self._answer(request, self._load(execution_id))
         if isinstance(decided, Refusal):
             command.outcome = decided
             if ahead is not None:
@@ -489,29 +548,49 @@ class Committer:
         this.commands.append(command)
         this.ahead[execution_id] = decided.after
 
-    def _seen(self, command: Command, machine: Machine, snapshot: Snapshot, this: _Round) -> bool:
+    def _answer(self, request: Request, snapshot: Snapshot) -> Step | Refusal:
+        """Check a request, and return what follows from it for a record."""
+        machine, codec = self._law_for(request, snapshot)
+        if not request.checked:
+            empty = None if request.payload else codec.empty.get(request.event)
+            if empty is None:
+                request.payload, request.payload_json = codec.encode(request.event, request.payload)
+            else:
+                request.payload = empty
+            request.checked = True
+        return decide(machine, snapshot, request)
+
+    def _law_for(self, request: Request, snapshot: Snapshot) -> Law:
+        """Return the law of an execution, for those who may know of it."""
+        if request.user_id is not None and snapshot.identity.user_id != request.user_id:
+            raise UnknownExecution(request.execution_id)
+        return self._laws.get(snapshot.identity.machine) or self._law(snapshot)
+
+    def _seen(self, command: Command, snapshot: Snapshot, this: _Round) -> bool:
         """Return whether the command's key was used before, and if so answer it or put it off."""
-        key = command.key or ""
-        if (command.execution_id, key) in this.keys:
+        request = command.request
+        machine = self._law_for(request, snapshot).machine
+        key = request.key or ""
+        if (request.execution_id, key) in this.keys:
             this.again.append(command)  # its twin is being committed: next time there is a receipt to return
             return True
-        first = self._store.keyed(command.execution_id, key)
+        first = self._store.keyed(request.execution_id, key)
         if first is None:
-            this.keys.add((command.execution_id, key))
+            this.keys.add((request.execution_id, key))
             return False
-        if first.event == command.event:
+        if first.event == request.event:
             command.outcome = first
         else:
             detail = (
                 f"the key {key!r} was used for {first.event!r} at version {first.version}: take a new key"
             )
-            command.outcome = refuse(machine, snapshot, command.event, "duplicate", detail)
+            command.outcome = refuse(machine, snapshot, request, "duplicate", detail)
         return True
 
-    def _load(self, command: Command) -> Snapshot:
-        snapshot = self._store.load(command.execution_id)
+    def _load(self, execution_id: str) -> Snapshot:
+        snapshot = self._store.load(execution_id)
         if snapshot is None:
-            raise UnknownExecution(command.execution_id)
+            raise UnknownExecution(execution_id)
         return snapshot
 
 
@@ -535,22 +614,6 @@ def _closed() -> StoreUnavailable:
 def _warn(step: Step) -> None:
     payload = json.loads(step.payload_json) if step.payload_json else {}
     logger.warning("%s: %s", step.after.identity.id, payload.get(UNDERCUT))
-
-
-def _barred(outcome: Barred) -> FsmError:
-    if outcome.why == "lease":
-        return LeaseLost(outcome.who)
-    if outcome.why == "key":
-        return KeyTaken(outcome.who)
-    if outcome.why == "law":
-        return DamagedRecord(
-            "executions",
-            outcome.execution_id,
-            "the step",
-            f"is refused by the store's own law ({outcome.who})",
-        )
-    detail = "the parent has ended or is about to: it cannot start children any more"
-    return Refused(Refusal(outcome.who, "ended", CREATE, "terminal", (), 0, detail))
 
 
 def _own(error: BaseException, command: Command) -> BaseException:

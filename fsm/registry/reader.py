@@ -48,7 +48,7 @@ class Reader:
         return await self.in_thread(function, *args, **kwargs)
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function in a thread, in the caller's context. A caller that is cancelled does not stop it.
+        """Call a function in a thread, in the caller's context. A cancel does not stop a call that has begun.
 
         Raises:
             StoreUnavailable: No thread can be had; a busy one may still carry the call out.

@@ -31,11 +31,12 @@ from fsm.core.arguments import (
     unknown,
     whole,
 )
-from fsm.core.decide import create
+from fsm.core.decide import childless, create
 from fsm.core.records import CANCEL_CHILDREN, Execution, Identity, Receipt, Retry, Snapshot, view
+from fsm.core.request import Request
 from fsm.errors import (
-    BadPayload,
     FsmError,
+    InvalidArgument,
     KeyTaken,
     LeaseLost,
     Refusal,
@@ -51,6 +52,7 @@ from fsm.registry.aftermath import Aftermath
 from fsm.registry.catalog import LawBook
 from fsm.registry.command import Command
 from fsm.registry.committer import Committer
+from fsm.registry.ear import Ear
 from fsm.registry.pulse import Pulse
 from fsm.registry.reader import Reader
 from fsm.registry.steady import SteadyClock
@@ -88,7 +90,7 @@ def _order_of(command: Command) -> tuple[Order, ...]:
     """Return the order to cancel children that a committed command has left with the store, if any."""
     if CANCEL_CHILDREN not in command.effects or not isinstance(command.outcome, Receipt):
         return ()
-    return (Order(command.execution_id, command.outcome.version, command.event),)
+    return (Order(command.request.execution_id, command.outcome.version, command.request.event),)
 
 
 class Leaseholder(Protocol):
@@ -117,6 +119,9 @@ class Registry(LawBook):
         self.closed = False
         self._over = False
         self.ids = ids.MAKER
+        self.steady = SteadyClock(store, clock)
+        self.now = self.steady.now
+        """Returns the instant on the steady timeline, where deadlines and leases lie (`fsm.core.timeline`)."""
         self.health = Health(clock.wall, self.now)
         self.sweep_from: tuple[float, str] | None = None
         """Where the next sweep of deadlines goes on; ``None`` for the beginning."""
@@ -132,25 +137,16 @@ class Registry(LawBook):
         """What the layers above made for this registry, by its type; it lives as long as the registry."""
         self.listeners: dict[Callable[[], None], None] = {}  # a set that keeps its order, so that runs replay
         self.rng = random.Random()  # noqa: S311 - jitter, not a secret
-        self.steady = SteadyClock(store, clock)
         self.aftermath = Aftermath(self.health.loop("aftermath"))
         self.committer = Committer(
             store, self.law_of, loop=self.health.loop("committer"), later=self.aftermath.later
         )
         self.committer.misheard = self.health.failed
         self.pulse = Pulse(store, self.health, clock, self.now, self._named)
+        self.ear = Ear(store, self.health, self._announce)
         self.health.stirred = self.pulse.stirred
         for machine in machines:
             self.add(machine)
-
-    def now(self) -> float:
-        """Return the instant on the steady timeline, in seconds since the epoch, near enough.
-
-        Deadlines and leases live here. It is the monotonic clock, shifted by an offset that the first process of a
-        boot wrote into the store: the same for all processes, and a wall clock that jumps does not move it. See
-        `fsm.core.timeline` for what a boot does.
-        """
-        return self.steady.now()
 
     # --- commands ---------------------------------------------------------------------------------------------
 
@@ -175,12 +171,12 @@ class Registry(LawBook):
         *,
         user_id: str,
         thread_id: str,
-        timeouts: Timeouts | Mapping[str, Any] | None,
-        retry: Retry | Mapping[str, Any] | None,
-        parent_id: str | None,
-        retry_of: str | None,
-        metadata: Mapping[str, Any] | None,
-        machine: Machine | str | None,
+        timeouts: Timeouts | Mapping[str, Any] | None = None,
+        retry: Retry | Mapping[str, Any] | None = None,
+        parent_id: str | None = None,
+        retry_of: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        machine: Machine | str | None = None,
         key: str | None = None,
     ) -> Command:
         """Return the command that creates an execution; see `Tracker.create` for the arguments."""
@@ -226,14 +222,13 @@ class Registry(LawBook):
             key,
             depth,
         )
-        return Command(identity.id, CREATE, at=at, born=create(chosen, identity))
+        return Command(Request(CREATE, at, execution_id=identity.id), create(chosen, identity))
 
     def _parent(self, parent_id: str, user_id: str | None) -> Snapshot:
         parent = self.load(parent_id, user_id)
         machine = self.law_of(parent.identity.machine).machine
         if machine.by_name[parent.state].category in _OVER:
-            detail = "the parent has ended or is about to: it cannot start children any more"
-            raise Refused(Refusal(parent_id, parent.state, CREATE, "terminal", (), parent.version, detail))
+            raise Refused(childless(parent))
         return parent
 
     def event(
@@ -248,29 +243,30 @@ class Registry(LawBook):
     ) -> Command:
         """Return the command that fires an event; see `Tracker.fire` for the arguments."""
         if type(event) is not str:
-            raise BadPayload(f"an event is a name, as 'start', not {shown(event)}")
-        if fence is not None:
-            whole("fence, from a claim's receipt,", fence, 0, MAX_NUMBER)
-        key = optional_text("key", key)
-        execution_id = self._id(execution_id)
+            raise InvalidArgument(f"an event is a name, as 'start', not {shown(event)}")
+        if fence is not None and not (type(fence) is int and 0 <= fence <= MAX_NUMBER):
+            whole("fence, from a claim's receipt,", fence, 0, MAX_NUMBER)  # it says what is wrong
+        if key is not None:
+            key = text("key", key)
+        if type(execution_id) is not str:
+            execution_id = self._id(execution_id)
         worker = self.worker
         if worker is not None and worker.lost and fence is None and event in self._claims:
             # Nothing would watch over what a lost worker claims. Its other writes meet their stale fences.
             raise LeaseLost(worker.id)
-        command = Command(
-            execution_id,
+        request = Request(
             event,
-            at=self.clock.wall(),
+            self.clock.wall(),
+            payload,
+            execution_id=execution_id,
             now=self.now(),
-            payload=payload,
             fence=fence,
             key=key,
-            worker=self.worker_id,
+            worker=self.worker_id if event in self._claims else None,
             user_id=user_id,
             jitter=self.rng.random(),
         )
-        command.unheard = self._unheard
-        return command
+        return Command(request, None, self._unheard)
 
     def order(
         self,
@@ -290,17 +286,18 @@ class Registry(LawBook):
             version: It is stale unless the execution is still at this version.
             holder: It is stale unless this worker still owns the execution.
         """
-        return Command(
-            execution_id,
+        request = Request(
             event,
-            at=self.clock.wall(),
+            self.clock.wall(),
+            payload,
+            execution_id=execution_id,
             now=self.now(),
-            payload=payload,
             version=version,
             holder=holder,
             jitter=self.rng.random(),
             ordered=True,
         )
+        return Command(request)
 
     def carry_all(self, commands: Sequence[Command]) -> int:
         """Carry out orders and their effects; those that came too late are passed over.
@@ -338,10 +335,16 @@ class Registry(LawBook):
             except UnknownExecution:
                 continue  # it was pruned in between
             except Refused as error:
-                if error.reason not in (_TOO_LATE_TO_CANCEL if command.event == "cancel" else _TOO_LATE):
+                if error.reason not in (
+                    _TOO_LATE_TO_CANCEL if command.request.event == "cancel" else _TOO_LATE
+                ):
                     stuck += 1
                     self.health.set_aside(
-                        command.execution_id, error.version, str(error), self.now(), event=command.event
+                        command.request.execution_id,
+                        error.version,
+                        str(error),
+                        self.now(),
+                        event=command.request.event,
                     )
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
@@ -350,7 +353,7 @@ class Registry(LawBook):
                 self._set_aside(command, error)
             else:
                 done.append(command)
-                self.health.take_back(command.execution_id, event=command.event)
+                self.health.take_back(command.request.execution_id, event=command.request.event)
         return _Carried(done, stuck, unavailable)
 
     def _commit_apart(self, commands: Sequence[Command]) -> None:
@@ -377,12 +380,14 @@ class Registry(LawBook):
                     command.error = error
 
     def _set_aside(self, command: Command, error: BaseException) -> None:
-        version = command.version
+        version = command.request.version
         if version is None:
-            version = self._version_of(command.execution_id)
+            version = self._version_of(command.request.execution_id)
         # An error of this library says by itself what is wrong; any other one is logged with its traceback.
         said = one_line(error) if isinstance(error, FsmError) else error
-        self.health.set_aside(command.execution_id, version, said, self.now(), event=command.event)
+        self.health.set_aside(
+            command.request.execution_id, version, said, self.now(), event=command.request.event
+        )
 
     def _version_of(self, execution_id: str) -> int:
         """Return the version that an execution is at, or -1 if even that cannot be read."""
@@ -403,17 +408,17 @@ class Registry(LawBook):
         if outcome is None:
             error = command.error
             if isinstance(error, UnknownExecution):
-                raise unknown(command.execution_id)
+                raise unknown(error.execution_id)
             raise error or StoreUnavailable("the command was given up", committed=None)
         if isinstance(outcome, Refusal):
             raise Refused(outcome)
-        self._announce()
+        if self.listeners:
+            self._announce()
         return outcome
 
     def _announce(self) -> None:
-        if self.listeners:
-            for listener in tuple(self.listeners):
-                self.health.call("a listener", listener)
+        for listener in tuple(self.listeners):
+            self.health.call("a listener", listener)
 
     def _unheard(self, command: Command) -> None:
         """Make up for a cancelled caller: what may wait for a disk is done on another thread.
@@ -431,20 +436,12 @@ class Registry(LawBook):
         self.carry_out(command)
 
     def created(self, command: Command) -> Execution:
-        """Return the execution that a command created; raises as `receipt` does.
-
-        Its parent may have ended between the check and the commit: then the store has kept the child out.
-        """
+        """Return the execution that a command created; raises as `receipt` does."""
         assert command.born is not None  # noqa: S101 - only births come here
         try:
             self.receipt(command)
         except KeyTaken as taken:
             return self._repeated(command.born.after.identity, taken.execution_id)
-        except Refused:
-            parent_id = command.born.after.identity.parent_id
-            if parent_id is not None:
-                self._parent(parent_id, None)  # says how it ended
-            raise
         return self.show(command.born.after)
 
     def _repeated(self, identity: Identity, first_id: str) -> Execution:
@@ -471,12 +468,14 @@ class Registry(LawBook):
         """
         for effect in command.effects:
             if effect != CANCEL_CHILDREN or not isinstance(command.outcome, Receipt):
-                logger.debug("%s: the effect %r is for the engine", command.execution_id, effect)
+                logger.debug("%s: the effect %r is for the engine", command.request.execution_id, effect)
                 continue
             try:
-                self.call_off(Order(command.execution_id, command.outcome.version, command.event))
+                self.call_off(
+                    Order(command.request.execution_id, command.outcome.version, command.request.event)
+                )
             except Exception:
-                logger.exception("%s: could not carry out %r", command.execution_id, effect)
+                logger.exception("%s: could not carry out %r", command.request.execution_id, effect)
 
     def call_off(self, order: Order) -> int:
         """Cancel the children of an execution through the table, and theirs, however deep and wide the tree is.
@@ -619,6 +618,7 @@ class Registry(LawBook):
         for stop in tuple(self.closing) if whole else ():
             self.health.call("the end of the tracker", stop)
         if whole:
+            self.ear.stop()
             self.pulse.stop()
         self.closed = True
         self.committer.close()
@@ -638,3 +638,4 @@ class Registry(LawBook):
         self.worker = None
         self.health.after_fork()
         self.pulse.after_fork()
+        self.ear.after_fork()

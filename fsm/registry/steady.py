@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from fsm.clock import ALONE, APART, Clock
+from fsm.clock import ALONE, APART, MANUAL, Clock
 from fsm.core.timeline import Era, Mark, Reading, begin, met_until, observe
 from fsm.errors import StoreUnavailable
 from fsm.stores.base import Store
+from fsm.stores.shared import SharedClock
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +18,16 @@ MARK_EVERY_S = 60.0
 """Each process that sweeps raises the mark this often, in seconds; a crash can lose that much of the timeline."""
 
 
+MEASURE_EVERY_S = 60.0
+"""Each process that sweeps or renews a lease compares its clock with the store's this often, in seconds."""
+
+
 class SteadyClock:
-    """Tells the instant on the timeline that all processes of a store share."""
+    """Tells the instant on the timeline that all processes of a store share.
+
+    Where the store has a clock of its own (`fsm.stores.shared.SharedClock`) the timeline is that clock's: each process
+    measures by how much its monotonic clock differs, whatever its wall clock says.
+    """
 
     def __init__(self, store: Store, clock: Clock) -> None:
         """Join the era of the clock, or begin it.
@@ -36,10 +45,37 @@ class SteadyClock:
         self._alone = self._name.startswith(ALONE)
         self._apart = self._name.startswith(APART)
         self._marked_s = float("-inf")
+        self._shared = store if isinstance(store, SharedClock) and not self._by_hand else None
         self._era = self._join()
         self._looked_s = clock.monotonic()
 
+    @property
+    def _by_hand(self) -> bool:
+        return self._apart or self._name == MANUAL
+
+    def measure(self) -> None:
+        """Compare this process's clock with the store's, if it is time and the store has one.
+
+        An answer says no more than that the store's clock showed it at some moment while it was waited for. So the
+        offset stays unless it contradicts the answer.
+
+        Raises:
+            StoreUnavailable: The store did not answer.
+        """
+        if self._shared is None or self._clock.monotonic() < self._marked_s + MEASURE_EVERY_S:
+            return
+        least_s, most_s = self._bounds(self._shared)
+        self._era = Era(min(max(self._era.offset_s, least_s), most_s))
+
+    def _bounds(self, shared: SharedClock) -> tuple[float, float]:
+        asked_s = self._clock.monotonic()
+        at = shared.clock()
+        self._marked_s = self._clock.monotonic()
+        return at - self._marked_s, at - asked_s
+
     def _join(self) -> Era:
+        if self._shared is not None:
+            return Era(sum(self._bounds(self._shared)) / 2)
         if self._apart:
             now = self._read()
             return Era(now.wall - now.monotonic)
@@ -88,7 +124,8 @@ class SteadyClock:
         Raises:
             StoreUnavailable: The store did not answer; the next call makes up for it.
         """
-        if self._apart:
+        if self._apart or self._shared is not None:
+            self.measure()
             return
         now = self._read()
         if self._era.held_at is not None:

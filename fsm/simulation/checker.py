@@ -275,11 +275,12 @@ class Checker:
         for index in range(self._checked_commits, len(commits)):
             _, who, command, step, receipt = commit = commits[index]
             self._is_there(receipt)
-            if command.execution_id != receipt.execution_id or (
-                command.born is None and command.event != receipt.event
+            if command.request.execution_id != receipt.execution_id or (
+                command.born is None and command.request.event != receipt.event
             ):
                 raise Broken(
-                    "a receipt is of what was asked", f"{who} asked for {command.event!r}, got {receipt}"
+                    "a receipt is of what was asked",
+                    f"{who} asked for {command.request.event!r}, got {receipt}",
                 )
             after = step.after
             if after.version != receipt.version or after.state != receipt.target:
@@ -299,20 +300,24 @@ class Checker:
     def _believed(self, commit: Commit, last: Step) -> None:
         at_s, who, command, _, receipt = commit
         before = last.after
-        if command.fence is not None and command.fence != before.fence:
+        if command.request.fence is not None and command.request.fence != before.fence:
             raise Broken(
                 "a zombie cannot write",
-                f"{who} wrote with fence {command.fence} over {before.fence}: {receipt}",
+                f"{who} wrote with fence {command.request.fence} over {before.fence}: {receipt}",
             )
         # What the sweeper asks for is known by its payload: whether it says what it leans on is what is in question.
-        if command.event == "time_out" and "late_s" in command.payload:
+        if command.request.event == "time_out" and command.request.payload.get("late_s") is not None:
             now = at_s + self._offset_s + _ROUNDING_S
-            if before.due_at is None or before.due_at > now or command.payload.get("kind") != before.due_kind:
+            if (
+                before.due_at is None
+                or before.due_at > now
+                or command.request.payload.get("kind") != before.due_kind
+            ):
                 raise Broken(
                     "a stale timer is harmless",
                     f"{who} found {before.due_kind!r} due at {before.due_at}, it was {now}: {receipt}",
                 )
-        holder = command.payload.get("worker") if command.event == "lapse" else None
+        holder = command.request.payload.get("worker") if command.request.event == "lapse" else None
         if holder is not None:
             lease = self._leases.get(holder)
             if before.owner != holder:
@@ -349,9 +354,12 @@ class Checker:
         for index in range(self._checked_receipts, len(receipts)):
             who, command, receipt = receipts[index]
             self._is_there(receipt)
-            if receipt.key != command.key or (command.born is None and receipt.event != command.event):
+            if receipt.key != command.request.key or (
+                command.born is None and receipt.event != command.request.event
+            ):
                 raise Broken(
-                    "a receipt is of what was asked", f"{who} asked for {command.event!r}, got {receipt}"
+                    "a receipt is of what was asked",
+                    f"{who} asked for {command.request.event!r}, got {receipt}",
                 )
         self._checked_receipts = len(receipts)
 

@@ -95,7 +95,9 @@ STORM = Chaos(
 
 
 _PROTOCOL = frozenset(name for name in vars(Store) if not name.startswith("_"))
-_STEADY = frozenset({"register", "machines", "timeline", "timeline_set", "timeline_mark", "worker_add"})
+_STEADY = frozenset(
+    {"register", "machines", "machine_count", "timeline", "timeline_set", "timeline_mark", "worker_add"}
+)
 """What a worker needs in order to begin at all; one that cannot would be tried again until it can."""
 
 

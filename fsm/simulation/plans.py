@@ -12,7 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hypothesis import strategies as st
+try:
+    from hypothesis import strategies as st
+except ImportError as missing:
+    raise ImportError(
+        "drawn fault plans need hypothesis: pip install 'agent-fsm[testing]'", name=missing.name
+    ) from missing
 
 from fsm.simulation.faults import PROCESS_FAULTS, STORE_FAULTS, Fault, FaultKind
 from fsm.simulation.simulation import Simulation

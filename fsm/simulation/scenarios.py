@@ -13,7 +13,7 @@ from fsm.core.records import Execution, Receipt
 from fsm.errors import LeaseLost, Refused, StoreUnavailable, UnknownExecution
 from fsm.simulation.simulation import Simulation
 from fsm.simulation.workers import SimulatedWorker
-from fsm.tracker.aio import AsyncTracker
+from fsm.tracker.tracker import AsyncTracker
 
 Fire = Callable[..., Awaitable[Receipt]]
 
@@ -119,7 +119,7 @@ async def work(
         slots: How many executions at the same time.
         children: As for `drive`.
     """
-    rng = Random(f"work {worker.process.name} {worker.simulation.seed}")
+    rng = Random(f"work {worker.process.name} {worker.world.seed}")
     busy = asyncio.Semaphore(slots)
 
     async def one(execution: Execution) -> None:

@@ -19,25 +19,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextvars import Context, copy_context
 from functools import partial
 from random import Random
-from typing import Any, cast
+from typing import Any
 
-from fsm.core.records import Receipt, Step
 from fsm.machine.machine import Machine
-from fsm.registry.catalog import Law
-from fsm.registry.command import Command
 from fsm.simulation.checker import Checker
 from fsm.simulation.faults import CALM, Chaos, Fault, FaultyStore
-from fsm.simulation.handles import PROCESS, Process
+from fsm.simulation.handles import Process
 from fsm.simulation.loop import SteppedLoop
 from fsm.simulation.observed import Broken
 from fsm.simulation.report import Event, Report, SimulationFailed, fingerprint
 from fsm.simulation.workers import SimulatedClock, SimulatedRegistry, SimulatedWorker
+from fsm.simulation.world import World
 from fsm.stores.base import Store
 from fsm.stores.memory import MemoryStore
-from fsm.tracker import process as process_module
 from fsm.tracker.retention import Retention
 from fsm.tracker.tracker import Tracker
 
@@ -70,7 +66,6 @@ class Simulation:
     workers: list[SimulatedWorker]
     tracker: Tracker
     rng: Random
-    network: Context
 
     def __init__(  # noqa: PLR0913 - every surrounding of a run
         self,
@@ -119,7 +114,6 @@ class Simulation:
         self._check_every = check_every
         self._max_steps = max_steps
         self._max_time_s = max_time_s
-        self._failure: BaseException | None = None
 
     def __repr__(self) -> str:
         parts = [f"seed={self.seed}", f"workers={self._count}"]
@@ -159,57 +153,59 @@ class Simulation:
         Raises:
             SimulationFailed: A guarantee was broken, the scenario or a program raised, or the loop could not go on.
         """
-        self._build()
+        world = self._build()
         loop = self.loop
         with (
             loop.undisturbed()
         ):  # up to the power's end: a task that nobody holds must not be found by chance
             try:
-                context = self.context(Process("scenario"), self.tracker)
+                context = world.context(Process("scenario"), self.tracker)
                 task = loop.create_task(scenario(self), name="scenario", context=context)
                 self._begin()
                 try:
                     loop.run_until_complete(task)
                 except BaseException as error:  # noqa: BLE001 - told below, with the seed
-                    if self._failure is None:
-                        self._failure = error
-                if self._failure is None:
+                    if world.failure is None:
+                        world.failure = error
+                if world.failure is None:
                     self.checker.check_all()
             except Exception as error:  # noqa: BLE001 - a broken guarantee, at the end
-                self._failure = error
+                world.failure = error
             report = self._report()
             self._power_off()
-        failure = self._failure
+        failure = world.failure
         if failure is None:
             return report
         if not isinstance(failure, Exception):
             raise failure
         raise SimulationFailed(failure, repr(self), report) from failure
 
-    def _build(self) -> None:
+    def _build(self) -> World:
         self.loop = loop = SteppedLoop(self.seed, max_steps=self._max_steps, max_time_s=self._max_time_s)
         self.rng = Random(f"scenario {self.seed}")
         self.store = self._make_store()
-        self.checker = Checker(self.store, loop)
-        self.laws: dict[str, Law] = {}
-        self.delays: dict[Process, Callable[[], float]] = {}
-        self._events: list[Event] = []
-        self._failure = None
-        self._over = False
-        self.network = copy_context()
-        self.network.run(PROCESS.set, None)
-        loop.io_delay = self._io_delay
-        loop.set_exception_handler(self._complain)
+        self._world = world = World(
+            seed=self.seed,
+            chaos=self.chaos,
+            lease_s=self.lease_s,
+            sweep_every_s=self.sweep_every_s,
+            retention=self.retention,
+            machines=self.machines,
+            loop=loop,
+            store=self.store,
+        )
+        self.checker = world.checker
         outside = Process("outside")
-        way = FaultyStore(self.store, loop, outside, self.network, Random(0), Chaos(latency_s=0.0), self)
+        way = FaultyStore(self.store, loop, outside, world.network, Random(0), Chaos(latency_s=0.0), world)
         self._outside = way
         clock = SimulatedClock(loop, 0.0)
-        self.tracker = Tracker._of(SimulatedRegistry(self, outside, way, clock))
+        self.tracker = Tracker._of(SimulatedRegistry(world, outside, way, clock))
         skew = Random(f"skew {self.seed}")
         bound_s = self._clock_skew_s
         self.workers = []
         for index in range(self._count):
-            self.workers.append(SimulatedWorker(self, index, skew.uniform(-bound_s, bound_s)))
+            self.workers.append(SimulatedWorker(world, index, skew.uniform(-bound_s, bound_s)))
+        return world
 
     def _begin(self) -> None:
         for fault in self._faults:
@@ -233,7 +229,8 @@ class Simulation:
 
     def _report(self) -> Report:
         faults: dict[str, int] = {}
-        for event in self._events:
+        world = self._world
+        for event in world.events:
             if event.what not in {"boot", "resume", "sweep", "lost"}:
                 faults[event.what] = faults.get(event.what, 0) + 1
         return Report(
@@ -244,15 +241,15 @@ class Simulation:
             len(self.checker.receipts),
             self.checker.checks,
             faults,
-            tuple(self._events),
-            fingerprint(self.loop.trace_hash(), self._events, self.checker.commits),
+            tuple(world.events),
+            fingerprint(self.loop.trace_hash(), world.events, self.checker.commits),
         )
 
     def _power_off(self) -> None:
         for worker in self.workers:
             worker.way.cut = True
         self._outside.cut = True
-        self._over = True
+        self._world.over = True
         self.loop.drop()
 
     # --- what goes wrong --------------------------------------------------------------------------------------
@@ -308,66 +305,6 @@ class Simulation:
                 )
             await asyncio.sleep(every_s)
 
-    def note(self, who: str, what: str, detail: object = "") -> None:
-        """Put something into the trace.
-
-        Args:
-            who: The process that it is about.
-            what: One word.
-            detail: What else there is to say; its text must be the same in every run.
-        """
-        self._events.append(Event(self.loop.time(), self.loop.steps, who, what, detail))
-
-    def committed(self, process: Process, command: Command, step: Step, receipt: Receipt) -> None:
-        """Take note of a commit; the store's ways call this."""
-        self.checker.committed(process, command, step, receipt)
-
-    def renewed(self, worker_id: str) -> None:
-        """Take note of a renewed lease; the store's ways call this."""
-        self.checker.renewed(worker_id)
-
-    def pruned(self, execution_ids: Sequence[str]) -> None:
-        """Take note of executions that are about to be deleted; the store's ways call this."""
-        try:
-            self.checker.pruned(execution_ids)
-        except Broken as error:
-            self._fail(error)  # whoever sweeps would take it for a store that failed
-            raise
-
     def later(self, after_s: float, action: Callable[[], None]) -> None:
-        """Do something from outside after so many virtual seconds; no process has to live for it."""
-        self.loop.call_later(after_s, action, context=self.network)
-
-    def context(self, process: Process, tracker: Tracker) -> Context:
-        """Return a context in which `get_tracker` gives `tracker`, and whose tasks belong to `process`."""
-        context = copy_context()
-        context.run(PROCESS.set, process)
-        context.run(process_module._mine.set, process_module._Fresh(tracker, None))
-        return context
-
-    # --- inside -----------------------------------------------------------------------------------------------
-
-    def _io_delay(self) -> float:
-        process = PROCESS.get()
-        delay = self.delays.get(process) if process is not None else None
-        return delay() if delay is not None else 0.0
-
-    def ended(self, task: asyncio.Task[Any]) -> None:
-        """Take note of a worker's task that ended; an exception ends the run."""
-        if not task.cancelled() and task.exception() is not None:
-            self._fail(cast("BaseException", task.exception()))
-
-    def _fail(self, error: BaseException) -> None:
-        if self._failure is None:
-            self._failure = error
-        self.loop.stop()
-
-    def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        process = getattr(context.get("future"), "process", None)
-        if self._over or (process is not None and process.state == "dead"):
-            return  # nobody is left who could have looked at it
-        if "handle" in context and error is not None:
-            self._fail(error)
-        else:
-            loop.default_exception_handler(context)
+        """Do something from outside after some virtual seconds; no process has to live for it."""
+        self._world.later(after_s, action)

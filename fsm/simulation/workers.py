@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from fsm.core.records import Receipt
 from fsm.errors import FsmError, LeaseLost
@@ -20,13 +20,11 @@ from fsm.simulation.faults import Fault, FaultyStore
 from fsm.simulation.handles import Process
 from fsm.simulation.loop import NotSimulated, SteppedLoop
 from fsm.simulation.observed import EPOCH_S
+from fsm.simulation.world import World
 from fsm.stores.base import Store
 from fsm.tracker.sweeper import BATCH, Sweeper
 from fsm.tracker.tracker import Tracker
 from fsm.tracker.worker import RENEWALS_PER_LEASE, Worker
-
-if TYPE_CHECKING:
-    from fsm.simulation.simulation import Simulation
 
 T = TypeVar("T")
 Program = Callable[["SimulatedWorker"], Coroutine[Any, Any, object]]
@@ -100,28 +98,26 @@ class _SimulatedCommitter(Committer):
         """Carry commands out at once."""
         self._run(commands)
 
-    def _run(self, batch: Sequence[Command]) -> None:
-        for this in self._rounds(batch):
+    def _run(self, batch: Sequence[Command], tried: int = 0) -> None:
+        for this in self._rounds(batch, tried):
             self._way.carry_now(this)
 
 
 class SimulatedRegistry(Registry):
     """A registry of one simulated process."""
 
-    def __init__(
-        self, simulation: Simulation, process: Process, way: FaultyStore, clock: SimulatedClock
-    ) -> None:
+    def __init__(self, world: World, process: Process, way: FaultyStore, clock: SimulatedClock) -> None:
         super().__init__(cast("Store", way), clock, ())
-        self._loop = simulation.loop
-        self._laws = simulation.laws  # every worker runs the same program: made ready once, not at every boot
-        self._acknowledged = partial(simulation.checker.acknowledged, process)
-        self.committer = _SimulatedCommitter(way, self.law_of, simulation.loop)
+        self._loop = world.loop
+        self._laws = world.laws  # every worker runs the same program: made ready once, not at every boot
+        self._acknowledged = partial(world.checker.acknowledged, process)
+        self.committer = _SimulatedCommitter(way, self.law_of, world.loop)
         self.committer.misheard = self.health.failed
         self.health.stirred = None  # a thread of the system's own has no place in a simulation
-        rng = Random(f"ids {simulation.seed} {process.name}")
+        rng = Random(f"ids {world.seed} {process.name}")
         self.ids = IdMaker(lambda: int(clock.wall() * 1e9), rng.randbytes)
         self.rng = rng
-        for machine in (EXECUTION, *simulation.machines):
+        for machine in (EXECUTION, *world.machines):
             self.add(machine)
 
     def _unheard(self, command: Command) -> None:
@@ -138,7 +134,7 @@ class SimulatedWorker:
     """A worker process: its tracker, its clock, its lease, and a program that begins anew whenever it boots.
 
     Attributes:
-        simulation: What it is a part of.
+        world: What surrounds it.
         index: Its number, from 0.
         clock: Its clocks; `skew_s` can be set at any time.
         boots: How often it began.
@@ -149,12 +145,12 @@ class SimulatedWorker:
     process: Process
     tracker: Tracker
 
-    def __init__(self, simulation: Simulation, index: int, skew_s: float) -> None:
-        self.simulation = simulation
+    def __init__(self, world: World, index: int, skew_s: float) -> None:
+        self.world = world
         self._program: Program | None = None
         self._context: Context
         self.index = index
-        self.clock = SimulatedClock(simulation.loop, skew_s)
+        self.clock = SimulatedClock(world.loop, skew_s)
         self.boots = 0
         self.lease: Worker | None = None
         self._boot()
@@ -188,10 +184,10 @@ class SimulatedWorker:
             Its task. An exception that it lets out ends the simulation.
         """
         context = self._context.copy()
-        task = self.simulation.loop.create_task(coroutine, context=context)
-        task.add_done_callback(self.simulation.ended, context=context)
+        task = self.world.loop.create_task(coroutine, context=context)
+        task.add_done_callback(self.world.ended, context=context)
         if self.process.state == "dead":
-            self.simulation.loop.kill(self.process)  # again, so that somebody holds the task
+            self.world.loop.kill(self.process)  # again, so that somebody holds the task
         return task
 
     def crash(self, down_s: float | None = None) -> None:
@@ -202,10 +198,10 @@ class SimulatedWorker:
         """
         if self.process.state == "dead":
             return
-        self.simulation.note(self.process.name, "crash", down_s)
-        self.simulation.loop.kill(self.process)
+        self.world.note(self.process.name, "crash", down_s)
+        self.world.loop.kill(self.process)
         if down_s is not None:
-            self.simulation.later(down_s, self.restart)
+            self.world.later(down_s, self.restart)
 
     def restart(self) -> None:
         """Begin anew if it is dead, with a new worker id, a fresh tracker, and the program from its beginning."""
@@ -224,10 +220,10 @@ class SimulatedWorker:
         if not self.up:
             return
         process = self.process
-        self.simulation.note(process.name, "pause", for_s)
-        self.simulation.loop.pause(process)
+        self.world.note(process.name, "pause", for_s)
+        self.world.loop.pause(process)
         if for_s is not None:
-            self.simulation.later(for_s, partial(self._resume, process))
+            self.world.later(for_s, partial(self._resume, process))
 
     def resume(self) -> None:
         """Let the process go on, as SIGCONT does."""
@@ -235,7 +231,7 @@ class SimulatedWorker:
 
     def jump(self, seconds: float) -> None:
         """Set its wall clock forth or back, as an administrator would."""
-        self.simulation.note(self.process.name, "jump", seconds)
+        self.world.note(self.process.name, "jump", seconds)
         self.clock.skew_s += seconds
 
     def arm(self, fault: Fault) -> None:
@@ -246,35 +242,35 @@ class SimulatedWorker:
 
     def _resume(self, process: Process) -> None:
         if process.state == "paused":
-            self.simulation.note(process.name, "resume")
-            self.simulation.loop.resume(process)
+            self.world.note(process.name, "resume")
+            self.world.loop.resume(process)
 
     def _boot(self) -> None:
-        simulation = self.simulation
+        world = self.world
         self.boots += 1
         self.process = Process(f"w{self.index}.{self.boots}")
-        rng = Random(f"way {simulation.seed} {self.process.name}")
+        rng = Random(f"way {world.seed} {self.process.name}")
         self.way = FaultyStore(
-            simulation.store,
-            simulation.loop,
+            world.store,
+            world.loop,
             self.process,
-            simulation.network,
+            world.network,
             rng,
-            simulation.chaos,
-            simulation,
+            world.chaos,
+            world,
         )
-        registry = SimulatedRegistry(simulation, self.process, self.way, self.clock)
+        registry = SimulatedRegistry(world, self.process, self.way, self.clock)
         self.tracker = Tracker._of(registry)
-        self._context = simulation.context(self.process, self.tracker)
-        simulation.note(self.process.name, "boot")
-        simulation.delays[self.process] = self.way.latency_s
-        if simulation.lease_s is not None:
-            self.lease = Worker(registry, simulation.lease_s, self.process.name)
+        self._context = world.context(self.process, self.tracker)
+        world.note(self.process.name, "boot")
+        world.delays[self.process] = self.way.latency_s
+        if world.lease_s is not None:
+            self.lease = Worker(registry, world.lease_s, self.process.name)
             registry.worker = self.lease
-            simulation.checker.registered(self.lease.id, self.process, simulation.lease_s)
+            world.checker.registered(self.lease.id, self.process, world.lease_s)
             self.spawn(self._renew(self.lease))
-        if simulation.sweep_every_s is not None:
-            self.spawn(self._sweep(registry, simulation.sweep_every_s))
+        if world.sweep_every_s is not None:
+            self.spawn(self._sweep(registry, world.sweep_every_s))
 
     async def _renew(self, lease: Worker) -> None:
         """Do as the lease's thread does; a process that lost its lease ends and is started anew."""
@@ -283,7 +279,7 @@ class SimulatedWorker:
             try:
                 await asyncio.to_thread(lease.renew)
             except LeaseLost:
-                self.simulation.note(self.process.name, "lost", lease.id)
+                self.world.note(self.process.name, "lost", lease.id)
                 self.crash(1.0)
                 return
             except FsmError:
@@ -291,12 +287,12 @@ class SimulatedWorker:
 
     async def _sweep(self, registry: Registry, every_s: float) -> None:
         """Do as the sweeper's thread does: look, and act on what was seen when it was looked."""
-        sweeper = Sweeper(registry, every_s, self.simulation.retention)
-        rng = Random(f"sweep {self.simulation.seed} {self.process.name}")
-        chaos = self.simulation.chaos
+        sweeper = Sweeper(registry, every_s, self.world.retention)
+        rng = Random(f"sweep {self.world.seed} {self.process.name}")
+        chaos = self.world.chaos
         await asyncio.sleep(rng.random() * every_s)
         while True:
-            begun = self.simulation.checker.sweep_begins(registry.now())
+            begun = self.world.checker.sweep_begins(registry.now())
             try:
                 await asyncio.to_thread(self._look, registry)
                 await asyncio.sleep(self.way.latency_s())
@@ -304,9 +300,9 @@ class SimulatedWorker:
                     await asyncio.sleep(rng.expovariate(1.0 / chaos.late_s))
                 await asyncio.to_thread(sweeper.sweep)
             except FsmError as error:
-                self.simulation.note(self.process.name, "sweep", f"failed: {error}")
+                self.world.note(self.process.name, "sweep", f"failed: {error}")
             else:
-                self.simulation.checker.sweep_ends(begun)
+                self.world.checker.sweep_ends(begun)
             self.way.seen.clear()
             await asyncio.sleep(every_s)
 

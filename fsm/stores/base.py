@@ -212,6 +212,10 @@ class Store(Protocol):
         """Return every registered machine: its declaration as JSON text, by content hash."""
         ...
 
+    def machine_count(self) -> int:
+        """Return how many machines are registered; none is ever taken away, so that an equal number means no news."""
+        ...
+
     def load(self, execution_id: str) -> Snapshot | None:
         """Return an execution's record as it is now, or ``None`` if there is none."""
         ...
@@ -220,8 +224,9 @@ class Store(Protocol):
         """Commit a batch, each step all or nothing.
 
         Nobody becomes owner who was registered as a worker and is lost or removed; one who never registered may. Of
-        one user's births with the same key (`Identity.key`) the first is committed; that is looked at first. A child
-        is born under an open parent only. A step whose effects name `CANCEL_CHILDREN` leaves the order with
+        one user's births with the same key (`Identity.key`) the first is committed; that is looked at first. A birth
+        under an id that is there, or was deleted (and is remembered: the latest `PLACES` at least), is a conflict. A
+        child is born under an open parent only. A step whose effects name `CANCEL_CHILDREN` leaves the order with
         the store, if there are children: both or neither (a transactional outbox).
 
         Args:

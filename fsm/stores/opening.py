@@ -11,7 +11,8 @@ def open_store(url: str) -> Store:
 
     Args:
         url: ``memory://`` or ``sqlite:///FILE`` (four slashes for an absolute path; ``?synchronous=NORMAL`` trades
-            safety against power loss for speed).
+            safety against power loss for speed), or ``postgresql://USER@HOST/DATABASE?schema=fsm`` (needs the extra
+            ``postgres``; see `fsm.stores.postgres.place.parse_url`).
 
     Returns:
         The open store.
@@ -31,6 +32,15 @@ def open_store(url: str) -> Store:
         from fsm.stores.sqlite import SqliteStore  # noqa: PLC0415
 
         return SqliteStore(url)
+    if url.startswith(("postgresql:", "postgres:")):
+        try:
+            from fsm.stores.postgres import PostgresStore  # noqa: PLC0415
+        except ImportError as error:
+            raise NotAStore(
+                "a store in PostgreSQL needs the extra: pip install 'agent-fsm[postgres]'"
+            ) from error
+        return PostgresStore(url)
     raise NotAStore(
-        f"no store is known for {url!r}: use memory://, sqlite:///file.db or sqlite:////absolute/file.db"
+        f"no store is known for {url!r}: use memory://, sqlite:///file.db, sqlite:////absolute/file.db or "
+        "postgresql://user@host/database"
     )

@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixtures `clock` and `tracker`, and the options of the transition coverage.
+"""The pytest plugin: the fixtures `fsm_clock` and `fsm_tracker`, and the options of the transition coverage.
 
 pytest loads this module in every run, so what it needs beyond pytest is imported by the fixtures themselves.
 """
@@ -14,13 +14,11 @@ if TYPE_CHECKING:
     from fsm.clock import ManualClock
     from fsm.tracker.tracker import Tracker
 
-pytest.register_assert_rewrite(
-    "fsm.testing.conformance.reading", "fsm.testing.conformance.steps", "fsm.testing.conformance.writing"
-)
+pytest.register_assert_rewrite("fsm.testing.conformance")
 
 
 @pytest.fixture
-def clock() -> ManualClock:
+def fsm_clock() -> ManualClock:
     """A clock that goes on only when the test says so."""
     from fsm.clock import ManualClock  # noqa: PLC0415 - only tests that ask for it pay for it
 
@@ -28,11 +26,11 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def tracker(clock: ManualClock) -> Iterator[Tracker]:
-    """A fresh tracker in memory on the test's clock; `get_tracker()` returns it as long as the test runs."""
+def fsm_tracker(fsm_clock: ManualClock) -> Iterator[Tracker]:
+    """A fresh tracker in memory on the test's clock; `get_tracker()` returns it while the test runs."""
     from fsm.tracker.process import fresh_tracker  # noqa: PLC0415 - as above
 
-    with fresh_tracker(clock=clock) as fresh:
+    with fresh_tracker(clock=fsm_clock) as fresh:
         yield fresh
 
 

@@ -13,7 +13,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from fsm.concurrency.supervised import Aside, LoopReport, one_line
-from fsm.core.decide import Facts, decide
+from fsm.core.decide import decide
+from fsm.core.request import Request
 from fsm.errors import Refusal, StoreUnavailable
 from fsm.machine.timeouts import MAX_SECONDS
 from fsm.registry.pulse import BEAT_EVERY_S
@@ -242,8 +243,8 @@ def _why_not(registry: Registry, one: Due, now: float) -> str | None:
         machine, codec = registry.law_of(snapshot.identity.machine)
         late_s = min(MAX_SECONDS, max(0.0, now - one.due_at))
         payload, text = codec.encode(TIME_OUT, {"kind": one.kind, "late_s": late_s})
-        facts = Facts(registry.clock.wall(), payload, text, now=now, version=one.version)
-        decided = decide(machine, snapshot, TIME_OUT, facts)
+        request = Request(TIME_OUT, registry.clock.wall(), payload, text, now=now, version=one.version)
+        decided = decide(machine, snapshot, request)
     except StoreUnavailable:
         raise
     except BaseException as error:

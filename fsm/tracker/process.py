@@ -75,7 +75,7 @@ def configure(
     Raises:
         ConfigurationError: There is a tracker already, an argument is none of its kind, or the machines do not go
             together.
-        BadPayload: `sweep_every_s` is not a positive number.
+        InvalidArgument: `sweep_every_s` is not a positive number.
         NotAStore: The URL names no store.
         StoreUnavailable: The store cannot be opened.
     """

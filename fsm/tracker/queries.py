@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from fsm.core.arguments import exact, names, optional_text
 from fsm.core.records import Execution, Snapshot
-from fsm.errors import BadPayload, DamagedRecord, UnknownMachine
+from fsm.errors import DamagedRecord, InvalidArgument, UnknownMachine
 from fsm.errors.shown import shown
 from fsm.machine.grammar import Category
 from fsm.machine.machine import Machine
@@ -23,18 +23,18 @@ MAX_NAMED = 10
 def query(  # noqa: PLR0913 - one argument for each index
     registry: Registry,
     *,
-    state: str | Iterable[str] | None,
-    category: str | None,
-    agent: str | None,
-    user_id: str | None,
-    thread_id: str | None,
-    parent_id: str | None,
     limit: int,
     after: str | None,
+    state: str | Iterable[str] | None = None,
+    category: str | None = None,
+    agent: str | None = None,
+    user_id: str | None = None,
+    thread_id: str | None = None,
+    parent_id: str | None = None,
 ) -> Query:
     """Return the store's question; see `Tracker.find` for the arguments."""
     if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
-        raise BadPayload(f"limit is a number from 1 to {MAX_PAGE}, not {shown(limit)}; page with after=")
+        raise InvalidArgument(f"limit is a number from 1 to {MAX_PAGE}, not {shown(limit)}; page with after=")
     agent, user_id = optional_text("agent", agent), optional_text("user_id", user_id)
     thread_id, parent_id = optional_text("thread_id", thread_id), optional_text("parent_id", parent_id)
     after = optional_text("after", after)
@@ -53,13 +53,13 @@ def _states(
     machines = registry.machines()
     known = _named(machines, None)
     if wanted is not None and (strange := wanted - known):
-        raise BadPayload(
+        raise InvalidArgument(
             f"no such state: {', '.join(sorted(strange)[:MAX_NAMED])}. Known: {', '.join(sorted(known))}"
         )
     if category is None:
         return wanted
     if not isinstance(category, str) or exact(category) not in list(Category):
-        raise BadPayload(f"no such category: {shown(category)}. Known: {', '.join(Category)}")
+        raise InvalidArgument(f"no such category: {shown(category)}. Known: {', '.join(Category)}")
     of_it = _named(machines, category)
     return of_it if wanted is None else wanted & of_it
 

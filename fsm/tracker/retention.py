@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fsm.concurrency.supervised import UNREADABLE
+from fsm.errors import StoreUnavailable
 from fsm.registry.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 BATCH = 500
 """So many executions are deleted in one transaction."""
+ARCHIVE = "archive"
+"""What could not be done with a record that is set aside here."""
 
 
 class Retention(BaseModel):
@@ -36,7 +43,7 @@ def prune(
 
     Any number of processes may prune at the same time: what the policy keeps is counted again where it is deleted.
     Nothing is deleted that was not archived. Where several prune, one that was archived may be kept for now, and is
-    then archived again.
+    then archived again. One that cannot be shown is kept and set aside (`Registry.health`); the others go.
 
     Args:
         registry: The registry.
@@ -47,18 +54,20 @@ def prune(
     Returns:
         How many were deleted.
     """
+    aside: set[str] = set()
     done = 0
     if policy.max_age_s is not None:
-        before_at = registry.now() - policy.max_age_s if policy.max_age_s > 0 else float("inf")
-        while (gone := _batch(registry, before_at, BATCH, archive, 0)) > 0:
-            done += gone
+        done += _delete(registry, _before(registry, policy.max_age_s), archive, aside, 0)
     if policy.max_count is not None:
-        while (excess := registry.store.ended_count() - policy.max_count) > 0:
-            gone = _batch(registry, float("inf"), min(excess, BATCH), archive, policy.max_count)
-            if not gone:
-                break
-            done += gone
+        done += _delete(registry, float("inf"), archive, aside, policy.max_count)
+    if aside:
+        logger.warning("%d ended executions cannot be shown: they are not archived, and kept", len(aside))
     return done
+
+
+def _before(registry: Registry, max_age_s: float) -> float:
+    """Return the instant on the steady timeline before which ended what is too old."""
+    return registry.now() - max_age_s if max_age_s > 0 else float("inf")
 
 
 def would_prune(registry: Registry, policy: Retention) -> int:
@@ -67,26 +76,53 @@ def would_prune(registry: Registry, policy: Retention) -> int:
     excess = 0 if policy.max_count is None else max(0, ended - policy.max_count)
     if policy.max_age_s is None:
         return excess
-    before_at = registry.clock.wall() - policy.max_age_s
+    before_at = _before(registry, policy.max_age_s)
     # Both limits take the oldest ends first, so that the larger number holds the smaller one's.
     return max(excess, len(registry.store.ended(before_at, ended)) if ended else 0)
 
 
-def _batch(
+def _delete(
     registry: Registry,
     before_at: float,
-    limit: int,
     archive: Callable[[dict[str, Any]], None] | None,
+    aside: set[str],
     keep: int,
 ) -> int:
-    ids = registry.store.ended(before_at, limit)
-    if archive is not None:
-        for execution_id in ids:
-            snapshot = registry.store.load(execution_id)
-            if snapshot is not None:
-                history = [receipt.as_dict() for receipt in registry.store.history(execution_id)]
-                archive({"execution": registry.show(snapshot).model_dump(mode="json"), "history": history})
-    return registry.store.forget(ids, keep) if ids else 0
+    """Delete batch after batch until nothing is left to delete, or another process is faster; return how many."""
+    store = registry.store
+    done = 0
+    while (excess := store.ended_count() - max(keep, len(aside))) > 0:
+        limit = min(excess, BATCH)
+        ids = [one for one in store.ended(before_at, limit + len(aside)) if one not in aside][:limit]
+        known = len(aside)
+        if archive is not None:
+            ids = [one for one in ids if _archived(registry, one, archive, aside)]
+        gone = store.forget(ids, keep) if ids else 0
+        if not gone and len(aside) == known:
+            break
+        done += gone
+    return done
+
+
+def _archived(
+    registry: Registry, execution_id: str, archive: Callable[[dict[str, Any]], None], aside: set[str]
+) -> bool:
+    """Archive an execution, or set it aside; return whether it may be deleted."""
+    try:
+        snapshot = registry.store.load(execution_id)
+        if snapshot is None:
+            return False  # another process deleted it
+        history = [receipt.as_dict() for receipt in registry.store.history(execution_id)]
+        record = {"execution": registry.show(snapshot).model_dump(mode="json"), "history": history}
+    except StoreUnavailable:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one record keeps no other one
+        aside.add(execution_id)
+        registry.health.set_aside(execution_id, UNREADABLE, error, registry.now(), event=ARCHIVE)
+        return False
+    registry.health.take_back(execution_id, event=ARCHIVE)
+    archive(record)
+    return True
 
 
 def archive_to(stream: TextIO) -> Callable[[dict[str, Any]], None]:

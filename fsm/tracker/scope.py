@@ -6,17 +6,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Self, Unpack
 
 from fsm.core.arguments import flag
 from fsm.core.decide import allowed as allowed_events
 from fsm.core.journal import durations
-from fsm.core.records import Execution, Receipt, Retry
+from fsm.core.records import Execution, Receipt
 from fsm.machine.machine import Machine
-from fsm.machine.timeouts import Timeouts
 from fsm.registry.registry import Registry
 from fsm.tracker import queries, stream
+from fsm.tracker.options import CreateOptions, Filters, known, spelled
+from fsm.tracker.waiting import ON_LOOP, ON_THREAD, Waiting, waits
 
 
 class Scope:
@@ -28,46 +30,34 @@ class Scope:
 
     _registry: Registry
     _user_id: str | None
+    _waiting: Waiting = ON_THREAD
+
+    @classmethod
+    def _of(cls, registry: Registry, user_id: str | None = None) -> Self:
+        self = object.__new__(cls)
+        self._registry = registry
+        self._user_id = user_id
+        return self
+
+    def _on_loop(self) -> Self:
+        """Return the same scope for an event loop: what it writes and follows is awaited."""
+        twin = self._of(self._registry, self._user_id)
+        twin._waiting = ON_LOOP
+        return twin
 
     def _sees(self, user_id: str | None) -> bool:
         """Return whether any execution of that user may be shown; ``None`` names no user in particular."""
-        raise NotImplementedError
-
-    def _filter(self, user_id: str | None) -> str | None:
-        """Return whose executions are looked for."""
-        raise NotImplementedError
+        return user_id is None or self._user_id is None or user_id == self._user_id
 
     # --- write ------------------------------------------------------------------------------------------------
 
-    def _create(  # noqa: PLR0913 - what an execution is born with
-        self,
-        agent: str,
-        *,
-        user_id: str,
-        thread_id: str,
-        timeouts: Timeouts | Mapping[str, Any] | None,
-        retry: Retry | Mapping[str, Any] | None,
-        parent_id: str | None,
-        retry_of: str | None,
-        metadata: Mapping[str, Any] | None,
-        machine: Machine | str | None,
-        key: str | None,
-    ) -> Execution:
-        command = self._registry.birth(
-            agent,
-            user_id=user_id,
-            thread_id=thread_id,
-            timeouts=timeouts,
-            retry=retry,
-            parent_id=parent_id,
-            retry_of=retry_of,
-            metadata=metadata,
-            machine=machine,
-            key=key,
-        )
-        self._registry.committer.commit(command)
-        return self._registry.created(command)
+    def _create(self, agent: str, user_id: str, thread_id: str, options: CreateOptions) -> Execution:
+        known("create", options, CreateOptions)
+        birth = partial(self._registry.birth, agent, user_id=user_id, thread_id=thread_id, **options)
+        created: Execution = self._waiting.write(self._registry, birth, self._registry.created)
+        return created
 
+    @waits
     def fire(
         self,
         execution_id: str,
@@ -79,6 +69,9 @@ class Scope:
         **payload: Any,
     ) -> Receipt:
         """Hand an event to an execution and return when the transition is committed.
+
+        For asyncio: a caller that is cancelled while it waits does not undo the transition; it may be committed all
+        the same.
 
         Args:
             execution_id: The execution.
@@ -98,10 +91,7 @@ class Scope:
         """
         registry = self._registry
         command = registry.event(execution_id, event, payload, fence=fence, key=key, user_id=self._user_id)
-        registry.committer.commit(command)
-        receipt = registry.receipt(command)
-        if command.effects:
-            registry.carry_out(command)
+        receipt: Receipt = self._waiting.write(registry, command, registry.receipt)
         return receipt
 
     # --- read -------------------------------------------------------------------------------------------------
@@ -154,17 +144,9 @@ class Scope:
         snapshot = self._registry.load(execution_id, self._user_id)
         return self._registry.law_of(snapshot.identity.machine).machine
 
+    @spelled(Filters)
     def find(
-        self,
-        *,
-        state: str | Iterable[str] | None = None,
-        category: str | None = None,
-        agent: str | None = None,
-        user_id: str | None = None,
-        thread_id: str | None = None,
-        parent_id: str | None = None,
-        limit: int = 100,
-        after: str | None = None,
+        self, *, limit: int = 100, after: str | None = None, **filters: Unpack[Filters]
     ) -> list[Execution]:
         """Return a page of executions in the order of their creation.
 
@@ -172,38 +154,28 @@ class Scope:
         created in between.
 
         Args:
-            state: A state, or several.
-            category: pending, running, waiting, stopping or terminal.
-            agent: The agent's name.
-            user_id: Whose they are.
-            thread_id: The conversation.
-            parent_id: The execution that started them.
-            limit: How many at the most.
+            limit: Maximum number of executions.
             after: The id after which to go on.
+            **filters: What must be true of them:
+                ``state``: a state, or several; ``category``: pending, running, waiting, stopping or terminal;
+                ``agent``: the agent's name; ``user_id``: whose they are; ``thread_id``: the conversation;
+                ``parent_id``: the execution that started them.
 
         Raises:
-            BadPayload: A state or category does not exist, or the limit is out of range.
+            InvalidArgument: A state or category does not exist, or the limit is out of range.
         """
-        question = queries.query(
-            self._registry,
-            state=state,
-            category=category,
-            agent=agent,
-            user_id=user_id,
-            thread_id=thread_id,
-            parent_id=parent_id,
-            limit=limit,
-            after=after,
-        )
+        known("find", filters, Filters)
+        question = queries.query(self._registry, limit=limit, after=after, **filters)
         if not self._sees(question.user_id):
             return []
-        question = question._replace(user_id=self._filter(question.user_id))
-        return queries.find(self._registry, question, category)
+        question = question._replace(user_id=self._user_id or question.user_id)
+        return queries.find(self._registry, question, filters.get("category"))
 
     def counts(self) -> dict[str, int]:
         """Return how many executions there are by state; states without any are left out."""
         return self._registry.store.counts(self._user_id)
 
+    @waits
     def subscribe(
         self,
         *,
@@ -221,12 +193,11 @@ class Scope:
             follow: Wait for more; otherwise stop at the end of what there is.
 
         Raises:
-            BadPayload: An argument has a wrong type or value.
+            InvalidArgument: An argument has a wrong type or value.
             UnknownExecution: There is no such execution, or it is another user's.
         """
         flag("follow", follow)
-        wanted = stream.wanted(after, execution_id, user_id)
-        if not self._sees(wanted.user_id):
-            return iter(())
-        wanted = wanted._replace(user_id=self._filter(wanted.user_id))
-        return stream.follow(self._registry, wanted, wait=follow)
+        want = stream.wanted(after, execution_id, user_id)
+        mine = want._replace(user_id=self._user_id or want.user_id) if self._sees(want.user_id) else None
+        receipts: Iterator[Receipt] = self._waiting.follow(self._registry, mine, wait=follow)
+        return receipts

@@ -1,7 +1,7 @@
 """The journal as a stream: whoever has seen position n asks for what came after it.
 
-Commits of this process wake a reader at once. Commits of other processes are found by looking every `POLL_S`
-seconds, if the store is one that others can write to.
+Commits of this process wake a reader at once, and so do those of others if the store tells of them. What was not told
+is found by looking every `POLL_S` seconds, if the store is one that others can write to.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fsm.concurrency.locks import Bell
 from fsm.concurrency.supervised import one_line
 from fsm.core.arguments import MAX_NUMBER, optional_text
 from fsm.core.records import Receipt
-from fsm.errors import BadPayload, FsmError, StoreUnavailable
+from fsm.errors import FsmError, InvalidArgument, StoreUnavailable
 from fsm.errors.shown import shown
 from fsm.registry.registry import Registry
 
@@ -54,10 +54,10 @@ def wanted(after: int | None, execution_id: str | None, user_id: str | None) -> 
     """Return a caller's arguments, checked; see `Scope.subscribe`.
 
     Raises:
-        BadPayload: `after` is no position, or `user_id` no usable name.
+        InvalidArgument: `after` is no position, or `user_id` no usable name.
     """
     if after is not None and (type(after) is not int or after < 0):
-        raise BadPayload(f"after is a position in the journal, a number from 0, not {shown(after)}")
+        raise InvalidArgument(f"after is a position in the journal, a number from 0, not {shown(after)}")
     return Wanted(
         None if after is None else min(after, MAX_NUMBER),
         execution_id,
@@ -114,8 +114,10 @@ def _page(registry: Registry, cursor: _Cursor) -> _Look:
     return _Look([], cursor, over=cursor.state in cursor.terminal)
 
 
-def follow(registry: Registry, want: Wanted, *, wait: bool) -> Iterator[Receipt]:
-    """Yield receipts as they are committed; see `Scope.subscribe`."""
+def follow(registry: Registry, want: Wanted | None, *, wait: bool) -> Iterator[Receipt]:
+    """Yield receipts as they are committed; see `Scope.subscribe`. ``None`` is what nothing fits."""
+    if want is None:
+        return iter(())
     cursor = _begin(registry, want)
     return _follow(registry, cursor, wait=wait)
 
@@ -123,6 +125,7 @@ def follow(registry: Registry, want: Wanted, *, wait: bool) -> Iterator[Receipt]
 def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Receipt]:
     news = Bell()
     registry.listeners[news.set] = None
+    registry.ear.start()
     try:
         while not registry.closed:
             news.clear()
@@ -136,8 +139,18 @@ def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Rece
         registry.listeners.pop(news.set, None)
 
 
-async def follow_async(registry: Registry, want: Wanted, *, wait: bool) -> AsyncIterator[Receipt]:
+def follow_async(registry: Registry, want: Wanted | None, *, wait: bool) -> AsyncIterator[Receipt]:
     """Yield receipts as they are committed, without blocking the event loop; see `Scope.subscribe`."""
+    if want is not None and want.after is None:
+        # "From now on" begins with this call and not with the first wait. One look at the journal's end: no reader
+        # waits for a writer.
+        want = want._replace(after=registry.store.position())
+    return _follow_async(registry, want, wait=wait)
+
+
+async def _follow_async(registry: Registry, want: Wanted | None, *, wait: bool) -> AsyncIterator[Receipt]:
+    if want is None:
+        return
     import asyncio  # noqa: PLC0415 - loaded by those who use it
 
     loop = asyncio.get_running_loop()
@@ -151,6 +164,7 @@ async def follow_async(registry: Registry, want: Wanted, *, wait: bool) -> Async
 
     cursor = await registry.reader.in_thread(_begin, registry, want)
     registry.listeners[wake] = None
+    registry.ear.start()
     try:
         while not registry.closed:
             news.clear()

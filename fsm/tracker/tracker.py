@@ -6,28 +6,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pydantic import ValidationError
 
 from fsm.clock import Clock
 from fsm.core.arguments import optional_text, seconds, text
-from fsm.core.records import Execution, Retry
-from fsm.errors import BadPayload, ConfigurationError
+from fsm.core.records import Execution
+from fsm.errors import ConfigurationError, InvalidArgument
 from fsm.errors.shown import shown
 from fsm.machine.machine import Machine
-from fsm.machine.timeouts import Timeouts
-from fsm.registry.registry import Registry
+from fsm.tracker.aio import AsyncScope
 from fsm.tracker.health import HealthReport, examine
+from fsm.tracker.options import CreateOptions, spelled
 from fsm.tracker.retention import Retention, prune
 from fsm.tracker.scope import Scope
 from fsm.tracker.sweeper import Sweeper, Swept
+from fsm.tracker.waiting import awaited, waits
 from fsm.tracker.worker import Worker
 
 if TYPE_CHECKING:
     from fsm.breakers.registry import Breakers
-    from fsm.tracker.aio import AsyncTracker, AsyncUserTracker
 
 
 class Tracker(Scope):
@@ -39,35 +39,13 @@ class Tracker(Scope):
             "fsm.configure(...) once before its first use; in tests use fsm.testing.fresh_tracker()"
         )
 
-    @classmethod
-    def _of(cls, registry: Registry) -> Self:
-        self = object.__new__(cls)
-        self._registry = registry
-        self._user_id = None
-        return self
+    def __repr__(self) -> str:
+        return f"<Tracker of {self.store_url}{', closed' if self.closed else ''}>"
 
-    def _sees(self, user_id: str | None) -> bool:  # noqa: ARG002 - everybody's are shown
-        return True
-
-    def _filter(self, user_id: str | None) -> str | None:
-        return user_id
-
-    # --- write ------------------------------------------------------------------------------------------------
-
-    def create(  # noqa: PLR0913 - what an execution is born with
-        self,
-        agent: str,
-        /,
-        *,
-        user_id: str,
-        thread_id: str,
-        timeouts: Timeouts | Mapping[str, Any] | None = None,
-        retry: Retry | Mapping[str, Any] | None = None,
-        parent_id: str | None = None,
-        retry_of: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        machine: Machine | str | None = None,
-        key: str | None = None,
+    @waits
+    @spelled(CreateOptions)
+    def create(
+        self, agent: str, /, *, user_id: str, thread_id: str, **options: Unpack[CreateOptions]
     ) -> Execution:
         """Register an execution; it begins in its machine's initial state.
 
@@ -75,37 +53,27 @@ class Tracker(Scope):
             agent: The agent's name.
             user_id: Whose it is.
             thread_id: The conversation that it belongs to.
-            timeouts: Limits that take the place of the machine's own, in seconds.
-            retry: How often it may be tried; once if nothing is said.
-            parent_id: The execution that starts it; when that one is called off, so is this.
-            retry_of: The execution that it is a rerun of.
-            metadata: JSON to note with it; it is copied.
-            machine: The machine, or its name; the execution machine if nothing is said.
-            key: Makes the call safe to repeat: the same key of the same user returns the execution that it created,
-                as it is now, as long as that is kept.
+            **options: What else it is born with:
+                ``timeouts``: limits that take the place of the machine's own, in seconds;
+                ``retry``: how often it may be tried, once by default;
+                ``parent_id``: the execution that starts it: when that one is cancelled, so is this;
+                ``retry_of``: the execution that it is a rerun of;
+                ``metadata``: JSON to note with it, which is copied;
+                ``machine``: the machine, or its name: the execution machine by default;
+                ``key``: makes the call safe to repeat: the same key of the same user returns the execution that it
+                created, as it is now, while that is kept.
 
         Returns:
             The execution, with its new id.
 
         Raises:
-            BadPayload: An argument has a wrong type or value.
+            InvalidArgument: An argument has a wrong type or value.
             UnknownExecution: The parent or the earlier execution is unknown, or another user's.
             Refused: The parent has ended, or has `fsm.registry.registry.MAX_DEPTH` parents above it (reason
                 ``limit``), or the key created an execution with other arguments (``duplicate``).
             StoreUnavailable: The store did not take it.
         """
-        return self._create(
-            agent,
-            user_id=user_id,
-            thread_id=thread_id,
-            timeouts=timeouts,
-            retry=retry,
-            parent_id=parent_id,
-            retry_of=retry_of,
-            metadata=metadata,
-            machine=machine,
-            key=key,
-        )
+        return self._create(agent, user_id, thread_id, options)
 
     # --- time and death ---------------------------------------------------------------------------------------
 
@@ -120,7 +88,7 @@ class Tracker(Scope):
             The worker; close it, or use it in a ``with`` block, and what it still owns is handed back at once.
 
         Raises:
-            BadPayload: `ttl_s` is not a positive number of seconds, or longer than
+            InvalidArgument: `ttl_s` is not a positive number of seconds, or longer than
                 `fsm.machine.timeouts.MAX_SECONDS`, or `name` is no usable name.
             ConfigurationError: This process is a worker already.
         """
@@ -162,14 +130,14 @@ class Tracker(Scope):
             How many were deleted.
 
         Raises:
-            BadPayload: A limit is out of range.
+            InvalidArgument: A limit is out of range.
         """
         if archive is not None and not callable(archive):
-            raise BadPayload(f"archive is a function that takes a record, not {shown(archive)}")
+            raise InvalidArgument(f"archive is a function that takes a record, not {shown(archive)}")
         try:
             policy = Retention(max_age_s=older_than_s, max_count=keep)
         except ValidationError as error:
-            raise BadPayload(f"older_than_s and keep are not negative: {error}") from None
+            raise InvalidArgument(f"older_than_s and keep are not negative: {error}") from None
         return prune(self._registry, policy, archive)
 
     def health(self) -> HealthReport:
@@ -199,21 +167,19 @@ class Tracker(Scope):
             user_id: The user.
 
         Raises:
-            BadPayload: `user_id` is no usable name.
+            InvalidArgument: `user_id` is no usable name.
         """
         return UserTracker._of(self._registry, text("user_id", user_id))
 
     @property
     def aio(self) -> AsyncTracker:
         """The same names for asyncio, over the same committer."""
-        from fsm.tracker.aio import AsyncTracker  # noqa: PLC0415 - asyncio is loaded by those who use it
-
         return AsyncTracker(self)
 
     @property
     def breakers(self) -> Breakers:
         """The circuit breakers, one per key, shared by everything that uses this registry."""
-        from fsm.breakers.registry import breakers_of  # noqa: PLC0415 - loaded by those who use it
+        from fsm.tracker.breakers import breakers_of  # noqa: PLC0415 - loaded by those who use it
 
         return breakers_of(self._registry)
 
@@ -250,59 +216,28 @@ class UserTracker(Scope):
     def __init__(self, *_: object, **__: object) -> None:
         raise ConfigurationError("the tracker of one user comes from get_tracker().for_user(user_id)")
 
-    @classmethod
-    def _of(cls, registry: Registry, user_id: str) -> Self:
-        self = object.__new__(cls)
-        self._registry = registry
-        self._user_id = user_id
-        return self
-
-    def _sees(self, user_id: str | None) -> bool:
-        return user_id is None or user_id == self._user_id
-
-    def _filter(self, user_id: str | None) -> str | None:  # noqa: ARG002 - there is one answer
-        return self._user_id
+    def __repr__(self) -> str:
+        return f"<tracker of {self._registry.store.url} for user {self._user_id!r}>"
 
     def _own(self, user_id: str | None) -> str:
         """Return this tracker's user, unless another one is named."""
         if not self._sees(optional_text("user_id", user_id)):
-            raise BadPayload(f"this tracker is narrowed to one user and cannot act for {shown(user_id)}")
+            raise InvalidArgument(f"this tracker is narrowed to one user and cannot act for {shown(user_id)}")
         return self._user_id
 
-    def create(  # noqa: PLR0913 - what an execution is born with
-        self,
-        agent: str,
-        /,
-        *,
-        user_id: str | None = None,
-        thread_id: str,
-        timeouts: Timeouts | Mapping[str, Any] | None = None,
-        retry: Retry | Mapping[str, Any] | None = None,
-        parent_id: str | None = None,
-        retry_of: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        machine: Machine | str | None = None,
-        key: str | None = None,
+    @waits
+    @spelled(CreateOptions)
+    def create(
+        self, agent: str, /, *, user_id: str | None = None, thread_id: str, **options: Unpack[CreateOptions]
     ) -> Execution:
         """Register an execution of this user; see `Tracker.create`."""
-        return self._create(
-            agent,
-            user_id=self._own(user_id),
-            thread_id=thread_id,
-            timeouts=timeouts,
-            retry=retry,
-            parent_id=parent_id,
-            retry_of=retry_of,
-            metadata=metadata,
-            machine=machine,
-            key=key,
-        )
+        return self._create(agent, self._own(user_id), thread_id, options)
 
     def for_user(self, user_id: str) -> UserTracker:
         """Return this tracker; it cannot be turned to another user.
 
         Raises:
-            BadPayload: `user_id` is no usable name, or another user's.
+            InvalidArgument: `user_id` is no usable name, or another user's.
         """
         self._own(text("user_id", user_id))
         return self
@@ -310,6 +245,34 @@ class UserTracker(Scope):
     @property
     def aio(self) -> AsyncUserTracker:
         """The same names for asyncio, over the same committer."""
-        from fsm.tracker.aio import AsyncUserTracker  # noqa: PLC0415 - asyncio is loaded by those who use it
-
         return AsyncUserTracker(self)
+
+
+class AsyncTracker(AsyncScope):
+    """The tracker's face for asyncio; get it from ``tracker.aio``. Each method is that of `Tracker`, awaited."""
+
+    _scope: Tracker
+
+    create = awaited(Tracker.create)
+    sweep = awaited(Tracker.sweep)
+    prune = awaited(Tracker.prune)
+    health = awaited(Tracker.health)
+    position = awaited(Tracker.position)
+    machines = awaited(Tracker.machines)
+
+    def for_user(self, user_id: str) -> AsyncUserTracker:
+        """Return the same narrowed to one user; see `Tracker.for_user`."""
+        return AsyncUserTracker(self._scope.for_user(user_id))
+
+
+class AsyncUserTracker(AsyncScope):
+    """The face for asyncio of one user's tracker; get it from ``tracker.aio.for_user(user_id)``."""
+
+    _scope: UserTracker
+
+    create = awaited(UserTracker.create)
+
+    def for_user(self, user_id: str) -> AsyncUserTracker:
+        """Return the same; see `UserTracker.for_user`."""
+        self._scope.for_user(user_id)
+        return self

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
-from fsm.core.decide import Facts, create, deadline, decide
+from fsm.core.decide import create, deadline, decide
 from fsm.core.journal import legal_rows, record_of
 from fsm.core.records import CANCEL_CHILDREN, Receipt, Snapshot
+from fsm.core.request import Request
 from fsm.errors import DamagedRecord, Finding, FsmError, Refusal
 from fsm.lifecycles.breaker import BREAKER
 from fsm.machine.grammar import CREATE, Arrow, Category
@@ -309,7 +310,7 @@ def _fold(law: Law, record: Snapshot, history: Sequence[Receipt]) -> _Folded:
             )
         before = after
         try:
-            step = decide(machine, before, one.event, _facts(law, before, one))
+            step = decide(machine, before, _request(law, before, one))
         except Exception as error:  # a payload model or an assignment of somebody else's
             raise _Misfit(
                 "payload", record, f"version {one.version}: the payload of {one.event!r} cannot be read: {error}",
@@ -330,10 +331,19 @@ def _fold(law: Law, record: Snapshot, history: Sequence[Receipt]) -> _Folded:
     return _Folded(after, waited)
 
 
-def _facts(law: Law, before: Snapshot, one: Receipt) -> Facts:
+def _request(law: Law, before: Snapshot, one: Receipt) -> Request:
     """Return what a recorded event was decided on, as far as it is recorded: the caller held the fence."""
     payload = law.codec.decode(one.event, one.payload_json)
-    return Facts(one.at, payload, one.payload_json, before.fence, one.key, one.owner, ordered=True)
+    return Request(
+        one.event,
+        one.at,
+        payload,
+        one.payload_json,
+        fence=before.fence,
+        key=one.key,
+        worker=one.owner,
+        ordered=True,
+    )
 
 
 def _same(record: Snapshot, one: Receipt, after: Snapshot) -> None:

@@ -110,6 +110,7 @@ class Worker:
             logger.critical("worker %s lost its lease: what it owned is taken over by others", self.id)
 
     def _turn(self) -> float:
+        self._registry.steady.measure()
         self.renew()
         return self.ttl_s
 

@@ -9,6 +9,7 @@ import pytest
 
 from fsm.audit import AuditConfig, audit
 from fsm.audit.cache import MOST_TREES, default_folder
+from fsm.audit.runner import _Run
 
 BAD = "import uuid\nrun_id = uuid.uuid4()\n"
 
@@ -66,6 +67,54 @@ def test_another_configuration_is_another_question(tree: Path, tmp_path: Path):
     other = run(tree, cache, id_names=["rum_id"])
     assert other.cached == 0
     assert other.findings == []
+
+
+def test_an_unchanged_tree_is_answered_without_its_facts(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The second run gives the whole result, map and skips included, and reads no facts; one new file reads them."""
+    (tree / "broken.py").write_text("def", encoding="utf-8")
+    first = run(tree, tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr("fsm.audit.cache.from_row", lambda *_: pytest.fail("facts"))
+        second = run(tree, tmp_path / "cache")
+    for name in ("findings", "skipped", "files", "suppressed", "owners", "constructions"):
+        assert getattr(second, name) == getattr(first, name)
+    (tree / "new.py").write_text(BAD, encoding="utf-8")
+    assert len(run(tree, tmp_path / "cache").findings) == len(first.findings) + 1
+    (tree / "new.py").unlink()
+    assert run(tree, tmp_path / "cache").findings == first.findings
+
+
+def test_rows_that_are_damaged_are_read_from_the_files(tree: Path, tmp_path: Path):
+    """Where the head of a cache is whole and a row is not, a run that needs the rows parses the files again."""
+    cache = tmp_path / "cache"
+    wanted = run(tree, cache).findings
+    (file,) = cache.iterdir()
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    (tree / "new.py").write_text("x = 1\n", encoding="utf-8")
+    assert run(tree, cache).findings == wanted
+    assert run(tree, cache).findings == wanted
+
+
+def test_a_file_that_is_written_during_the_audit_is_not_remembered(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What is quoted of a file that changed since its facts were taken answers no later run."""
+    cache, changed = tmp_path / "cache", tree / "m1.py"
+    before = changed.read_text(encoding="utf-8")
+    finish = _Run.finish
+
+    def finish_late(one: _Run) -> None:
+        changed.write_text("# moved\n" + before, encoding="utf-8")
+        finish(one)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "finish", finish_late)
+        run(tree, cache)
+    changed.write_text(before, encoding="utf-8")
+    assert {f.snippet for f in run(tree, cache).findings} == {"run_id = uuid.uuid4()"}
 
 
 @pytest.mark.parametrize("damage", [b"", b"x", b"\0" * 1000, b"[" * 100_000, "flip", "half"])

@@ -119,8 +119,8 @@ def test_every_role_has_two_families_of_evidence_and_prints_them(monkeypatch: py
     given: list[tuple[str, Role]] = []
     settle = Tree._settle
 
-    def noted(tree: Tree) -> None:
-        settle(tree)
+    def noted(tree: Tree, judges: Any) -> None:
+        settle(tree, judges)
         given.extend((info.name, role) for info in tree.classes for role in info.roles.values())
 
     monkeypatch.setattr(Tree, "_settle", noted)
@@ -249,7 +249,28 @@ def test_a_rule_is_one_file():
     folder = Path(fsm.audit.__file__).parent / "rules"
     names = {path.name[:6].upper() for path in folder.glob("fsm*.py")}
     assert names == set(CODES) == set(RULES)
-    assert all(rule.local or rule.find or code == "FSM100" for code, rule in RULES.items())
+    assert all(rule.local or rule.find or rule.judge or code == "FSM100" for code, rule in RULES.items())
+
+
+def test_no_module_of_the_audit_leads_back_to_itself():
+    """The imports of the audit have no circle, those for the type checker and those inside functions included."""
+    root = Path(fsm.audit.__file__).parent
+    names = {
+        f"fsm.audit.{'.'.join(p.relative_to(root).with_suffix('').parts)}": p for p in root.rglob("*.py")
+    }
+    leads: dict[str, set[str]] = {}
+    for name, path in names.items():
+        if path.name == "__init__.py" and path.parent == root:
+            continue
+        asked: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                asked |= {node.module, f"{node.module}.__init__"} & names.keys()
+                asked |= {f"{node.module}.{alias.name}" for alias in node.names} & names.keys()
+        leads[name] = asked
+    while free := {name for name, asked in leads.items() if not asked & leads.keys()}:
+        leads = {name: asked for name, asked in leads.items() if name not in free}
+    assert leads == {}
 
 
 def test_the_audit_stands_apart():

@@ -2,7 +2,7 @@
 
     python tests/bench/audit.py [--files 3600] [--lines 290] [--json] [--path FOLDER]
 
-    python tests/bench/audit.py --sources FOLDER [--half tuning|second|held-out] [--show]
+    python tests/bench/audit.py --sources FOLDER [--half tuning|second|held-out|third|fourth] [--show]
 
 It writes a tree of that many modules (or takes yours with --path), audits it in a process of its own, and
 prints files and lines a second beside what parsing alone takes, since only the ratio of the two carries over

@@ -16,9 +16,10 @@ from collections.abc import Callable
 import transitions
 
 from fsm import EXECUTION
-from fsm.core.decide import DERIVED, Facts, create, decide
+from fsm.core.decide import DERIVED, create, decide
 from fsm.core.payloads import Codec
 from fsm.core.records import Identity, Step
+from fsm.core.request import Request
 from fsm.machine.grammar import Arrow
 
 GOAL = 0.2
@@ -100,7 +101,7 @@ def decided() -> Callable[[], None]:
         for _ in range(STEPS // len(LOOP)):
             for event in LOOP:
                 payload, text = codec.encode(event, {})
-                step = decide(EXECUTION, snapshot, event, Facts(1.0, payload, text))
+                step = decide(EXECUTION, snapshot, Request(event, 1.0, payload, text))
                 assert isinstance(step, Step)
                 snapshot = step.after
 

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fsm import BREAKER
-from fsm.breakers import Consecutive, CountWindow, Policy, SlowCalls, TimeWindow, core
+from fsm.breakers import Consecutive, CountWindow, Policy, Rule, SlowCalls, TimeWindow, core
 from fsm.breakers.core import BreakerFacts, BreakerRefusal, BreakerStep, decide_breaker, judge, left_s, unseen
 from fsm.breakers.counters import Recorder
 from fsm.breakers.verdicts import CANCELLED, FAILURE, IGNORED, SUCCESS, throttled
+from fsm.machine.timeouts import MAX_SECONDS
 from fsm.stores.breakers import BreakerRow
 
 POLICY = Policy(cooldown_s=10.0, cooldown_max_s=35.0, jitter=0.0, probes_at_once=2, successes_needed=2)
@@ -175,3 +176,75 @@ def test_several_rules():
     """Any one of several rules is enough, whatever the others still lack."""
     recorder = Recorder(Policy(trip=(CountWindow(calls=100, minimum_calls=100), Consecutive(failures=2))))
     assert feed(recorder, "xx") == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        ({"kind": "consecutive"}, Consecutive()),
+        ({"kind": "consecutive", "failures": 3}, Consecutive(failures=3)),
+        ({"kind": "count", "calls": 8, "failure_rate": 0.25, "minimum_calls": 4}, CountWindow(
+            calls=8, failure_rate=0.25, minimum_calls=4)),
+        ({"kind": "time", "window_s": 5.0}, TimeWindow(window_s=5.0)),
+        ({"kind": "slow", "slow_rate": 0.9}, SlowCalls(slow_rate=0.9)),
+    ],
+)  # fmt: skip
+def test_a_rule_that_is_written_with_its_kind(kind, rule):
+    """A rule that was stored with the name of its kind is read as the rule that it always was."""
+    assert Policy.model_validate({"trip": [kind]}).trip == (rule,)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {}, {"calls": 5}, {"calls": 20, "window_s": 5.0}, {"kind": "consecutive", "minimum_calls": 2},
+        {"kind": "count", "window_s": 5.0}, {"kind": ["count"]}, {"kind": "count", "calls": None},
+    ],
+)  # fmt: skip
+def test_a_rule_that_makes_no_sense_is_refused(wrong):
+    """A rule has one window that can be filled, and with a kind no field of another one."""
+    with pytest.raises(ValidationError):
+        Rule.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    "field", "cooldown_s cooldown_max_s throttle_max_s probe_lease_s slow_call_s window_s".split()
+)
+def test_a_duration_has_an_upper_limit(field):
+    """No duration of a policy or a rule is longer than the longest one that clocks take."""
+    kind, rest = (Policy, {}) if field in Policy.model_fields else (Rule, {"calls": 20, "minimum_calls": 1})
+    if field == "window_s":
+        del rest["calls"]
+    if field == "cooldown_s":
+        rest = {"cooldown_max_s": MAX_SECONDS}
+    assert getattr(kind(**rest, **{field: MAX_SECONDS}), field) == MAX_SECONDS
+    with pytest.raises(ValidationError):
+        kind(**rest, **{field: MAX_SECONDS * 1.001})
+
+
+RULES = st.builds(
+    lambda slow, window, rate, minimum: Rule(
+        slow_call_s=slow, calls=window if isinstance(window, int) else None,
+        window_s=window if isinstance(window, float) else None, rate=rate,
+        minimum_calls=min(minimum, window) if isinstance(window, int) else minimum,
+    ),
+    st.sampled_from([None, 1.0]), st.sampled_from([1, 3, 5, 2.0, 10.0]), st.sampled_from([0.2, 0.5, 1.0]),
+    st.integers(1, 5),
+)  # fmt: skip
+
+
+@given(rule=RULES, calls=st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 3))))
+def test_every_rule_counts_what_its_window_holds(rule, calls):
+    """On both axes, whatever counts over whatever window: a rule is met when enough calls in it are bad enough."""
+    recorder, seen, now = Recorder(Policy(trip=rule)), [], 0
+    for failed, slow, later in calls:
+        now += later
+        recorder.note(float(now), failed=failed, took_s=1.0 if slow else 0.5)
+        seen.append((now, failed if rule.slow_call_s is None else slow))
+        if rule.calls is not None:
+            window = [bad for _, bad in seen[-rule.calls :]]
+        else:  # in tenths of the window, as it moves on
+            tenth = rule.window_s / 10
+            window = [bad for at, bad in seen if int(at / tenth) > int(now / tenth) - 10]
+        met = sum(window) >= rule.rate * len(window) and len(window) >= rule.minimum_calls
+        assert all(recorder.standing(float(now))) == met

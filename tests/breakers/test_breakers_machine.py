@@ -78,7 +78,7 @@ class Model(RuleBasedStateMachine):
         breaker = self.both[which].get("k")
         mirror, truth, failures = breaker.row, self.truth(), breaker.failures
         left, lines = breaker.retry_after_s(), len(self.both[0].history("k", 10_000))
-        breaker.finish(call, verdict)
+        self.both[which].release("k", call, verdict)
         after = self.truth()
         events = [entry.event for entry in self.both[0].history("k", 10_000)[lines:]]
         if call.generation != truth.generation:
@@ -102,7 +102,7 @@ class Model(RuleBasedStateMachine):
         """What the table's rows for closed make of a verdict."""
         if verdict.kind is Kind.THROTTLED:
             return ["throttle"]
-        return ["trip"] if verdict is FAILURE and failures + 1 >= self.policy.trip[0].failures else []
+        return ["trip"] if verdict is FAILURE and failures + 1 >= self.policy.trip[0].calls else []
 
     def when_half_open(self, verdict, row):
         """What the table's rows for half_open make of a verdict."""

@@ -17,13 +17,14 @@ import pytest
 
 from fsm import BREAKER, BreakerOpen, StoreUnavailable
 from fsm.breakers import CANCELLED, FAILURE, SUCCESS, Breakers, Consecutive, Policy
-from fsm.breakers.permit import _Handover
+from fsm.breakers.breaker import Breaker
 from fsm.breakers.shared import ASK_AGAIN_S
 from fsm.clock import ManualClock, SystemClock
 from fsm.core.journal import record_of
 from fsm.stores.breakers import BreakerEntry, BreakerRow
 from fsm.stores.opening import open_store
 from fsm.tracker.process import fresh_tracker
+from tests.conftest import ROOT
 
 POLICY = Policy(trip=Consecutive(failures=2), cooldown_s=10.0, jitter=0.0)
 
@@ -167,14 +168,14 @@ def test_a_task_cancelled_just_after_its_probe_was_granted(stores, clock, monkey
     fail(breakers, 2)
     clock.advance(10.0)
     granted = threading.Event()
-    take = _Handover.take
+    take = Breaker.take_probe
 
-    def taking(self):
-        call = take(self)
+    def taking(self, held):
+        call = take(self, held)
         granted.set()
         return call
 
-    monkeypatch.setattr(_Handover, "take", taking)
+    monkeypatch.setattr(Breaker, "take_probe", taking)
 
     async def scenario() -> None:
         task = asyncio.create_task(breakers.acquire_async("k"))
@@ -252,21 +253,21 @@ def test_one_thread_looks_for_others_changes(stores):
     breakers.get("k 2")
     threads = [one for one in threading.enumerate() if one.name == "fsm-breakers"]
     assert len(threads) == 1
-    adopt = type(breaker)._adopt
+    adopt = type(breaker).adopt
 
     def adopting(self, row):
         adopt(self, row)
         if self is breaker:
             known.set()
 
-    type(breaker)._adopt = adopting
+    type(breaker).adopt = adopting
     try:
         fail(make(stores[1], SystemClock()), 2)
         assert known.wait(20)
         with pytest.raises(BreakerOpen):
             breakers.acquire("k")
     finally:
-        type(breaker)._adopt = adopt
+        type(breaker).adopt = adopt
         breakers.close()
     threads[0].join(20)
     assert not threads[0].is_alive()
@@ -530,7 +531,7 @@ class Other:
     """Another process on the same file."""
 
     def __init__(self, url: str, cooldown_s: float, probes: int) -> None:
-        program = Path(__file__).with_name("breaker_process.py")
+        program = ROOT / "tests" / "support" / "breaker_process.py"
         self._process = subprocess.Popen(
             [sys.executable, str(program), url, str(cooldown_s), str(probes)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

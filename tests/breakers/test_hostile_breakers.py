@@ -35,16 +35,18 @@ from fsm.breakers import (
     TimeWindow,
     Verdict,
     http_result,
-    runtime,
     throttled,
 )
 from fsm.breakers import breaker as breaker_module
+from fsm.breakers import registry as runtime
 from fsm.breakers.verdicts import of_error, retry_after
 from fsm.clock import ManualClock
 from fsm.concurrency.supervised import Health
 from fsm.core.journal import record_of
+from fsm.engine.model_calls import call_model, model_call
 from fsm.stores.breakers import BREAKER_LINES, BreakerEntry, BreakerRow
 from fsm.stores.opening import open_store
+from fsm.tracker import breakers as founding
 from fsm.tracker.process import fresh_tracker
 from tests.conftest import ROOT
 
@@ -217,10 +219,23 @@ def test_an_exception_that_bites(clock, name, how):
     assert (state(breakers), breakers.status_of("k").probes) == ("open", 0)
 
 
-@pytest.mark.parametrize("face", faces(make(ManualClock())))
-def test_every_way_to_call_raises_the_callers_own_error(breakers, clock, face):
+OF_OTHERS = {
+    "async with",
+    "coroutine",
+    "async generator",
+    "call",
+    "call_async",
+}  # asyncio and tenacity ask as well
+
+
+@pytest.mark.parametrize(
+    ("face", "name"),
+    [(face, "__str__") for face in faces(make(ManualClock()))]
+    + [(face, "__class__") for face in faces(make(ManualClock())) if face not in OF_OTHERS],
+)
+def test_every_way_to_call_raises_the_callers_own_error(breakers, clock, face, name):
     """Whichever way a call is made, the exception that bites is what its caller gets, and the breaker opens."""
-    error = biting("__str__", bite)()
+    error = biting(name, bite)()
     for _ in range(3):
         with pytest.raises(TimeoutError) as raised:
             faces(breakers)[face](error)
@@ -655,7 +670,7 @@ def check_sound(breakers: Breakers, clock: ManualClock) -> None:
     assert found[1:] == ["open", True, "closed"]
 
 
-@pytest.mark.parametrize("window", WINDOWS[2:], ids=lambda one: one.kind)
+@pytest.mark.parametrize("window", WINDOWS[2:], ids="time slow".split())
 @pytest.mark.parametrize("action", ["declare", "force_open", "reset", "get", "status", "poll", "acquire"])
 def test_an_interrupt_at_every_line_of_the_rest(small_heap, window, action):
     """The same holds while a breaker is declared, ordered, looked at, and asked by hand."""
@@ -688,7 +703,7 @@ def test_an_interrupt_at_every_line_of_the_rest(small_heap, window, action):
         check_sound(breakers, clock)
 
 
-@pytest.mark.parametrize("window", WINDOWS, ids=lambda one: one.kind)
+@pytest.mark.parametrize("window", WINDOWS, ids="row count time slow".split())
 def test_a_finaliser_that_uses_the_breaker(clock, window):
     """A finaliser or signal handler that makes a call at any line of another call of its thread waits for nothing."""
     breakers = make(clock, trip=(window,))
@@ -951,7 +966,7 @@ def test_a_key_that_is_none(breakers, key):
         breakers.disable, breakers.reset, breakers.status_of, breakers.history, breakers.declare,
         lambda one: breakers.call(one, int), lambda one: breakers.stream(one, []),
         lambda one: breakers.stream_async(one, []), lambda one: breakers.release(one, None, SUCCESS),
-        lambda one: breakers.model_call(None, "exec", one), breakers.guard(lambda *_: key)(lambda: None),
+        lambda one: model_call(breakers, None, "exec", one), breakers.guard(lambda *_: key)(lambda: None),
     ):  # fmt: skip
         if call in (breakers.guard, breakers) and callable(key):
             continue  # a key that is made of the arguments
@@ -1306,7 +1321,7 @@ def test_a_row_that_is_gone(clock):
     store = open_store("memory://")
     breakers = make(clock, store)
     fail(breakers)
-    store._breakers.clear()
+    store._breakers.rows.clear()
     clock.advance(10.0)
     with breakers.permit("k"):
         pass
@@ -1333,7 +1348,7 @@ def test_the_store_fails_while_an_execution_calls_a_model(clock, monkeypatch):
             raise TimeoutError("the provider")
 
         with pytest.raises(TimeoutError, match="the provider"):
-            tracker.breakers.call_model(tracker, one.id, "k", ask, fence=1)
+            call_model(tracker.breakers, tracker, one.id, "k", ask, fence=1)
         assert state(tracker.breakers) == "open"
 
 
@@ -1402,7 +1417,7 @@ def test_a_fork_while_a_lock_is_held(breakers, clock, lock):
     half_open(breakers, clock)
     permit = breakers.permit("k")
     permit.__enter__()
-    owner = {"_creating": breakers, "_polling": breakers._shared, "_founding": runtime}.get(
+    owner = {"_creating": breakers, "_polling": breakers._shared, "_founding": founding}.get(
         lock, breakers.get("k")
     )
     inside, done = threading.Event(), threading.Event()

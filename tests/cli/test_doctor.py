@@ -20,7 +20,7 @@ from fsm.core.payloads import PAYLOADS, Payload, TimeOut
 from fsm.registry import registry as registries
 from fsm.registry.pulse import BEAT_EVERY_S
 from fsm.stores.sqlite import connect
-from fsm.stores.sqlite import store as stores
+from fsm.stores.sqlite import database as stores
 from fsm.tracker.process import configure, fresh_tracker, get_tracker
 from fsm.tracker.sweeper import SWEEPER
 from fsm.tracker.worker import Worker

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fsm.errors import BadPayload
+from fsm.errors import InvalidArgument
 from fsm.tracker.process import fresh_tracker
 
 
@@ -18,7 +18,7 @@ from fsm.tracker.process import fresh_tracker
 def test_metadata_that_cannot_be_read_back_is_refused(metadata):
     """Metadata that JSON cannot say, or that would not come back as it was, is refused and nothing is created."""
     with fresh_tracker() as tracker:
-        with pytest.raises(BadPayload, match="metadata"):
+        with pytest.raises(InvalidArgument, match="metadata"):
             tracker.create("a", user_id="u", thread_id="t", metadata=metadata)
         assert tracker.counts() == {}
 
@@ -42,6 +42,6 @@ def test_a_name_is_a_usable_text(name, value):
     arguments = {"agent": "a", "user_id": "u", "thread_id": "t"} | {name: value}
     agent = arguments.pop("agent")
     with fresh_tracker() as tracker:
-        with pytest.raises(BadPayload, match=name):
+        with pytest.raises(InvalidArgument, match=name):
             tracker.create(agent, **arguments)
         assert tracker.counts() == {}

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from fsm import EXECUTION, Fact, Machine, Refusal, Timeouts
 from fsm.core import decide as module
-from fsm.core.decide import CHANGES, DERIVED, MAX_OPEN_TOOLS, Facts, allowed, create, deadline, decide, refuse
+from fsm.core.decide import CHANGES, DERIVED, MAX_OPEN_TOOLS, allowed, create, deadline, decide, refuse
 from fsm.core.payloads import PAYLOADS, Codec
 from fsm.core.records import Identity, Snapshot, Step, receipt_of
+from fsm.core.request import Request
 from fsm.machine.grammar import row, state
 from tests.support.strategies import machines
 
@@ -53,7 +54,11 @@ class Life:
         payload, text = self.codec.encode(event, given)
         when = self.at + 1.0 if at is None else at
         fence = self.now.fence if fence == CURRENT else fence
-        return decide(self.machine, self.now, event, Facts(when, payload, text, fence, None, "worker_1"))
+        return decide(
+            self.machine,
+            self.now,
+            Request(event, when, payload, text, fence=fence, key=None, worker="worker_1"),
+        )
 
     def fire(
         self, *events: str, at: float | None = None, fence: int | None = CURRENT, **given: Any
@@ -137,10 +142,18 @@ def test_a_decision_is_pure_and_its_step_follows_from_the_table(data: st.DataObj
         )
     )
     fence = data.draw(st.none() | st.just(snapshot.fence))
-    facts = Facts(BORN_AT + data.draw(st.floats(-50, 500)), payload, '{"n":1}', fence, "key", "worker_3")
+    facts = Request(
+        event,
+        BORN_AT + data.draw(st.floats(-50, 500)),
+        payload,
+        '{"n":1}',
+        fence=fence,
+        key="key",
+        worker="worker_3",
+    )
     before = (tuple(snapshot), machine.content_hash)
-    answer = decide(machine, snapshot, event, facts)
-    assert decide(machine, snapshot, event, facts) == answer
+    answer = decide(machine, snapshot, facts)
+    assert decide(machine, snapshot, facts) == answer
     assert (tuple(snapshot), machine.content_hash) == before
     if isinstance(answer, Refusal):
         assert (answer.state, answer.version, answer.event) == (snapshot.state, snapshot.version, event)
@@ -305,20 +318,19 @@ def test_what_was_observed_must_still_be_so() -> None:
     """An event that was meant for an older version, or for what another worker owns, is refused as stale."""
     now = Life().fire("start", "think")
     for facts in (
-        Facts(now.updated_at, {}, version=now.version - 1),
-        Facts(now.updated_at, {}, version=now.version + 1),
-        Facts(now.updated_at, {}, holder="worker_2"),
-        Facts(now.updated_at, {}, version=now.version, holder="worker_2"),
+        Request("progress", now.updated_at, {}, version=now.version - 1),
+        Request("progress", now.updated_at, {}, version=now.version + 1),
+        Request("progress", now.updated_at, {}, holder="worker_2"),
+        Request("progress", now.updated_at, {}, version=now.version, holder="worker_2"),
     ):
-        refusal = decide(EXECUTION, now, "progress", facts)
+        refusal = decide(EXECUTION, now, facts)
         assert isinstance(refusal, Refusal)
         assert refusal.reason == "stale"
         assert f"version {now.version}" in refusal.detail
     same = decide(
         EXECUTION,
         now,
-        "progress",
-        Facts(now.updated_at, {}, fence=now.fence, version=now.version, holder="worker_1"),
+        Request("progress", now.updated_at, {}, fence=now.fence, version=now.version, holder="worker_1"),
     )
     assert isinstance(same, Step)
 
@@ -620,8 +632,7 @@ def test_a_wait_that_nobody_named_follows_the_policy() -> None:
             step = decide(
                 EXECUTION,
                 started,
-                "fail",
-                Facts(started.updated_at, payload, fence=started.fence, jitter=jitter),
+                Request("fail", started.updated_at, payload, fence=started.fence, jitter=jitter),
             )
             assert isinstance(step, Step)
             assert step.after.not_before == started.updated_at + wanted
@@ -641,12 +652,12 @@ def test_deadlines_lie_on_the_steady_timeline() -> None:
     """Records carry the wall clock's time, deadlines and waits the steady one's, however far the two are apart."""
     born = create(EXECUTION, identity(timeouts=SHORT, born_at=50.0, attempts_max=2)).after
     assert (born.entered_at, born.due_at) == (BORN_AT, 60.0)
-    facts = Facts(BORN_AT + 9_000.0, {"retry_in_s": 5.0, "retryable": True}, now=52.0)
-    started = decide(EXECUTION, born, "start", facts)
+    facts = Request("start", BORN_AT + 9_000.0, {"retry_in_s": 5.0, "retryable": True}, now=52.0)
+    started = decide(EXECUTION, born, facts)
     assert isinstance(started, Step)
     assert (started.after.entered_at, started.after.since_at) == (BORN_AT + 9_000.0, 52.0)
     assert (started.after.due_at, started.after.due_kind) == (72.0, "phase")
-    failed = decide(EXECUTION, started.after, "fail", facts._replace(now=53.0, fence=started.after.fence))
+    failed = decide(EXECUTION, started.after, facts.but(event="fail", now=53.0, fence=started.after.fence))
     assert isinstance(failed, Step)
     assert (failed.after.not_before, failed.after.due_at) == (58.0, 68.0)
 
@@ -816,7 +827,7 @@ def test_a_guard_without_a_sentence_names_what_it_asks() -> None:
 def test_a_given_sentence_is_kept() -> None:
     """Whoever refuses for a reason of his own can say his own sentence."""
     now = Life().now
-    refusal = refuse(EXECUTION, now, "start", "duplicate", "this key came with another event")
+    refusal = refuse(EXECUTION, now, Request("start", 1.0), "duplicate", "this key came with another event")
     assert (refusal.reason, refusal.detail) == ("duplicate", "this key came with another event")
     assert refusal.allowed == allowed(EXECUTION, now)
 
@@ -837,7 +848,7 @@ def test_a_default_answers_a_fact_that_nobody_knows() -> None:
             ({"paid": True}, True),
             ({"paid": False}, False),
         ):
-            step = decide(machine, create(machine, identity(machine)).after, "go", Facts(1.0, payload))
+            step = decide(machine, create(machine, identity(machine)).after, Request("go", 1.0, payload))
             assert isinstance(step, Step)
             assert step.after.state == ("b" if wanted else "c")
 
@@ -846,7 +857,7 @@ def test_a_default_answers_a_fact_that_nobody_knows() -> None:
 def test_only_true_is_yes(almost: Any) -> None:
     """A fact holds if it is answered with True, not with something that looks like it."""
     now = Life(attempts_max=2).fire("start")
-    step = decide(EXECUTION, now, "fail", Facts(now.updated_at, {"retryable": almost}, fence=now.fence))
+    step = decide(EXECUTION, now, Request("fail", now.updated_at, {"retryable": almost}, fence=now.fence))
     assert isinstance(step, Step)
     assert step.after.state == "failed"
 
@@ -869,7 +880,8 @@ def successes(machine: Machine, snapshot: Snapshot, facts: Sequence[str]) -> set
         for event in machine.events
         for payload in payloads_for(facts)
         if isinstance(
-            decide(machine, snapshot, event, Facts(snapshot.updated_at, payload, fence=snapshot.fence)), Step
+            decide(machine, snapshot, Request(event, snapshot.updated_at, payload, fence=snapshot.fence)),
+            Step,
         )
     }
 
@@ -913,8 +925,7 @@ def test_a_refusal_lists_what_is_allowed_and_never_what_was_refused_by_the_table
     answer = decide(
         EXECUTION,
         snapshot,
-        event,
-        Facts(snapshot.updated_at, CODEC.encode(event, {})[0], fence=snapshot.fence),
+        Request(event, snapshot.updated_at, CODEC.encode(event, {})[0], fence=snapshot.fence),
     )
     assume(isinstance(answer, Refusal))
     assert answer.allowed == allowed(EXECUTION, snapshot)
@@ -957,5 +968,5 @@ def test_what_is_stale_is_told_by_value():
         ({"version": int("1000")}, Step), ({"version": 999}, Refusal), ({"version": 1_001}, Refusal),
         ({"holder": "".join("m")}, Step), ({"holder": "a"}, Refusal), ({"holder": "z"}, Refusal),
     ):  # fmt: skip
-        answer = decide(EXECUTION, snapshot, "progress", Facts(BORN_AT + 1.0, {}, **facts))
+        answer = decide(EXECUTION, snapshot, Request("progress", BORN_AT + 1.0, {}, **facts))
         assert isinstance(answer, decided), facts

@@ -402,7 +402,7 @@ def test_a_payload_name_is_given_once() -> None:
     with pytest.raises(BadPayload, match="'start' is taken by Claim"):
         register_payload("start", Other)
     for bad in (dict, Order(amount=1), None, "Order"):
-        with pytest.raises(BadPayload, match=r"subclass of fsm\.core\.payloads\.Payload"):
+        with pytest.raises(BadPayload, match=r"subclass of fsm\.Payload"):
             register_payload("bad", bad)  # type: ignore[arg-type]
     assert PAYLOADS["start"] is not Other
 

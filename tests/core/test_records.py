@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fsm import BREAKER, EXECUTION, Execution, Machine, Receipt, Retry, Timeouts
-from fsm.core.decide import DERIVED, Facts, create, decide
+from fsm.core.decide import DERIVED, create, decide
 from fsm.core.journal import durations, fold, legal_rows
 from fsm.core.payloads import Codec
 from fsm.core.records import Identity, Snapshot, Step, receipt_of, view
+from fsm.core.request import Request
 from tests.support.strategies import machines
 
 BORN_AT = 100.0
@@ -48,7 +49,9 @@ def told(*story: tuple[str, dict[str, Any], float]) -> tuple[list[Receipt], Snap
     for event, fields, at in story:
         payload, text = codec.encode(event, fields)
         answer = decide(
-            EXECUTION, step.after, event, Facts(at, payload, text, step.after.fence, worker="worker_1")
+            EXECUTION,
+            step.after,
+            Request(event, at, payload, text, fence=step.after.fence, worker="worker_1"),
         )
         assert isinstance(answer, Step), answer
         step = answer

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from fsm import BadPayload, EngineFull
+from fsm import BadPayload, EngineFull, InvalidArgument
 from tests.support.engine_tools import ENDS, in_memory, on_disk, simulated
 
 WHO = {"user_id": "ada", "thread_id": "t"}
@@ -166,7 +166,7 @@ def test_a_mistake_of_the_caller_is_raised_as_it_is(play):
             await engine.map(agent, items(), **WHO)
         with pytest.raises(KeyError):
             await engine.map(agent, [1, 2, 3], user_id=whose, thread_id="t")
-        with pytest.raises(BadPayload):
+        with pytest.raises(InvalidArgument):
             await engine.map(agent, [1, 2], **WHO, timeouts={"nonsense_s": 1})
         for wrong in (0, -1, True, 1.5, "3", 100_001):
             with pytest.raises(BadPayload, match="at_once"):

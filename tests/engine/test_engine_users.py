@@ -15,7 +15,7 @@ from fsm import ConfigurationError, Engine, Refused, UnknownExecution
 from fsm.engine import Handle, Recorder, Registered, Run, SyncRun
 from fsm.engine.block import Block
 from fsm.ids import execution_id
-from fsm.tracker.aio import AsyncTracker
+from fsm.tracker.tracker import AsyncTracker
 from tests.support.engine_tools import in_memory, simulated
 from tests.support.tracker_tools import begun, finish
 from tests.tracker.test_tracker_users import EMPTY, FOREIGN

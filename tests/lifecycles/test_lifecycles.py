@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from fsm import BREAKER, EXECUTION, FsmError, Machine, Refusal
-from fsm.core.decide import DERIVED, Facts, create, decide
+from fsm.core.decide import DERIVED, create, decide
 from fsm.core.journal import fold
 from fsm.core.payloads import Codec
 from fsm.core.records import Identity, Snapshot, Step, receipt_of
+from fsm.core.request import Request
 from fsm.lifecycles import LEGACY_EDGES, LEGACY_PHASES, LEGACY_STATES, IllegalLegacyEdge, legacy_event
 from fsm.machine.executor import Executor
 from fsm.machine.grammar import Arrow
@@ -267,7 +268,7 @@ def test_every_pair_is_a_row_or_a_refusal_with_a_reason(
     """Each (state, event) pair is carried out or refused with a reason and a sentence that fit the table."""
     for name, event in product(categories, machine.events):
         snapshot = at(name, machine)
-        answer = decide(machine, snapshot, event, Facts(1.0, {})) if machine is EXECUTION else None
+        answer = decide(machine, snapshot, Request(event, 1.0, {})) if machine is EXECUTION else None
         if answer is None:  # the breaker's rows note changes that no execution has
             question = Question(name, machine.fact_defaults)
             if machine.executor.triggers[event](question):
@@ -292,7 +293,7 @@ def test_every_pair_is_a_row_or_a_refusal_with_a_reason(
 
 
 def refusal_of(machine: Machine, snapshot: Snapshot, event: str) -> Refusal:
-    answer = decide(machine, snapshot, event, Facts(1.0, {}))
+    answer = decide(machine, snapshot, Request(event, 1.0, {}))
     assert isinstance(answer, Refusal)
     return answer
 
@@ -364,7 +365,7 @@ def test_every_arrow_of_the_execution_machine_is_taken() -> None:
             for event in EXECUTION.events:
                 given = {"fail": ("retryable",), "call_model": ("permit",)}.get(event, ())
                 payload, text = CODEC.encode(event, {name: answers[name] for name in given})
-                step = decide(EXECUTION, snapshot, event, Facts(1.0, payload, text, snapshot.fence))
+                step = decide(EXECUTION, snapshot, Request(event, 1.0, payload, text, fence=snapshot.fence))
                 if isinstance(step, Step):
                     arrow = arrow_of(EXECUTION, snapshot, event, payload)
                     assert (step.source, step.event, step.after.state) == (arrow.source, event, arrow.target)
@@ -452,8 +453,7 @@ def test_whole_lives_end_where_they_should(story: list[tuple[str, dict[str, Any]
         answer = decide(
             EXECUTION,
             step.after,
-            event,
-            Facts(float(version), payload, text, step.after.fence, worker="worker_1"),
+            Request(event, float(version), payload, text, fence=step.after.fence, worker="worker_1"),
         )
         assert isinstance(answer, Step), answer
         step = answer
@@ -524,7 +524,7 @@ def test_a_legal_old_edge_is_legal_here(pair: tuple[str, str]) -> None:
     event = legacy_event(source, target)
     for snapshot in (at(LEGACY_PHASES[source]), at(LEGACY_PHASES[source], owner="worker_1", attempt=1)):
         payload, text = CODEC.encode(event, {})
-        step = decide(EXECUTION, snapshot, event, Facts(1.0, payload, text, snapshot.fence))
+        step = decide(EXECUTION, snapshot, Request(event, 1.0, payload, text, fence=snapshot.fence))
         assert isinstance(step, Step), step
         assert step.after.state == LEGACY_PHASES[target]
 

@@ -540,7 +540,7 @@ def test_resolved_limits_are_kept_but_not_without_end(monkeypatch):
     assert all(machine.limits_for(text) is one for text, one in zip(texts, kept, strict=True))
     for number in range(100, 150):
         machine.limits_for(json.dumps({"total_s": float(number)}))
-        assert len(machine._limits) <= 4
+        assert len(machine.limits_known) <= 4
 
 
 def test_a_document_holds_what_was_declared():

@@ -150,7 +150,7 @@ def test_resolved_limits_are_kept_by_text_and_not_for_ever() -> None:
     assert machine.limits_for(None).by_state["thinking"] == ("phase", 1800.0)
     for n in range(MAX_LIMITS + 10):
         machine.limits_for(Timeouts(phase_s=n + 1.0).model_dump_json(exclude_unset=True))
-    assert len(machine._limits) <= MAX_LIMITS
+    assert len(machine.limits_known) <= MAX_LIMITS
     assert machine.limits_for(text).by_state["thinking"] == ("phase", 0.5)
 
 

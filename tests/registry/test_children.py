@@ -220,7 +220,7 @@ def test_a_sweep_does_not_look_at_healthy_families(store, url, monkeypatch):
 def test_the_search_for_orders_is_a_search_by_key(url):
     """On SQLite a page of orders is a stretch of their primary key: no scan, no sorting."""
     with fresh_tracker(url) as tracker:
-        plan = tracker._registry.store._rows(
+        plan = tracker._registry.store.database.rows(
             "EXPLAIN QUERY PLAN SELECT execution_id, version, event FROM orders "
             "WHERE execution_id > ? ORDER BY execution_id LIMIT ?", ("", 500),
         )  # fmt: skip
@@ -261,14 +261,14 @@ def test_an_end_without_children_writes_once(url, monkeypatch):
     with fresh_tracker(url) as tracker:
         alone = begun(tracker)
         store = tracker._registry.store
-        write = store._write
+        write = store.database.write
         begun_ = []
 
         def counted(work):
             begun_.append(1)
             return write(work)
 
-        monkeypatch.setattr(store, "_write", counted)
+        monkeypatch.setattr(store.database, "write", counted)
         tracker.fire(alone, "fail", fence=tracker.get(alone).fence)
         assert len(begun_) == 1
 
@@ -335,7 +335,7 @@ def test_a_parent_of_many_is_cancelled_page_by_page(store, url, many):
             for _ in range(many)
         ]  # fmt: skip
         registry.committer.commit_all(births)
-        grandchild = child_of(tracker, births[many // 2].execution_id)
+        grandchild = child_of(tracker, births[many // 2].request.execution_id)
         tracker.fire(root, "fail", fence=tracker.get(root).fence)
         assert tracker.counts() == {"failed": 1, "cancelled": many + 1}
         assert tracker.get(grandchild).state == "cancelled"

@@ -18,25 +18,28 @@ import pytest
 
 import fsm.concurrency.locks
 import fsm.stores.sqlite.pool as pool_module
-from fsm import BadPayload, FsmError, Reentered, StoreUnavailable, ids, process
+from fsm import BadPayload, FsmError, Reentered, StoreUnavailable, ids
 from fsm.concurrency.locks import Bell, Lock
 from fsm.registry.committer import Committer
 from fsm.stores.memory import MemoryStore
 from fsm.testing import ManualClock, fresh_tracker
+from fsm.tracker import process
 from tests.support.hostile_tools import ROOT, Disturbance, elsewhere, forked, held, injected, points, raising
 from tests.support.tracker_tools import begun
 
 CORE = (
-    "committer.py",
-    "command.py",
-    "registry.py",
-    "steady.py",
+    "registry/committer.py",
+    "registry/command.py",
+    "registry/registry.py",
+    "registry/steady.py",
     "ids.py",
-    "locks.py",
+    "concurrency/locks.py",
     "stores/memory",
     "stores/sqlite/pool.py",
+    "stores/sqlite/database.py",
+    "stores/sqlite/machines.py",
     "stores/sqlite/store.py",
-    "stores/sqlite/upkeep.py",
+    "stores/sqlite/workers.py",
     "stores/sqlite/connect.py",
 )
 USER = {"user_id": "ada", "thread_id": "t"}
@@ -111,8 +114,10 @@ def whole(tracker: Any, *ids: str) -> None:
         assert parts(store) == now
     else:
         # A fork closes what is idle; a connection that is left must have been given back whole.
-        assert all(reader.sound or reader.connection is None for reader in store._pool._idle)
-        assert len(store._pool._readers) == len(store._pool._idle), "a reader was not given back"
+        assert all(reader.sound or reader.connection is None for reader in store.database.pool._idle)
+        assert len(store.database.pool._readers) == len(store.database.pool._idle), (
+            "a reader was not given back"
+        )
 
 
 def free(tracker: Any) -> None:
@@ -468,7 +473,7 @@ def test_close_by_a_handler_at_any_line(url, outer):
                     tracker.fire(made["one"], "progress")
                 tracker.close()
                 if not where.startswith("memory"):
-                    pool = tracker._registry.store._pool
+                    pool = tracker._registry.store.database.pool
                     assert pool._writer is None
                     assert all(reader.connection is None for reader in pool._readers)
             number += 15  # every line would be the same again
@@ -759,7 +764,7 @@ def test_an_interrupt_around_a_fork_is_delivered_after_it(url):
     """Ctrl-C at any line of what a fork does first and last drops nothing of it, and arrives when the fork is over."""
     with fresh_tracker(f"{url}?synchronous=NORMAL") as tracker:
         one = begun(tracker)
-        pool = tracker._registry.store._pool
+        pool = tracker._registry.store.database.pool
 
         def fork() -> None:
             pool_module._before_fork()

@@ -8,7 +8,7 @@ import pytest
 
 from fsm.clock import ManualClock
 from fsm.core.records import Retry
-from fsm.errors import BadPayload, InvalidMachine, Refused, StoreUnavailable
+from fsm.errors import InvalidArgument, InvalidMachine, Refused, StoreUnavailable
 from fsm.machine.grammar import Fact, row, state
 from fsm.machine.machine import Machine
 from fsm.machine.timeouts import Timeouts
@@ -284,16 +284,16 @@ def test_a_wall_clock_that_jumps_neither_kills_nor_blocks(tracker, clock, jump_s
 @pytest.mark.parametrize("name", ["total_s", "queue_s", "phase_s", "idle_s", "input_s", "grace_s"])
 def test_a_limit_that_is_no_duration_is_refused(tracker, name, value):
     """Zero, negative, endless and wordy limits are refused; nothing is created and nothing truncated."""
-    with pytest.raises(BadPayload, match=name):
+    with pytest.raises(InvalidArgument, match=name):
         tracker.create("a", user_id="u", thread_id="t", timeouts={name: value})
-    with pytest.raises(BadPayload):
+    with pytest.raises(InvalidArgument):
         tracker.create("a", user_id="u", thread_id="t", timeouts={"phases": {"thinking": value}})
     assert tracker.counts() == {}
 
 
 def test_no_execution_is_left_without_any_limit(tracker):
     """Limits that would leave an execution open for ever are refused when it is created."""
-    with pytest.raises(BadPayload, match="total_s"):
+    with pytest.raises(InvalidArgument, match="total_s"):
         tracker.create("a", user_id="u", thread_id="t", timeouts=Timeouts(total_s=None, queue_s=None))
     execution = tracker.create("a", user_id="u", thread_id="t", timeouts=Timeouts(queue_s=None))
     assert execution.due_kind == "total"
@@ -538,7 +538,7 @@ def test_an_ordered_wait_does_not_count_against_a_limit(tracker, clock):
 @pytest.mark.parametrize("every_s", [0, -1.0, float("inf"), float("nan"), "5", None, True])
 def test_a_sweeper_needs_a_pause(tracker, every_s):
     """A pause of no, negative or endless length, or of no number at all, is refused."""
-    with pytest.raises(BadPayload, match="positive number of seconds"):
+    with pytest.raises(InvalidArgument, match="positive number of seconds"):
         Sweeper(tracker._registry, every_s)
 
 

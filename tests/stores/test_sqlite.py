@@ -226,7 +226,7 @@ def test_a_full_disk_is_a_typed_error_and_nothing_is_half_written(file, url):
     with fresh_tracker(url) as tracker:
         made = tracker.create("a", user_id="u", thread_id="t")
         store = tracker._registry.store
-        writer = store._pool._writer
+        writer = store.database.pool._writer
         pages = writer.execute("PRAGMA page_count").fetchone()[0]
         writer.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(StoreUnavailable, match="disk is full") as caught:
@@ -264,7 +264,7 @@ def test_a_failed_commit_says_what_is_known_of_it(after, committed_, url):
     """After a failed COMMIT the error says whether anything was written: no, or nobody can tell."""
     with fresh_tracker(url) as tracker:
         made = tracker.create("a", user_id="u", thread_id="t")
-        pool = tracker._registry.store._pool
+        pool = tracker._registry.store.database.pool
         pool._writer = Failing(pool._writer, after=after)
         with pytest.raises(StoreUnavailable, match="disk I/O") as caught:
             tracker.fire(made.id, "start", key="k")
@@ -320,7 +320,7 @@ def test_a_store_stays_where_it_is_when_the_process_goes_elsewhere(tmp_path, mon
     with fresh_tracker("sqlite:///fsm.db") as tracker:
         made = tracker.create("a", user_id="u", thread_id="t")
         monkeypatch.chdir(tmp_path / "elsewhere")
-        tracker._registry.store._pool.discard_writer()
+        tracker._registry.store.database.pool.discard_writer()
         tracker.fire(made.id, "start")
         assert tracker.get(made.id).version == 1
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -330,7 +330,7 @@ def test_a_file_that_was_moved_away_is_an_error_and_not_a_new_file(file, url):
     """A new connection to a file that is gone is an error; no empty file takes its place."""
     with fresh_tracker(url) as tracker:
         made = tracker.create("a", user_id="u", thread_id="t")
-        pool = tracker._registry.store._pool
+        pool = tracker._registry.store.database.pool
         pool.before_fork(held := [])  # closes every connection
         for lock in held:
             lock.release()
@@ -345,9 +345,9 @@ def test_a_file_that_was_moved_away_is_an_error_and_not_a_new_file(file, url):
 )
 def test_durability_is_what_the_url_says(option, level, url):
     """Every connection that writes has the level of the URL, FULL without a word, over a write-ahead log."""
-    with closing(SqliteStore(url + option)) as store, store._pool.writing:
+    with closing(SqliteStore(url + option)) as store, store.database.pool.writing:
         for _ in range(2):
-            writer = store._pool.writer()
+            writer = store.database.pool.writer()
             assert writer.execute("PRAGMA synchronous").fetchone() == (level,)
             assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-            store._pool.discard_writer()
+            store.database.pool.discard_writer()

@@ -133,7 +133,7 @@ def test_no_receipt_is_acknowledged_into_a_file_that_is_gone(what, tracker, file
 @pytest.mark.parametrize("what", DAMAGES)
 def test_two_readers_of_one_process_do_not_disagree(what, tracker, file):
     """A read on a connection that was there before, and one on a new connection, are both refused at once."""
-    pool = tracker._registry.store._pool
+    pool = tracker._registry.store.database.pool
 
     def damaged(connection: sqlite3.Connection) -> object:
         DAMAGES[what](file)
@@ -250,7 +250,7 @@ def test_a_new_connection_knows_the_store_by_its_id(tracker, file):
     """When every connection was closed, the store id and the inode tell whether the file is still the same."""
     store = tracker._registry.store
     locks: list[Lock] = []
-    store._pool.before_fork(locks)  # closes them all
+    store.database.pool.before_fork(locks)  # closes them all
     for lock in locks:
         lock.release()
     with closing(rogue(file)) as connection:
@@ -266,7 +266,7 @@ def test_a_new_connection_knows_the_store_by_its_id(tracker, file):
 def test_a_log_that_is_deleted_is_noticed(suffix, tracker, file, url, monkeypatch):
     """Without its -wal or -shm a process acknowledges nothing more; what it did acknowledge is there after its end."""
     monkeypatch.setattr(identity, "BESIDE_S", 0.0)
-    tracker._registry.store._file._look_at = 0.0
+    tracker._registry.store.database.file._look_at = 0.0
     tracker.fire(tracker.one, "progress", fence=1)  # looks from now on each time
     file.with_name(file.name + suffix).unlink()
     with pytest.raises(StoreUnavailable, match=f"{suffix} was deleted") as caught:
@@ -290,7 +290,7 @@ def test_a_log_is_looked_at_every_few_milliseconds(tracker, monkeypatch):
     look = identity.file_id
     monkeypatch.setattr(identity, "file_id", lambda name: looked.append(name) or look(name))
     store = tracker._registry.store
-    store._file._look_at = 0.0
+    store.database.file._look_at = 0.0
     for seconds, expected in ((0.0, 2), (0.0, 0), (identity.BESIDE_S / 2, 0), (identity.BESIDE_S, 2)):
         now[0] += seconds
         looked.clear()
@@ -301,7 +301,7 @@ def test_a_log_is_looked_at_every_few_milliseconds(tracker, monkeypatch):
 def test_a_journal_that_is_shorter_than_it_was_is_refused(tracker):
     """A file whose journal has lost rows that this process has seen (bytes copied over it) is refused for good."""
     store = tracker._registry.store
-    store._file._position += 10
+    store.database.file._position += 10
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match="backup was written over"):
             tracker.fire(tracker.one, "progress", fence=1)

@@ -465,7 +465,7 @@ def test_the_place_of_what_was_deleted_stays(written):
     """No raw SQL moves or forgets the place of a deleted execution, from which pages go on."""
     with closing(SqliteStore(f"sqlite:///{written}")) as store:
         assert store.forget(["ended"]) == 1
-        [place] = store._rows("SELECT * FROM places")
+        [place] = store.database.rows("SELECT * FROM places")
         assert place[1] == "ended"
         for sql in (
             "UPDATE places SET born = born + 1", "UPDATE places SET id = 'x'", "DELETE FROM places",
@@ -473,7 +473,7 @@ def test_the_place_of_what_was_deleted_stays(written):
         ):  # fmt: skip
             with closing(rogue(written)) as connection, pytest.raises(sqlite3.IntegrityError, match="fsm: "):
                 connection.execute(sql)
-        assert store._rows("SELECT * FROM places") == [place]
+        assert store.database.rows("SELECT * FROM places") == [place]
 
 
 def test_a_worker_is_spared_one_time_after_the_other(url):
@@ -488,7 +488,7 @@ def test_a_worker_is_spared_one_time_after_the_other(url):
         ):  # fmt: skip
             with closing(rogue(file)) as connection, pytest.raises(sqlite3.IntegrityError, match="fsm: "):
                 connection.execute(sql)
-        assert store._rows("SELECT * FROM spared") == [("w", 1)]
+        assert store.database.rows("SELECT * FROM spared") == [("w", 1)]
 
 
 def test_a_breaker_holds_what_its_columns_say(url):

@@ -1,4 +1,4 @@
-"""What the other process does in tests/test_breakers_processes.py: it takes orders line by line and answers."""
+"""What the other process does in tests/breakers/test_breakers_shared.py: it takes orders line by line and answers."""
 
 from __future__ import annotations
 

@@ -13,15 +13,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from fsm import BREAKER, EXECUTION, Machine, committer
+from fsm import BREAKER, EXECUTION, Machine
 from fsm.core import decide as deciding
 from fsm.core.decide import decide
 from fsm.core.payloads import PAYLOADS, Payload
 from fsm.core.records import Step
-from fsm.errors import ConfigurationError, Refusal
+from fsm.errors import ConfigurationError
 from fsm.machine.executor import Executor
 from fsm.machine.grammar import Fact, row, state
-from fsm.testing import coverage, oracle
+from fsm.registry import committer
+from fsm.testing import coverage
+from fsm.testing.machine import oracle
 from fsm.testing.machine.driver import GuaranteeBroken
 from fsm.testing.machine.machines import machine_test
 
@@ -48,62 +50,11 @@ ERRAND = Machine(
 # --- machine_test: what it must find --------------------------------------------------------------------------
 
 
-def wrong_target(machine, snapshot, event, facts):
-    decided = decide(machine, snapshot, event, facts)
+def wrong_target(machine, snapshot, request):
+    decided = decide(machine, snapshot, request)
     if isinstance(decided, Step) and decided.event == "think":
         return decided._replace(after=decided.after._replace(state="completing"))
     return decided
-
-
-def no_fence(machine, snapshot, event, facts):
-    return decide(machine, snapshot, event, facts._replace(fence=snapshot.fence))
-
-
-def taken_for_granted(machine, snapshot, event, facts):
-    decided = decide(machine, snapshot, event, facts)
-    if isinstance(decided, Refusal) and decided.reason == "guard":
-        return decide(machine, snapshot, "progress", facts._replace(fence=snapshot.fence))
-    return decided
-
-
-def back_from_the_dead(machine, snapshot, event, facts):
-    decided = decide(machine, snapshot, event, facts)
-    if isinstance(decided, Refusal) and decided.reason == "terminal":
-        return Step(
-            snapshot._replace(version=snapshot.version + 1), snapshot.state, event, facts.key, None, ()
-        )
-    return decided
-
-
-def nothing_allowed(machine, snapshot, event, facts):
-    decided = decide(machine, snapshot, event, facts)
-    return decided._replace(allowed=()) if isinstance(decided, Refusal) else decided
-
-
-def no_deadline(machine, snapshot, event, facts):
-    decided = decide(machine, snapshot, event, facts)
-    if isinstance(decided, Step):
-        return decided._replace(after=decided.after._replace(due_at=None))
-    return decided
-
-
-@pytest.mark.parametrize(
-    ("broken", "guarantee"),
-    [
-        (wrong_target, "a receipt says what the table says"),
-        (no_fence, "a zombie cannot write|is 'terminal', not 'fenced'"),
-        (taken_for_granted, "an event whose guards do not hold is refused"),
-        (back_from_the_dead, "a terminal state is final"),
-        (nothing_allowed, "a refusal says why, and what is allowed"),
-        (no_deadline, "a deadline is where the limits lay it"),
-    ],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_a_broken_decision_is_found(broken, guarantee, monkeypatch):
-    """A tracker that decides otherwise than the table says breaks a guarantee, and the error names it."""
-    monkeypatch.setattr(committer, "decide", broken)
-    with pytest.raises(GuaranteeBroken, match=guarantee):
-        machine_test(EXECUTION, settings=QUICK).explore()
 
 
 def test_a_broken_executor_is_found(monkeypatch):
@@ -146,6 +97,46 @@ def test_a_test_run_does_not_load_hypothesis():
     code = "import sys, fsm.testing.plugin; print('hypothesis' in sys.modules); from fsm.testing import machine_test"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("gone", "wanted"),
+    [
+        ("hypothesis", "from fsm.testing import machine_test"),
+        ("hypothesis", "import fsm.simulation.plans"),
+        ("pytest", "from fsm.testing import StoreConformance"),
+    ],
+)
+def test_what_is_not_installed_names_its_extra(gone, wanted):
+    """Without hypothesis or pytest a suite says which extra brings it, and the rest of the kit works."""
+    code = (
+        f"import sys; sys.modules[{gone!r}] = None\n"
+        "from fsm.testing import ManualClock, fresh_tracker\n"
+        f"try: {wanted}\nexcept ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'agent-fsm[testing]'" in done.stdout
+
+
+def test_the_plugins_fixtures_bear_its_name(pytester):
+    """The plugin offers fsm_tracker and fsm_clock, and no fixture of a name that a user's tests may have."""
+    pytester.makepyfile(
+        """
+        from fsm import get_tracker
+
+        def test_one(fsm_tracker, fsm_clock):
+            assert get_tracker() is fsm_tracker
+            made = fsm_tracker.create("a", user_id="u", thread_id="t")
+            fsm_clock.advance(5.0)
+            assert fsm_tracker.durations(made.id)["created"] == 5.0
+
+        def test_two(tracker): ...
+        def test_three(clock): ...
+        """
+    )
+    done = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    done.assert_outcomes(passed=1, errors=2)
+    done.stdout.fnmatch_lines(["*fixture 'tracker' not found", "*fixture 'clock' not found"])
 
 
 # --- machine_test: what it must reach -------------------------------------------------------------------------

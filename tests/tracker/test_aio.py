@@ -9,9 +9,11 @@ from contextlib import aclosing, closing
 
 import pytest
 
-from fsm import BadPayload, Refused, Tracker, UnknownExecution
+from fsm import BadPayload, Refused, Retry, Timeouts, Tracker, UnknownExecution
 from fsm.testing import fresh_tracker
-from fsm.tracker.aio import AsyncTracker
+from fsm.tracker.options import CreateOptions, Filters, RetryOptions, TimeoutOptions
+from fsm.tracker.scope import Scope
+from fsm.tracker.tracker import AsyncTracker, AsyncUserTracker, UserTracker
 from tests.support.sqlite_tools import rogue
 
 
@@ -19,24 +21,63 @@ def public(kind: type) -> set[str]:
     return {name for name in dir(kind) if not name.startswith("_")}
 
 
-def test_both_faces_have_the_same_names():
-    """Every method of the tracker is there for asyncio under its name, and no other."""
-    process_wide = {"aio", "breakers", "clock", "close", "closed", "store_url", "worker", "worker_id"}
-    assert public(AsyncTracker) == public(Tracker) - process_wide
+PROCESS_WIDE = {"aio", "breakers", "clock", "close", "closed", "store_url", "worker", "worker_id"}
+FACES = [(Tracker, AsyncTracker), (UserTracker, AsyncUserTracker)]
+NOT_AWAITED = {"subscribe", "for_user"}
+PAIRS = [(ours, theirs, name) for theirs, ours in FACES for name in sorted(public(ours))]
 
 
-@pytest.mark.parametrize("name", sorted(public(AsyncTracker)))
-def test_both_faces_take_the_same_arguments(name):
-    """A method takes the same arguments by the same names and kinds in both faces, and is awaited in the one."""
-    ours = inspect.signature(getattr(AsyncTracker, name)).parameters
-    theirs = inspect.signature(getattr(Tracker, name)).parameters
-    optional = {"user_id"} if name == "create" else set()  # a narrowed tracker needs none
-    assert [(one.name, one.kind) for one in ours.values()] == [
-        (one.name, one.kind) for one in theirs.values()
+@pytest.mark.parametrize(("theirs", "ours"), FACES)
+def test_both_faces_have_the_same_names(theirs, ours):
+    """Every method of the tracker, and of one user's, is there for asyncio under its name, and no other."""
+    assert public(ours) == public(theirs) - PROCESS_WIDE
+
+
+@pytest.mark.parametrize(("ours", "theirs", "name"), PAIRS)
+def test_both_faces_take_the_same_arguments(ours, theirs, name):
+    """A method takes the same arguments by name, kind and default in both faces, and is awaited in the one."""
+    mine = inspect.signature(getattr(ours, name)).parameters.values()
+    assert [(one.name, one.kind, one.default) for one in mine] == [
+        (one.name, one.kind, one.default)
+        for one in inspect.signature(getattr(theirs, name)).parameters.values()
     ]
-    for one in ours:
-        assert one in optional or ours[one].default == theirs[one].default
-    assert inspect.iscoroutinefunction(getattr(AsyncTracker, name)) is (name not in {"subscribe", "for_user"})
+    assert inspect.iscoroutinefunction(getattr(ours, name)) is (name not in NOT_AWAITED)
+    assert inspect.getdoc(getattr(ours, name))
+
+
+@pytest.mark.parametrize(
+    ("face", "name", "options"),
+    [(Tracker, "create", CreateOptions), (UserTracker, "create", CreateOptions), (Scope, "find", Filters)],
+)
+def test_a_signature_shows_every_option(face, name, options):
+    """`help` and `inspect.signature` show each option by its name, and none of them is hidden behind two stars."""
+    shown = inspect.signature(getattr(face, name)).parameters
+    assert shown.keys() > options.__annotations__.keys()
+    assert all(one.kind is not one.VAR_KEYWORD for one in shown.values())
+
+
+@pytest.mark.parametrize(("options", "model"), [(TimeoutOptions, Timeouts), (RetryOptions, Retry)])
+def test_the_options_of_a_model_are_its_fields(options, model):
+    """What type checkers take for a dict of limits is what the model takes."""
+    assert options.__annotations__.keys() == model.model_fields.keys()
+
+
+def test_a_mistyped_option_is_named(either):
+    """An option that is none is Python's own error for it, and names the nearest one."""
+    with pytest.raises(TypeError, match=r"create\(\) got an unexpected.*'timeout'; did you mean 'timeouts'"):
+        either.create("a", user_id="u", thread_id="t", timeout={})
+    with pytest.raises(TypeError, match=r"find\(\) got an unexpected.*did you mean 'state'"):
+        either.find(states="created")
+    assert either.counts() == {}
+
+
+def test_a_tracker_says_whose_it_is(either):
+    """The default text of each face names the store, and the user of a user's tracker."""
+    assert repr(either) == f"<Tracker of {either.store_url}>"
+    assert repr(either.for_user("ada")) == f"<tracker of {either.store_url} for user 'ada'>"
+    assert repr(either.aio) == f"<Tracker of {either.store_url}>.aio"
+    either.close()
+    assert "closed" in repr(either)
 
 
 def test_a_run_through_the_asyncio_face(either):
@@ -62,7 +103,7 @@ def test_a_run_through_the_asyncio_face(either):
             await aio.fire(made.id, "finish", fence=receipt.fence)
         with pytest.raises(BadPayload):
             await aio.fire(made.id, "think", fence=receipt.fence, nonsense=1)
-        with pytest.raises(BadPayload):
+        with pytest.raises(TypeError, match="user_id"):
             await aio.create("a", thread_id="t")
         narrow = aio.for_user("bob")
         with pytest.raises(UnknownExecution):

@@ -18,16 +18,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fsm import EXECUTION, BadPayload, ConfigurationError, FsmError, Tracker, errors
+from fsm import EXECUTION, ConfigurationError, FsmError, InvalidArgument, Tracker, errors
 from fsm.core.arguments import MAX_NUMBER
 from fsm.core.journal import fold
 from fsm.core.records import Receipt
 from fsm.errors.shown import MAX_SHOWN, shown
 from fsm.ids import execution_id
 from fsm.testing import fresh_tracker
-from fsm.tracker.aio import AsyncTracker, AsyncUserTracker
 from fsm.tracker.process import _build, configure, get_tracker
-from fsm.tracker.tracker import UserTracker
+from fsm.tracker.tracker import AsyncTracker, AsyncUserTracker, UserTracker
 from tests.support.tracker_tools import begun
 
 LOOP = asyncio.Runner()
@@ -379,9 +378,9 @@ def test_numbers_at_the_edges_are_kept_or_refused(either):
     one = begun(either)
     with pytest.raises(FsmError) as caught:
         either.fire(one, "progress", fence=MAX_NUMBER)
-    assert not isinstance(caught.value, BadPayload)
+    assert not isinstance(caught.value, InvalidArgument)
     for fence in (MAX_NUMBER + 1, -1):
-        with pytest.raises(BadPayload):
+        with pytest.raises(InvalidArgument):
             either.fire(one, "progress", fence=fence)
     assert list(either.subscribe(after=MAX_NUMBER + 1, follow=False)) == []
 
@@ -438,7 +437,7 @@ def test_drawn_texts_come_back_as_they_were(user, metadata, either):
     before = either.position()
     try:
         made = either.create("a", user_id=user, thread_id="t", metadata=metadata)
-    except BadPayload:
+    except InvalidArgument:
         assert either.position() == before
         return
     again = either.for_user(user).get(made.id)

@@ -14,8 +14,9 @@ import threading
 import pytest
 from pydantic import model_validator
 
-from fsm import EXECUTION, Engine, supervised, sweeper
+from fsm import EXECUTION, Engine
 from fsm.clock import ManualClock
+from fsm.concurrency import supervised
 from fsm.concurrency.supervised import UNREADABLE, Health, Loop, keep_going, keep_going_async
 from fsm.core.payloads import PAYLOADS, Cancel, Lapse, Payload, TimeOut
 from fsm.core.records import Retry
@@ -26,6 +27,7 @@ from fsm.machine.timeouts import MAX_SECONDS, Timeouts
 from fsm.registry import pulse as pulses
 from fsm.registry import registry as registries
 from fsm.stores.base import Order
+from fsm.tracker import sweeper
 from fsm.tracker import worker as workers
 from fsm.tracker.process import configure, fresh_tracker
 from fsm.tracker.sweeper import SWEEPER, Sweeper

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fsm import BadPayload, FsmError, Tracker, UnknownExecution
+from fsm import FsmError, InvalidArgument, Tracker, UnknownExecution
 from fsm.ids import execution_id
-from fsm.tracker.aio import AsyncScope, AsyncTracker, AsyncUserTracker
+from fsm.tracker.aio import AsyncScope
 from fsm.tracker.scope import Scope
-from fsm.tracker.tracker import UserTracker
+from fsm.tracker.tracker import AsyncTracker, AsyncUserTracker, UserTracker
 from tests.support.tracker_tools import begun
 
 THEIRS = {"user_id": "ada", "thread_id": "secret-thread"}
@@ -162,12 +162,12 @@ def test_to_its_own_user_it_exists(name, either):
 def test_a_users_tracker_is_not_turned_to_another(call, either):
     """A user's tracker neither creates for another user nor becomes another user's, known to the registry or not."""
     for face in faces(either):
-        assert answer(call, face, "")[0] == "BadPayload"
+        assert answer(call, face, "")[0] == "InvalidArgument"
     begun(either, **THEIRS)
     before = everything(either)
     for face in faces(either):
-        assert answer(call, face, "")[0] == "BadPayload"
-        with pytest.raises(BadPayload):
+        assert answer(call, face, "")[0] == "InvalidArgument"
+        with pytest.raises(InvalidArgument):
             face.for_user("")
         assert type(face.for_user("bob")) is type(face)
     assert everything(either) == before

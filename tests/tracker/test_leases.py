@@ -14,7 +14,7 @@ from fsm.clock import ManualClock
 from fsm.errors import LeaseLost
 from fsm.stores import WorkerRow, open_store
 from fsm.stores.base import SPARED_MAX
-from fsm.stores.sqlite import connect, upkeep
+from fsm.stores.sqlite import connect, workers
 from fsm.testing import fresh_tracker
 from fsm.tracker.sweeper import STOPPED_S, Sweeper
 from tests.support.sqlite_tools import python, rogue
@@ -72,7 +72,7 @@ def test_a_renewal_that_waited_is_worth_a_whole_lease(url, file):
 
 def test_a_sweeper_that_waited_for_the_lock_itself_takes_nothing_away(url, file, monkeypatch):
     """A sweeper that was kept waiting knows that the workers were too: they get another term from now on."""
-    monkeypatch.setattr(upkeep, "STALL_S", 0.05)
+    monkeypatch.setattr(workers, "STALL_S", 0.05)
     with closing(open_store(url)) as store:
         store.worker_add(WorkerRow("worker_1", "one", 10.0, 0.0, 100.0, lost=False))
         held, lost, waiting = Held(file), [], threading.Event()
@@ -87,7 +87,7 @@ def test_a_sweeper_that_waited_for_the_lock_itself_takes_nothing_away(url, file,
         assert lost == [[]]
         [row] = store.workers()
         assert 150.0 < row.renewed_at < 210.0
-        monkeypatch.setattr(upkeep, "STALL_S", 1e9)
+        monkeypatch.setattr(workers, "STALL_S", 1e9)
         assert store.lose(row.renewed_at + 9.0) == []
         assert store.lose(row.renewed_at + 11.0) == ["worker_1"]
 
@@ -103,14 +103,14 @@ def test_a_sweeper_that_comes_first_lets_the_others_go_before_it(url, monkeypatc
             if coming:  # one after the other, each within the pause that the last one bought
                 assert another.worker_renew(coming.pop(0), lambda: 150.0)
 
-        monkeypatch.setattr(upkeep.time, "sleep", others_have_their_turn)
+        monkeypatch.setattr(workers.time, "sleep", others_have_their_turn)
         assert store.lose(150.0) == ["worker_2"]
         assert not coming
 
 
 def test_a_store_that_is_always_busy_hides_no_dead_worker(url, monkeypatch):
     """However long the sweeper waits each time, a dead worker is found after a few terms."""
-    monkeypatch.setattr(upkeep, "STALL_S", 0.0)
+    monkeypatch.setattr(workers, "STALL_S", 0.0)
     with closing(open_store(url)) as store:
         store.worker_add(WorkerRow("worker_1", "one", 10.0, 0.0, 100.0, lost=False))
         now, rounds = 100.0, 0

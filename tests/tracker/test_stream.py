@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from fsm import BadPayload, FsmError, StoreUnavailable
+from fsm import FsmError, InvalidArgument, StoreUnavailable
 from fsm.stores.base import Query
 from fsm.tracker.process import fresh_tracker
 from tests.support.tracker_tools import begun
@@ -168,7 +168,7 @@ def test_a_question_for_known_states_reads_no_machines(either, monkeypatch):
         assert len(either.find(state="starting")) == 1
         assert either.find(state=["created", "completed"]) == []
     assert reads == []
-    with pytest.raises(BadPayload, match="nonsense"):
+    with pytest.raises(InvalidArgument, match="nonsense"):
         either.find(state="nonsense")
     assert len(reads) == 1
 

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from fsm import EXECUTION, BadPayload, Execution, Refused, StoreUnavailable, UnknownExecution
+from fsm import EXECUTION, Execution, InvalidArgument, Refused, StoreUnavailable, UnknownExecution
 from fsm.clock import ManualClock
 from fsm.testing import fresh_tracker
 from tests.support.tracker_tools import ERRAND, begun, finish
@@ -71,7 +71,7 @@ def test_a_pager_sees_what_others_create_under_earlier_ids(store, url):
             if begin == 10:
                 tracker.fire(seen[-1], "cancel")
                 tracker.prune(older_than_s=0)  # the page's last one is gone
-        assert seen == [command.execution_id for command in born]
+        assert seen == [command.request.execution_id for command in born]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_key_that_created_something_else_is_refused(either, other):
         either.create("pay", **{**options, **other})
     assert (refused.value.reason, refused.value.refusal.execution_id) == ("duplicate", first.id)
     assert [one.id for one in either.find()] == [first.id]
-    with pytest.raises(BadPayload, match="key"):
+    with pytest.raises(InvalidArgument, match="key"):
         either.create("pay", user_id="u", thread_id="t", key="")
 
 

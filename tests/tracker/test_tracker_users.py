@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from fsm import (
-    BadPayload,
+    InvalidArgument,
     Refused,
     Tracker,
     UnknownExecution,
@@ -102,9 +102,9 @@ def test_a_narrowed_tracker_acts_for_its_user_alone(either):
     assert narrow.create("a", thread_id="t").user_id == "ada"
     assert narrow.create("a", user_id="ada", thread_id="t").user_id == "ada"
     for wrong in ("bob", "", ["ada"]):
-        with pytest.raises(BadPayload):
+        with pytest.raises(InvalidArgument):
             narrow.create("a", user_id=wrong, thread_id="t")
-        with pytest.raises(BadPayload):
+        with pytest.raises(InvalidArgument):
             narrow.for_user(wrong)
     assert narrow.find(user_id="bob") == []
     assert narrow.for_user("ada").counts() == {"created": 2}
@@ -138,7 +138,7 @@ def test_an_unknown_id_is_one_typed_error_everywhere(odd, why, either):
 def test_unusable_names_are_refused(name, value, either):
     """Names that are no text, empty, too long or not writable are refused, and nothing is created."""
     arguments = {"agent": "a", "user_id": "u", "thread_id": "t", name: value}
-    with pytest.raises(BadPayload, match=name):
+    with pytest.raises(InvalidArgument, match=name):
         either.create(arguments.pop("agent"), **arguments)
     assert either.counts() == {}
 
@@ -156,14 +156,14 @@ def test_unusable_names_are_refused(name, value, either):
 def test_find_refuses_what_makes_no_sense(wrong, either):
     """A filter of a wrong type or value is refused and not answered with an empty page."""
     begun(either)
-    with pytest.raises(BadPayload):
+    with pytest.raises(InvalidArgument):
         either.find(**wrong)
 
 
 @pytest.mark.parametrize("after", ["1", 1.0, True, [1]])
 def test_subscribe_refuses_positions_that_are_none(after, either):
     """A position that is no number is refused at once."""
-    with pytest.raises(BadPayload, match="position"):
+    with pytest.raises(InvalidArgument, match="position"):
         either.subscribe(after=after, follow=False)
     assert list(either.subscribe(after=2**80, follow=False)) == []
 
@@ -189,7 +189,7 @@ def test_unknown_machines_are_named(either):
 )
 def test_metadata_that_json_cannot_say_is_refused(metadata, either):
     """Metadata that would not come back as it was given is refused, not bent."""
-    with pytest.raises(BadPayload, match="metadata"):
+    with pytest.raises(InvalidArgument, match="metadata"):
         either.create("a", user_id="u", thread_id="t", metadata=metadata)
     assert either.counts() == {}
 

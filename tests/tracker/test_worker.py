@@ -13,7 +13,7 @@ import pytest
 
 from fsm.clock import ManualClock
 from fsm.core.records import Retry
-from fsm.errors import BadPayload, ConfigurationError, LeaseLost, Refused
+from fsm.errors import ConfigurationError, InvalidArgument, LeaseLost, Refused
 from fsm.stores.base import DEPARTED, WorkerRow
 from fsm.stores.sqlite import SqliteStore
 from fsm.tracker.process import fresh_tracker
@@ -201,13 +201,13 @@ def test_only_so_many_departed_workers_are_remembered(tracker):
             writer.executemany("INSERT INTO workers VALUES (?, ?, ?, ?, ?, ?)", rows)
             writer.execute("DELETE FROM workers")
 
-        store._write(write)
-        kept = {row[0] for row in store._rows("SELECT id FROM departed")}
+        store.database.write(write)
+        kept = {row[0] for row in store.database.rows("SELECT id FROM departed")}
     else:
         for row in rows:
             store.worker_add(WorkerRow(*row))
             store.worker_remove(row[0])
-        kept = set(store._departed)
+        kept = set(store._workers.departed)
     assert kept == {row[0] for row in rows[5:]}
 
 
@@ -281,7 +281,7 @@ def test_one_process_is_one_worker(tracker):
 @pytest.mark.parametrize("ttl_s", [0, -1.0, float("inf"), float("nan"), "5", True])
 def test_a_lease_needs_a_duration(tracker, ttl_s):
     """A lease of no, negative or endless length is refused."""
-    with pytest.raises(BadPayload):
+    with pytest.raises(InvalidArgument):
         tracker.worker(ttl_s=ttl_s)
 
 

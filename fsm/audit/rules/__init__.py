@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pkgutil import iter_modules
 from typing import Final
 
+from fsm.audit.config import MODULES
 from fsm.audit.errors import AuditError
+from fsm.audit.roles import Judge
 from fsm.audit.rule import Rule
 
-RULES: Final[dict[str, Rule]] = {
-    rule.code: rule
-    for rule in sorted(
-        (
-            import_module(f"{__name__}.{m.name}").RULE
-            for m in iter_modules(__path__)
-            if m.name.startswith("fsm")
-        ),
-        key=lambda rule: str(rule.code),
-    )
-}
+_ALL: Final[list[Rule]] = [import_module(f"{__name__}.{name}").RULE for name in MODULES]
+RULES: Final = {rule.code: rule for rule in _ALL}
+JUDGES: Final[dict[str, Judge]] = {rule.role: rule.judge for rule in _ALL if rule.judge is not None}
 
 
 def explain(code: str) -> str:
-    """Explain a rule with a bad and a good example.
-
-    Raises:
-        AuditError: No rule has that code.
-    """
+    """Explain a rule with a bad and a good example."""
     rule = RULES.get(code.upper())
     if rule is None:
         raise AuditError(f"no rule is called {code!r}; the rules are {', '.join(RULES)}")

@@ -14,7 +14,7 @@ CODE: Final = "FSM001"
 
 def find(tree: Tree) -> Iterator[Finding]:
     """Report every construction of a protected class that its factory does not make."""
-    for made in tree.constructions():
+    for made in tree.constructions:
         if not made.allowed:
             short = made.owner.rpartition(".")[2]
             message = f"{short} {made.how} outside its factory; ask the factory for the one instance"
@@ -24,9 +24,9 @@ def find(tree: Tree) -> Iterator[Finding]:
 
 
 RULE: Final = Rule(
-    "FSM001",
-    "direct construction of a protected class",
-    "error",
+    code=CODE,
+    title="direct construction of a protected class",
+    severity="error",
     why="Two trackers in one process know different executions, and each calls its own half the truth.",
     hint="Ask the factory, get_tracker(), for the one instance; in tests use the fixture.",
     bad="""

@@ -7,12 +7,13 @@ import re
 from bisect import bisect_left
 from typing import Final
 
+from fsm.audit.containers import own_attribute
 from fsm.audit.context import FileContext
 from fsm.audit.lifecycle import is_record
 from fsm.audit.made import is_id_maker
 from fsm.audit.names import snake
 from fsm.audit.rule import Rule
-from fsm.audit.scopes import FunctionNode, Scope, last_name, string_of
+from fsm.audit.scopes import FunctionNode, Scope, last_name, string_of, unpacked
 
 CODE: Final = "FSM002"
 # Functions that shape an id for the eye or take one apart; what they return is not a new id.
@@ -30,9 +31,10 @@ def check(context: FileContext) -> None:
     lines = context.id_names.mentions(context.text)
     if not lines:
         return
+    known = signatures(context)
     for scope in context.scopes:
         if _within(scope, lines):
-            _Ids(context, scope).run()
+            _Ids(context, scope, known).run()
 
 
 def _within(scope: Scope, lines: list[int]) -> bool:
@@ -52,8 +54,9 @@ def _may_make_here(scope: Scope, context: FileContext) -> bool:
 class _Ids:
     """The judgement of one scope; each maker is reported once, however many names it goes to."""
 
-    def __init__(self, context: FileContext, scope: Scope) -> None:
+    def __init__(self, context: FileContext, scope: Scope, known: dict[str, list[str]]) -> None:
         self.context = context
+        self.known = known
         self.scope = scope
         self.means_id = context.id_names
         self.seen: set[int] = set()
@@ -83,12 +86,8 @@ class _Ids:
             self._target(single.target, single.value, single)
 
     def _target(self, target: ast.expr, value: ast.expr | None, where: ast.AST) -> None:
-        if isinstance(target, (ast.Tuple, ast.List)):
-            if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts):
-                for inner, inner_value in zip(target.elts, value.elts, strict=True):
-                    self._target(inner, inner_value, where)
-            return
-        self.judge(target_name(target), value, where)
+        for inner, inner_value in unpacked(target, value):
+            self.judge(target_name(inner), inner_value, where)
 
     def _calls(self) -> None:
         for node in self.scope.of(ast.Call):
@@ -109,7 +108,11 @@ class _Ids:
 
     def _positional(self, node: ast.Call) -> None:
         """Judge arguments without a keyword, where the called function stands in this file."""
-        names = self.context.parameters_of(node.func, self.scope)
+        func, owner = node.func, self.scope.enclosing_class()
+        name = func.id if isinstance(func, ast.Name) else ""
+        if owner is not None and own_attribute(func):
+            name = f"{owner.qualname}.{own_attribute(func)}"
+        names = self.known.get(name, ())
         for name, argument in zip(names, node.args, strict=False):
             if isinstance(argument, ast.Starred):
                 return
@@ -131,6 +134,32 @@ class _Ids:
             for result in self.scope.of(ast.Return, ast.Yield):
                 self.judge(node.name, result.value, result)
         _defaults(node.args, self)
+
+
+def signatures(context: FileContext) -> dict[str, list[str]]:
+    """List the positional parameters of what a file defines, where one of them means an id."""
+    found: dict[str, list[str]] = {}
+    for scope in context.scopes:
+        node, owner = scope.node, scope.parent
+        if isinstance(node, FunctionNode):
+            names = [parameter.arg for parameter in (*node.args.posonlyargs, *node.args.args)]
+            if not any(map(context.id_names, names)):
+                continue
+            names = names[1:] if names[0] in {"self", "cls"} else names
+            found[scope.qualname] = names
+            if owner is not None and owner.kind == "class" and scope.name == "__init__":
+                found[owner.qualname] = names
+        elif isinstance(node, ast.ClassDef) and _is_dataclass(node):
+            fields = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]
+            names = [field.id for field in fields if isinstance(field, ast.Name)]
+            if any(map(context.id_names, names)):
+                found.setdefault(scope.qualname, names)
+    return found
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    decorators = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
+    return any(last_name(decorator) in {"dataclass", "define", "attrs"} for decorator in decorators)
 
 
 def _defaults(args: ast.arguments, ids: _Ids) -> None:
@@ -174,9 +203,9 @@ def _elements(value: ast.expr) -> list[ast.expr]:
 
 
 RULE: Final = Rule(
-    "FSM002",
-    "an execution id made by hand",
-    "error",
+    code=CODE,
+    title="an execution id made by hand",
+    severity="error",
     why="An id that the registry did not hand out belongs to no execution: logs point nowhere.",
     hint="Take the id from tracker.create(…).id, or name what may make ids in id_makers.",
     bad="""

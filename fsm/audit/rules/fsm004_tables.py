@@ -136,9 +136,9 @@ def _compares_members(function: Scope, enum: str) -> bool:
 
 
 RULE: Final = Rule(
-    "FSM004",
-    "a second table of transitions",
-    "error",
+    code=CODE,
+    title="a second table of transitions",
+    severity="error",
     why="Two tables disagree after the next change, and what one allows the other refuses.",
     hint="Declare the machine once, or derive one with EXECUTION.extend(…), and ask it with tracker.allowed(…).",
     bad="""

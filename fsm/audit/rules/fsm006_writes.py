@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from typing import Final
 
 from fsm.audit.containers import own_attribute, spelled
@@ -12,7 +11,7 @@ from fsm.audit.context import FileContext
 from fsm.audit.lifecycle import is_record, is_state_member
 from fsm.audit.names import snake
 from fsm.audit.rule import Rule
-from fsm.audit.scopes import Scope, last_name, string_of
+from fsm.audit.scopes import last_name, stores, string_of
 
 CODE: Final = "FSM006"
 _REGISTRY: Final = re.compile(
@@ -30,34 +29,16 @@ def check(context: FileContext) -> None:
         inside = scope.enclosing_class()
         # What a keeper does inside itself is reported once, as the keeper; who is one is known at the end.
         context.keeper = inside.qualname if inside is not None else ""
-        for target, value, where in _writes(scope):
+        removed = [(t, None) for d in scope.of(ast.Delete) for t in d.targets if isinstance(t, ast.Subscript)]
+        for target, value in [*stores(scope), *removed]:
             what = _judge(target, value, context)
             if what:
-                context.report(CODE, where, f"{what} is written around the tracker", scope)
+                context.report(CODE, target, f"{what} is written around the tracker", scope, span=value)
         for call in scope.of(ast.Call):
             what = _called(call, context)
             if what:
                 context.report(CODE, call, f"{what} is written around the tracker", scope)
     context.keeper = ""
-
-
-def _writes(scope: Scope) -> Iterator[tuple[ast.expr, ast.expr | None, ast.AST]]:
-    for node in scope.of(ast.Assign):
-        for target in node.targets:
-            if isinstance(target, (ast.Tuple, ast.List)):
-                values = node.value.elts if isinstance(node.value, (ast.Tuple, ast.List)) else []
-                padded: list[ast.expr | None] = [*values, *([None] * len(target.elts))]
-                for inner, value in zip(target.elts, padded, strict=False):
-                    yield inner, value, node
-            else:
-                yield target, node.value, node
-    for single in scope.of(ast.AnnAssign, ast.AugAssign):
-        if single.value is not None:
-            yield single.target, single.value, single
-    for deletion in scope.of(ast.Delete):
-        for target in deletion.targets:
-            if isinstance(target, ast.Subscript):
-                yield target, None, deletion
 
 
 def _judge(target: ast.expr, value: ast.expr | None, context: FileContext) -> str:
@@ -131,9 +112,9 @@ def _mutated(call: ast.Call, base: ast.expr, name: str, context: FileContext) ->
 
 
 RULE: Final = Rule(
-    "FSM006",
-    "a state written around the tracker",
-    "error",
+    code=CODE,
+    title="a state written around the tracker",
+    severity="error",
     why="A state that no transition led to has no guard, no journal row and no deadline.",
     hint="Fire the event (tracker.fire(execution_id, 'complete')) and let the table decide.",
     bad="""

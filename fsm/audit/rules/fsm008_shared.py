@@ -53,9 +53,9 @@ def is_personal(box: Box) -> bool:
 
 
 RULE: Final = Rule(
-    "FSM008",
-    "mutable state shared between users",
-    "warning",
+    code=CODE,
+    title="mutable state shared between users",
+    severity="warning",
     why="State at module or class level is one for all users: one user's run shows up for another.",
     hint="Keep executions in the registry and narrow it with tracker.for_user(user_id).",
     bad="""

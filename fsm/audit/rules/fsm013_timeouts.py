@@ -31,7 +31,7 @@ def _families(fact: ClassFact, tree: Tree) -> dict[str, str]:
         tree.is_run_id(key) for box in fact.boxes for key in box.keys
     ):
         families["identity"] = "does so by the id of an execution"
-    if any(state for state in fact.states) or any(method.sets_state for method in fact.methods):
+    if any(fact.states) or any(method.sets_state for method in fact.methods):
         families["state"] = "sets their state"
     return families
 
@@ -48,9 +48,9 @@ def find(tree: Tree) -> Iterator[Finding]:
 
 
 RULE: Final = Rule(
-    "FSM013",
-    "a timeout of executions with a clock of its own",
-    "warning",
+    code=CODE,
+    title="a timeout of executions with a clock of its own",
+    severity="warning",
     why="A timeout that only one process knows is lost with it, and two clocks end one run twice.",
     hint="Give timeouts at tracker.create(…); the engine meets them, and tracker.sweep() finds what nobody met.",
     bad="""

@@ -50,9 +50,9 @@ def find(tree: Tree) -> Iterator[Finding]:
 
 
 RULE: Final = Rule(
-    "FSM014",
-    "a heartbeat or a death detector per execution",
-    "warning",
+    code=CODE,
+    title="a heartbeat or a death detector per execution",
+    severity="warning",
     why="A heartbeat per execution floods the store, and a detector that dies itself finds nobody dead.",
     hint="Hold one lease per process, as the engine does, or tracker.worker().",
     bad="""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from fsm.audit.config import matches_name
 from fsm.audit.facts import Method
 from fsm.audit.model import Finding
 from fsm.audit.roles import Tree
@@ -45,7 +46,9 @@ def find(tree: Tree) -> Iterator[Finding]:
         methods += [(f"{c.qualname}.", method) for c in module.facts.classes for method in c.methods]
         for owner, method in methods:
             families = _families(method)
-            if len(families) >= _ENOUGH and not tree.may(f"{module.name}.{owner}{method.name}"):
+            if len(families) >= _ENOUGH and not matches_name(
+                f"{module.name}.{owner}{method.name}", tree.config.engine_patterns
+            ):
                 text = f"{owner}{method.name} tries again by a loop of its own: it {', '.join(families.values())}"
                 yield Finding(
                     module.source.shown,
@@ -59,9 +62,9 @@ def find(tree: Tree) -> Iterator[Finding]:
 
 
 RULE: Final = Rule(
-    "FSM015",
-    "a retry loop or fallback chain of its own",
-    "note",
+    code=CODE,
+    title="a retry loop or fallback chain of its own",
+    severity="note",
     why="A loop that tries again by itself knows no budget, no breaker and no journal, and multiplies an outage.",
     hint="Give retry= and fallback= to the engine, and call models with run.call_model(…).",
     bad="""

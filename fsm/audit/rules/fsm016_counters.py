@@ -30,9 +30,9 @@ def find(tree: Tree) -> Iterator[Finding]:
 
 
 RULE: Final = Rule(
-    "FSM016",
-    "counters beside the state",
-    "note",
+    code=CODE,
+    title="counters beside the state",
+    severity="note",
     why="A counter that is raised by hand misses what dies, and is zero after a restart.",
     hint="Count what is committed: tracker.counts(), tracker.durations(execution_id).",
     bad="""

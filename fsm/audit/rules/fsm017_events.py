@@ -45,9 +45,9 @@ def _event(call: ast.Call) -> str:
 
 
 RULE: Final = Rule(
-    CODE,
-    "events of executions sent by hand",
-    "note",
+    code=CODE,
+    title="events of executions sent by hand",
+    severity="note",
     why="An event that is sent by hand comes before its commit, or never, and is lost when the browser reconnects.",
     hint="Send what is committed: follow tracker.subscribe(…), or tracker.aio in a coroutine.",
     bad="""

@@ -7,9 +7,9 @@ from typing import Final
 from fsm.audit.rule import Rule
 
 RULE: Final = Rule(
-    "FSM100",
-    "a noqa that silences nothing",
-    "warning",
+    code="FSM100",
+    title="a noqa that silences nothing",
+    severity="warning",
     why="A suppression that outlived its reason hides the next real finding on that line.",
     hint="Remove the code from the noqa comment.",
     bad="""

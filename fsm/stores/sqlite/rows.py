@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ValidationError
 
@@ -30,52 +30,84 @@ MAX_SIGNATURES = 4096
 """Maximum number of combinations of types that are remembered as sound, per shape; then the memory starts over."""
 
 Row = tuple[Any, ...]
+T = TypeVar("T")
 
 _NONE = type(None)
 _MOST = sys.float_info.max
-_KINDS: dict[str, frozenset[type]] = {
-    "text": frozenset({str}),
-    "text?": frozenset({str, _NONE}),
-    "whole": frozenset({int}),
-    "number": frozenset({float, int}),
-    "number?": frozenset({float, int, _NONE}),
+_KINDS: dict[Any, frozenset[type]] = {
+    str: frozenset({str}),
+    str | None: frozenset({str, _NONE}),
+    int: frozenset({int}),
+    bool: frozenset({int}),
+    float: frozenset({float, int}),
+    float | None: frozenset({float, int, _NONE}),
 }
 _NAMES = {bytes: "no text", str: "a text", int: "a whole number", float: "a number", _NONE: "missing"}
+
+
+def columns(record: type[Any], names: Mapping[str, str], **kinds: Any) -> dict[str, Any]:
+    """Return the columns that keep a record, each with the type that it holds, in the order of the record's fields.
+
+    Args:
+        record: A class of named tuples.
+        names: The column of a field, where it is not called like the field.
+        kinds: The type that the file holds for a field, where it is not the field's.
+    """
+    hints = get_type_hints(record) | kinds
+    return {names.get(field, field): hints[field] for field in record._fields}
 
 
 class Shape:
     """What the columns of a query hold."""
 
-    def __init__(self, table: str, key: str, /, **columns: str) -> None:
+    def __init__(
+        self, table: str, key: str, kinds: Mapping[str, Any], *, instants: str = "", counts: str = ""
+    ) -> None:
         """Describe a query.
 
         Args:
             table: The table that it reads.
             key: The column that says which record a row is.
-            columns: The kind of each column, in the order of the query.
+            kinds: The type of each column, in the order of the query.
+            instants: The columns that hold instants of a clock.
+            counts: The columns that hold what one is added to.
         """
         self.table = table
-        self.columns = tuple(columns)
-        self._kinds = tuple(columns.values())
+        self.columns = tuple(kinds)
+        self._kinds = tuple(_KINDS[kind] for kind in kinds.values())
         self._key = self.columns.index(key)
         self._sound: set[tuple[type, ...]] = set()
+        self._bounds: list[tuple[int, float, float, str]] = []
+        for index, name in enumerate(self.columns):
+            if name in instants.split():
+                self._bounds.append((index, -MAX_INSTANT, MAX_INSTANT, "is no instant"))
+            elif name in counts.split():
+                self._bounds.append((index, 0, MAX_COUNT, "is no count"))
+            elif float in self._kinds[index]:
+                self._bounds.append((index, -_MOST, _MOST, "is without end"))
 
     def check(self, row: Row) -> Row:
-        """Return a row whose values are of their columns' kinds.
+        """Return a row whose values are of their columns' types, and within bounds.
 
         Raises:
             DamagedRecord: One is not.
         """
         signature = tuple(map(type, row))
-        if signature in self._sound:
-            return row
-        for name, kind, value in zip(self.columns, self._kinds, row, strict=True):
-            if type(value) not in _KINDS[kind]:
-                raise self.damage(row, name, f"is {_NAMES.get(type(value), 'nothing known')}")
-        if len(self._sound) >= MAX_SIGNATURES:
-            self._sound.clear()
-        self._sound.add(signature)
+        if signature not in self._sound:
+            for name, kinds, value in zip(self.columns, self._kinds, row, strict=True):
+                if type(value) not in kinds:
+                    raise self.damage(row, name, f"is {_NAMES.get(type(value), 'nothing known')}")
+            if len(self._sound) >= MAX_SIGNATURES:
+                self._sound.clear()
+            self._sound.add(signature)
+        for index, least, most, why in self._bounds:
+            if row[index] is not None and not least <= row[index] <= most:
+                raise self.damage(row, self.columns[index], why)
         return row
+
+    def made(self, make: Callable[[Row], T]) -> Callable[[Row], T]:
+        """Return what makes a record of a row that is whole, and raises `DamagedRecord` for another."""
+        return lambda row: make(self.check(row))
 
     def damage(self, row: Row, column: str, why: str) -> DamagedRecord:
         """Return the error for a column of a row."""
@@ -106,77 +138,55 @@ def is_object(column: str) -> str:
 
 # --- executions -----------------------------------------------------------------------------------------------
 
+BORN = columns(
+    Identity, {"metadata_json": "metadata", "timeouts_json": "timeouts", "key": "born_key"}, machine=int
+)
+"""The columns of what an execution is born with; a machine is named by its number."""
+LIVED = columns(Snapshot, {"end_json": "ending"}, tools=str | None)
+"""The columns of what changes."""
+del LIVED["identity"]
 EXECUTIONS = Shape(
-    "executions", "id",
-    id="text", machine="whole", agent="text", user_id="text", thread_id="text", parent_id="text?", retry_of="text?",
-    created_at="number", attempts_max="whole", model_attempts_max="whole", metadata="text?", timeouts="text?",
-    born_at="number", backoff_s="number", backoff_cap_s="number", born_key="text?",
-    depth="whole",
-    state="text", version="whole", entered_at="number", updated_at="number", due_at="number?", due_kind="text?",
-    attempt="whole", owner="text?", fence="whole", tools="text?", model_attempt="whole", not_before="number?",
-    breaker="text?", limit_s="number?", ending="text?", since_at="number",
-    paused_s="number", suspended="whole",
-    objects="whole",
+    "executions", "id", BORN | LIVED | {"objects": int},
+    instants="created_at born_at entered_at updated_at since_at",
+    counts="version attempt fence model_attempt attempts_max",
 )  # fmt: skip
-_AT = {name: index for index, name in enumerate(EXECUTIONS.columns)}
-_LIVED = _AT["state"]
-_INSTANTS = tuple(_AT[name] for name in ("created_at", "born_at", "entered_at", "updated_at", "since_at"))
-_COUNTED = tuple(_AT[name] for name in ("version", "attempt", "fence", "model_attempt", "attempts_max"))
-_LENGTHS = tuple(
-    _AT[name] for name in ("backoff_s", "backoff_cap_s", "due_at", "not_before", "limit_s", "paused_s")
-)
-_METADATA, _TIMEOUTS, _TOOLS, _MACHINE, _STATE = (
-    _AT["metadata"],
-    _AT["timeouts"],
-    _AT["tools"],
-    _AT["machine"],
-    _AT["state"],
-)
+
+
+_AT = {column: index for index, column in enumerate(EXECUTIONS.columns)}
+_MACHINE, _STATE, _METADATA = _AT["machine"], _AT["state"], _AT["metadata"]
+_TIMEOUTS, _TOOLS, _SUSPENDED = _AT["timeouts"], _AT["tools"], _AT["suspended"]
+
+
+def number_of(row: Row) -> Any:
+    """Return the number of the machine that a row of `executions` names."""
+    return row[_MACHINE]
 
 
 def snapshot(row: Row, machines: Mapping[int, tuple[str, frozenset[str]]]) -> Snapshot:
     """Return the record of a row of `executions`.
 
     Args:
-        row: Its values, in the order of `EXECUTIONS`.
+        row: Its values, in the order of `EXECUTIONS`, which is that of the record's fields.
         machines: For each number of a machine its content hash and its states.
 
     Raises:
         DamagedRecord: It is none.
     """
-    EXECUTIONS.check(row)
-    _check_numbers(row)
-    _check_json(row)
-    machine = machines.get(row[_MACHINE])
-    if machine is None:
-        raise EXECUTIONS.damage(row, "machine", "is not registered")
-    if row[_STATE] not in machine[1]:
-        raise EXECUTIONS.damage(row, "state", "is no state of its machine")
-    lived = list(row[_LIVED:-1])
-    tools = row[_TOOLS]
-    lived[_TOOLS - _LIVED] = _tools(row, tools) if tools else ()
-    lived[-1] = bool(lived[-1])
-    return Snapshot(Identity(row[0], machine[0], *row[2:_LIVED]), *lived)
-
-
-def _check_numbers(row: Row) -> None:
-    for index in _INSTANTS:
-        if not -MAX_INSTANT <= row[index] <= MAX_INSTANT:
-            raise EXECUTIONS.damage(row, EXECUTIONS.columns[index], "is no instant")
-    for index in _LENGTHS:
-        if row[index] is not None and not -_MOST <= row[index] <= _MOST:
-            raise EXECUTIONS.damage(row, EXECUTIONS.columns[index], "is without end")
-    for index in _COUNTED:
-        if not 0 <= row[index] <= MAX_COUNT:
-            raise EXECUTIONS.damage(row, EXECUTIONS.columns[index], "is no count")
-
-
-def _check_json(row: Row) -> None:
-    if not row[-1]:
+    values = list(EXECUTIONS.check(row))
+    if not values.pop():
         column = "metadata" if row[_METADATA] and not _is_object(row[_METADATA]) else "ending"
         raise EXECUTIONS.damage(row, column, "is no JSON object")
     if row[_TIMEOUTS] and not _are_timeouts(row[_TIMEOUTS]):
         raise EXECUTIONS.damage(row, "timeouts", "are no time limits")
+    machine = machines.get(row[_MACHINE])
+    if machine is None:
+        raise EXECUTIONS.damage(row, "machine", "is not registered")
+    values[_MACHINE], states = machine
+    if row[_STATE] not in states:
+        raise EXECUTIONS.damage(row, "state", "is no state of its machine")
+    values[_TOOLS] = _tools(row, row[_TOOLS]) if row[_TOOLS] else ()
+    values[_SUSPENDED] = bool(row[_SUSPENDED])
+    return Snapshot._make((Identity._make(values[: len(BORN)]), *values[len(BORN) :]))
 
 
 def _tools(row: Row, text: str) -> tuple[tuple[str, str | None], ...]:
@@ -208,20 +218,13 @@ def _are_timeouts(text: str) -> bool:
 
 # --- the journal ----------------------------------------------------------------------------------------------
 
-JOURNAL = Shape(
-    "journal", "position",
-    position="whole", execution_id="text", version="whole", event="text", source="text?", target="text", at="number",
-    attempt="whole", fence="whole", owner="text?", key="text?", payload="text?",
-    objects="whole",
-)  # fmt: skip
-_WHEN = JOURNAL.columns.index("at")
+ENTRY = columns(Receipt, {"payload_json": "payload"})
+JOURNAL = Shape("journal", "position", ENTRY | {"objects": int}, instants="at")
 
 
 def receipt(row: Row) -> Receipt:
     """Return the receipt of a row of the journal; raises `DamagedRecord` if it is none."""
     JOURNAL.check(row)
-    if not -MAX_INSTANT <= row[_WHEN] <= MAX_INSTANT:
-        raise JOURNAL.damage(row, "at", "is no instant")
     if not row[-1]:
         raise JOURNAL.damage(row, "payload", "is no JSON object")
     return Receipt._make(row[:-1])
@@ -240,9 +243,9 @@ def chained(execution_id: str, receipts: Sequence[Receipt], *, whole: bool) -> N
     """
     first = 0 if whole else receipts[0].version if receipts else 0
     for version, one in enumerate(receipts, first):
-        if one[1] != execution_id:
+        if one.execution_id != execution_id:
             raise DamagedRecord("journal", one.position, "previous", "leads into another execution's journal")
-        if one[2] != version:
+        if one.version != version:
             raise DamagedRecord(
                 "journal", shown(execution_id), "previous", f"does not lead to version {version}"
             )
@@ -257,129 +260,68 @@ def position(value: object) -> int:
 
 # --- the smaller tables ---------------------------------------------------------------------------------------
 
-DUE = Shape("executions", "id", id="text", version="whole", due_at="number", due_kind="text")
-OWNED = Shape("executions", "id", id="text", version="whole")
-ENDED = Shape("executions", "id", id="text")
-COUNTS = Shape("executions", "state", state="text", count="whole")
-MACHINES = Shape("machines", "content_hash", content_hash="text", document="text")
-NUMBERS = Shape("machines", "id", id="whole", content_hash="text")
-STATES = Shape("states", "machine", machine="whole", name="text")
-ORDERS = Shape("orders", "execution_id", execution_id="text", version="whole", event="text")
-ERAS = Shape(
-    "eras", "offset_s",
-    offset_s="number", held_at="number?", begun_s="number", lag_s="number", drift_s="number", even_s="number",
-)  # fmt: skip
-LAST = Shape("executions", "since_at", since_at="number", entered_at="number")
-MARKS = Shape("mark", "steady_at", steady_at="number", wall_at="number", monotonic_s="number?")
-WORKERS = Shape(
-    "workers", "id",
-    id="text", name="text", ttl_s="number", started_at="number", renewed_at="number", lost="whole",
-)  # fmt: skip
+DUE = Shape("executions", "id", columns(Due, {"execution_id": "id", "kind": "due_kind"}))
+OWNED = Shape("executions", "id", {"id": str, "version": int})
+ENDED = Shape("executions", "id", {"id": str})
+COUNTS = Shape("executions", "state", {"state": str, "count": int})
+MACHINES = Shape("machines", "content_hash", {"content_hash": str, "document": str})
+NUMBERS = Shape("machines", "id", {"id": int, "content_hash": str})
+STATES = Shape("states", "machine", {"machine": int, "name": str})
+ORDERS = Shape("orders", "execution_id", columns(Order, {}))
+ERAS = Shape("eras", "offset_s", columns(Era, {}))
+LAST = Shape("executions", "since_at", {"since_at": float, "entered_at": float})
+MARKS = Shape("mark", "steady_at", columns(Mark, {}))
+WORKERS = Shape("workers", "id", columns(WorkerRow, {}), instants="started_at renewed_at")
 BEATS = Shape(
-    "beats", "process",
-    process="text", loop="text", worker="text", host="text", pid="whole", running="whole", turns="whole",
-    failures="whole", failing="whole", last_error="text?", failed_at="number?", succeeded_at="number?",
-    alive_at="number?", started_at="number", seen_at="number",
-)  # fmt: skip
+    "beats", "process", columns(Beat, {}), instants="failed_at succeeded_at alive_at started_at seen_at"
+)
 BREAKERS = Shape(
-    "breakers", "key",
-    key="text", state="text", version="whole", generation="whole", changed_at="number", since="number?",
-    until="number?", openings="whole", probes="text?", successes="whole", abandoned="whole",
-    known="whole",
+    "breakers", "key", columns(BreakerRow, {}, probes=str | None) | {"known": int},
+    counts="version generation openings successes abandoned",
 )  # fmt: skip
 BREAKER_JOURNAL = Shape(
-    "breaker_journal", "position",
-    position="whole", key="text", version="whole", event="text", source="text", target="text", generation="whole",
-    at="number", actor="text?", reason="text?",
-)  # fmt: skip
+    "breaker_journal", "position", columns(BreakerEntry, {"by": "actor", "why": "reason"}), instants="at"
+)
 
 
-def due(row: Row) -> Due:
-    """Return a deadline that has passed."""
-    return Due._make(DUE.check(row))
-
-
-def owned(row: Row) -> tuple[str, int]:
-    """Return id and version of what a worker owns."""
-    execution_id, version = OWNED.check(row)
-    return execution_id, version
-
-
-def ended(row: Row) -> str:
-    """Return the id of what has ended."""
-    return str(ENDED.check(row)[0])
-
-
-def order(row: Row) -> Order:
-    """Return an order."""
-    return Order._make(ORDERS.check(row))
-
-
-def era(row: Row) -> Era:
-    """Return an era; raises `DamagedRecord` if a column is no number."""
-    return Era._make(_finite(ERAS, row))
-
-
-def mark(row: Row) -> Mark:
-    """Return a mark; raises `DamagedRecord` if a column is no number."""
-    return Mark._make(_finite(MARKS, row))
-
-
-def _finite(shape: Shape, row: Row) -> Row:
-    for name, value in zip(shape.columns, shape.check(row), strict=True):
-        if value is not None and not -_MOST <= value <= _MOST:
-            raise shape.damage(row, name, "is without end")
-    return row
+due = DUE.made(Due._make)
+owned = OWNED.made(lambda row: (str(row[0]), int(row[1])))
+ended = ENDED.made(lambda row: str(row[0]))
+order = ORDERS.made(Order._make)
+era = ERAS.made(Era._make)
+mark = MARKS.made(Mark._make)
+breaker_entry = BREAKER_JOURNAL.made(BreakerEntry._make)
 
 
 def worker(row: Row) -> WorkerRow:
     """Return a registered worker."""
-    WORKERS.check(row)
-    for index, name in ((2, "ttl_s"), (3, "started_at"), (4, "renewed_at")):
-        if not math.isfinite(row[index]) or (
-            name != "ttl_s" and not -MAX_INSTANT <= row[index] <= MAX_INSTANT
-        ):
-            raise WORKERS.damage(row, name, "is no instant")
-    return WorkerRow(row[0], row[1], row[2], row[3], row[4], bool(row[5]))
+    one = WorkerRow._make(WORKERS.check(row))
+    return one._replace(lost=bool(one.lost))
 
 
 def beat(row: Row) -> Beat:
     """Return what a process wrote of one of its loops."""
-    BEATS.check(row)
-    for index in (10, 11, 12, 13, 14):
-        if row[index] is not None and not -MAX_INSTANT <= row[index] <= MAX_INSTANT:
-            raise BEATS.damage(row, BEATS.columns[index], "is no instant")
-    return Beat._make(row)._replace(running=bool(row[5]))
+    one = Beat._make(BEATS.check(row))
+    return one._replace(running=bool(one.running))
 
 
 def breaker(row: Row) -> BreakerRow:
     """Return a breaker."""
-    BREAKERS.check(row)
-    if not row[-1]:
+    *values, known = BREAKERS.check(row)
+    if not known:
         raise BREAKERS.damage(row, "state", "is no state of its machine")
-    probes: tuple[tuple[str, float], ...] = ()
-    if row[8]:
-        try:
-            probes = tuple((token, expires_at) for token, expires_at in json.loads(row[8]))
-        except (ValueError, TypeError, RecursionError):
-            raise BREAKERS.damage(row, "probes", "are no list of probes") from None
-        if not all(isinstance(token, str) and _is_instant(at) for token, at in probes):
-            raise BREAKERS.damage(row, "probes", "are no list of probes")
-    for index in (2, 3, 7, 9, 10):
-        if not 0 <= row[index] <= MAX_COUNT:
-            raise BREAKERS.damage(row, BREAKERS.columns[index], "is no count")
-    for index in (4, 5, 6):
-        if row[index] is not None and not math.isfinite(row[index]):
-            raise BREAKERS.damage(row, BREAKERS.columns[index], "is no instant")
-    return BreakerRow._make((*row[:8], probes, *row[9:-1]))
+    one = BreakerRow._make(values)
+    return one._replace(probes=_probes(row, one.probes)) if one.probes else one._replace(probes=())
 
 
-def breaker_entry(row: Row) -> BreakerEntry:
-    """Return a line of the breakers' journal."""
-    BREAKER_JOURNAL.check(row)
-    if not -MAX_INSTANT <= row[7] <= MAX_INSTANT:
-        raise BREAKER_JOURNAL.damage(row, "at", "is no instant")
-    return BreakerEntry._make(row)
+def _probes(row: Row, text: Any) -> tuple[tuple[str, float], ...]:
+    try:
+        probes = tuple((token, expires_at) for token, expires_at in json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        raise BREAKERS.damage(row, "probes", "are no list of probes") from None
+    if not all(isinstance(token, str) and _is_instant(at) for token, at in probes):
+        raise BREAKERS.damage(row, "probes", "are no list of probes")
+    return probes
 
 
 def _is_instant(value: object) -> bool:

@@ -10,41 +10,26 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
-from typing import Any, NoReturn, TypeVar
+from operator import attrgetter
+from typing import Any
 
 from fsm.core.records import CANCEL_CHILDREN, MachineRecord, Receipt, Snapshot, Step, receipt_of
-from fsm.errors import BadPayload, DamagedRecord, FsmError, NotAStore, StoreUnavailable
-from fsm.stores.base import Barred, Conflict, Damage, Query
+from fsm.core.timeline import Era, Known, Mark
+from fsm.errors import DamagedRecord
+from fsm.stores.base import MAX_ERAS, Barred, Beat, Conflict, Damage, Due, Order, Query, WorkerRow
+from fsm.stores.breakers import BreakerEntry, BreakerRow
 from fsm.stores.sqlite import rows as shapes
-from fsm.stores.sqlite.breakers import SqliteBreakers
-from fsm.stores.sqlite.connect import explain, parse_url, patiently, prepare
-from fsm.stores.sqlite.damage import LIMIT, Pages
-from fsm.stores.sqlite.identity import StoreFile
+from fsm.stores.sqlite.breakers import Breakers
+from fsm.stores.sqlite.damage import LIMIT
+from fsm.stores.sqlite.database import Database
 from fsm.stores.sqlite.inspection import inspect
-from fsm.stores.sqlite.pool import Pool
-from fsm.stores.sqlite.rows import is_object
-from fsm.stores.sqlite.upkeep import Upkeep
+from fsm.stores.sqlite.machines import Machines
+from fsm.stores.sqlite.rows import BORN, LIVED, is_object
+from fsm.stores.sqlite.workers import Workers
 
-T = TypeVar("T")
-
-_BORN = (
-    "id", "machine", "agent", "user_id", "thread_id", "parent_id", "retry_of", "created_at", "attempts_max",
-    "model_attempts_max", "metadata", "timeouts", "born_at", "backoff_s", "backoff_cap_s", "born_key",
-    "depth",
-)  # fmt: skip
-_LIVED = (
-    "state", "version", "entered_at", "updated_at", "due_at", "due_kind", "attempt", "owner", "fence", "tools",
-    "model_attempt", "not_before", "breaker", "limit_s", "ending", "since_at",
-    "paused_s", "suspended",
-)  # fmt: skip
 _LAST = ("event", "key", "payload", "position")
-
-_INSERT = (
-    f"INSERT INTO executions ({', '.join((*_BORN, *_LIVED, *_LAST, 'born'))}) "
-    f"VALUES ({', '.join('?' * len((*_BORN, *_LIVED, *_LAST, 'born')))})"
-)
+_INSERTED = (*BORN, *LIVED, *_LAST, "born")
+_INSERT = f"INSERT INTO executions ({', '.join(_INSERTED)}) VALUES ({', '.join('?' * len(_INSERTED))})"
 
 
 def _update(columns: Sequence[str]) -> str:
@@ -53,19 +38,17 @@ def _update(columns: Sequence[str]) -> str:
 
 
 # What most transitions change is written alone: SQLite writes to the index of every column that is named.
-_UPDATE = _update(_LIVED)
-_UPDATE_USUAL = _update(
-    ("version", "updated_at", "due_at", "due_kind", "model_attempt", "state", "entered_at", "since_at")
-)
-_UPDATE_STAYED = _update(("version", "updated_at", "due_at", "due_kind", "model_attempt"))
+_STAYED = ("version", "updated_at", "due_at", "due_kind", "model_attempt")
+_PLACE_OF = ("state", "entered_at", "since_at")
+_SELDOM = tuple(field for field in Snapshot._fields if field not in {"identity", *_STAYED, *_PLACE_OF})
+_UPDATE, _UPDATE_USUAL, _UPDATE_STAYED = _update(tuple(LIVED)), _update(_STAYED + _PLACE_OF), _update(_STAYED)
+_usual, _stayed = attrgetter(*_STAYED, *_PLACE_OF), attrgetter(*_STAYED)
+_place_of, _seldom = attrgetter(*_PLACE_OF), attrgetter(*_SELDOM)
 
-_COLUMNS = f"{', '.join(_BORN + _LIVED)}, {is_object('metadata')} AND {is_object('ending')}"
+_COLUMNS = f"{', '.join(BORN | LIVED)}, {is_object('metadata')} AND {is_object('ending')}"
 _SELECT = f"SELECT {_COLUMNS} FROM executions"
 _PAGED = f"SELECT {_COLUMNS}, born FROM executions"
-_ENTRY = (
-    "position, execution_id, version, event, source, target, at, attempt, fence, owner, key, payload, "
-    f"{is_object('payload')}"
-)
+_ENTRY = f"{', '.join(shapes.ENTRY)}, {is_object('payload')}"
 _RECEIPT = f"SELECT {_ENTRY} FROM journal"
 _ORDER = (
     "INSERT OR REPLACE INTO orders (execution_id, version, event) "
@@ -93,15 +76,67 @@ _PLACE = """
     )
 """
 _FILTERS = ("thread_id", "parent_id", "user_id", "agent")
+# Why a trigger kept a step out: SQLite's code is the same for every trigger, so the file is asked. (The texts of the
+# law are for people.)
+_WHY_NOT_BORN = """
+    SELECT CASE
+        WHEN EXISTS (SELECT 1 FROM executions WHERE user_id = :user_id AND born_key = :key) THEN 'key'
+        WHEN EXISTS (SELECT 1 FROM executions WHERE id = :id)
+            OR EXISTS (SELECT 1 FROM tombstones WHERE id = :id)
+            OR EXISTS (SELECT 1 FROM bygone WHERE :id BETWEEN first AND last) THEN 'race'
+        WHEN :parent_id IS NOT NULL AND NOT EXISTS (
+            SELECT 1 FROM executions JOIN states ON states.machine = executions.machine AND states.name = state
+            WHERE id = :parent_id AND NOT terminal AND NOT stopping
+        ) THEN 'parent'
+    END
+"""
+_WHY_NOT_MOVED = """
+    SELECT CASE
+        WHEN EXISTS (SELECT 1 FROM journal WHERE execution_id = :id AND key = :key)
+            OR EXISTS (
+                SELECT 1 FROM executions JOIN states ON states.machine = executions.machine AND states.name = state
+                WHERE id = :id AND terminal
+            ) THEN 'race'
+        WHEN :owner IS NOT (SELECT owner FROM executions WHERE id = :id) AND (
+            EXISTS (SELECT 1 FROM workers WHERE id = :owner AND lost)
+            OR EXISTS (SELECT 1 FROM departed WHERE id = :owner)
+        ) THEN 'lease'
+    END
+"""
+_TERMINAL = "EXISTS (SELECT 1 FROM states WHERE machine = executions.machine AND name = state AND terminal)"
+_ENDED = f"SELECT count(*) FROM executions WHERE due_at IS NULL AND {_TERMINAL}"
+_END = "coalesce(nullif(since_at, 0.0), updated_at)"  # as the index executions_ended has it
+_CHAIN = """
+    WITH RECURSIVE chain (position) AS (
+        SELECT position FROM executions WHERE id = ?
+        UNION ALL
+        SELECT previous FROM journal JOIN chain USING (position) WHERE previous < position
+    )
+    SELECT position FROM chain
+"""
+_HORIZON = """
+    UPDATE horizon SET position = max(position, (SELECT coalesce(max(position), 0) FROM journal))
+"""
+_ERA = f"SELECT {', '.join(Era._fields)} FROM eras WHERE era = ?"
+# The last commit tells when its execution entered its state, on both clocks.
+_LATEST = """
+    SELECT since_at, entered_at FROM executions
+    WHERE id = (SELECT execution_id FROM journal ORDER BY position DESC LIMIT 1)
+        AND since_at BETWEEN 1e-9 AND 1e12 AND entered_at BETWEEN -1e12 AND 1e12
+"""
+_RENEWED = "SELECT renewed_at FROM workers WHERE renewed_at BETWEEN -1e12 AND 1e12"
 MAX_MERGED = 50
 """Maximum number of states that are looked up one by one; SQLite joins no more than 500 queries into one."""
 
 
-class SqliteStore(Upkeep, SqliteBreakers):
+class SqliteStore:
     """A registry in one file, shared by every process of this machine that opens it.
 
     A receipt is returned when its commit is in the file that bears the store's name at that moment; see
     `fsm.stores.sqlite.identity` for what is noticed when files are deleted, moved or replaced, and when.
+
+    Attributes:
+        database: The file and the connections to it.
     """
 
     instant = False
@@ -118,183 +153,44 @@ class SqliteStore(Upkeep, SqliteBreakers):
             StoreUnavailable: The file cannot be opened or written.
         """
         self.url = url
-        path, synchronous = parse_url(url)
-        self._path = path.absolute()  # a process that changes its folder keeps its store
-        self._file = StoreFile(self._path)
-        self._pool = Pool(self._path, synchronous, prepare(self._file, synchronous))
-        self._pages = Pages(self._rows)
-        self._machines: dict[str, int] = {}
-        self._known: dict[int, tuple[str, frozenset[str]]] = {}  # content hash and states by number
-
-    # --- connections ------------------------------------------------------------------------------------------
-
-    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Let `work` write in one transaction: all of it or nothing, and nothing is left open however it ends."""
-        return self._pool.writing.run(self._transact, work)
-
-    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        writer = self._begin()
-        try:
-            out = work(writer)
-        except BaseException as error:  # noqa: BLE001 - raised again
-            self._undo(error, writer, ending=False)
-        self._end(writer)
-        return out
-
-    def _begin(self) -> sqlite3.Connection:
-        writer: sqlite3.Connection | None = None
-        try:
-            writer = self._pool.writer()
-            if self._file.trouble:
-                self._file.check(writer)
-            patiently(partial(writer.execute, "BEGIN IMMEDIATE"), str(self._path))
-        except BaseException as error:  # noqa: BLE001 - raised again
-            self._undo(error, writer, ending=False)
-        assert writer is not None  # noqa: S101 - otherwise `_undo` has raised
-        return writer
-
-    def _end(self, writer: sqlite3.Connection) -> None:
-        try:
-            patiently(partial(writer.execute, "COMMIT"), str(self._path))
-            self._pool.written()
-        except BaseException as error:  # noqa: BLE001 - raised again
-            self._undo(error, writer, ending=True)
-        self._acknowledge(writer)
-
-    def _undo(self, error: BaseException, writer: sqlite3.Connection | None, *, ending: bool) -> NoReturn:
-        """Roll back, and raise the error with what is known of the transaction."""
-        undone = writer is None or _roll_back(writer) or not ending
-        if writer is not None and _is_open(writer):
-            self._pool.discard_writer()
-        if isinstance(error, (sqlite3.Error, UnicodeDecodeError)):
-            error_ = self._explained(error)
-            if isinstance(error_, StoreUnavailable) and not undone:
-                error_.committed = None
-            raise error_ from error
-        raise error
-
-    def _acknowledge(self, connection: sqlite3.Connection) -> None:
-        """Refuse to say that a commit succeeded unless it is in the file that bears the store's name."""
-        try:
-            self._file.check(connection, wrote=True)
-        except StoreUnavailable as error:
-            error.committed = None  # it is in a file, which may be put back
-            raise
-
-    def _rows(self, sql: str, values: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
-        try:
-            return self._pool.read(lambda reader: self._ask(reader, sql, values))
-        except UnicodeEncodeError:
-            return []  # a text that no encoding knows is in no file
-        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
-            raise self._said(error, values) from error
-
-    def _ask(
-        self, reader: sqlite3.Connection, sql: str, values: Sequence[Any] | dict[str, Any]
-    ) -> list[tuple[Any, ...]]:
-        self._file.check(reader)
-        try:
-            return reader.execute(sql, values).fetchall()
-        except sqlite3.OperationalError as error:
-            if getattr(error, "sqlite_errorcode", None) is not None:
-                raise
-        # Not SQLite but the driver has refused: a cell is no UTF-8. The other rows shall be read all the same.
-        reader.text_factory = shapes.lenient
-        try:
-            return reader.execute(sql, values).fetchall()
-        finally:
-            reader.text_factory = str
-
-    def _said(
-        self,
-        error: sqlite3.Error | UnicodeDecodeError | OverflowError,
-        values: Sequence[Any] | dict[str, Any],
-    ) -> FsmError:
-        """Return the error for a question that was not answered: the caller's mistake, or the store's state."""
-        for value in values.values() if isinstance(values, dict) else values:
-            if type(value) not in {str, int, float, bytes, bool, type(None)}:
-                return BadPayload(f"a store is asked for texts and numbers, not for a {type(value).__name__}")
-            if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                return BadPayload("a whole number is too large for the store: 64 bits at most")
-        if isinstance(error, OverflowError):
-            return BadPayload(f"a value is too large for the store: {error}")
-        return self._explained(error)
-
-    def _explained(self, error: sqlite3.Error | UnicodeDecodeError) -> NotAStore | StoreUnavailable:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}:
-            # What SQLite says then is true, but a missing file or -wal is the cause.
-            try:
-                self._file.database()
-            except StoreUnavailable as gone:
-                return gone
-            if self._file.trouble:
-                return StoreUnavailable(self._file.trouble)
-        return explain(error, self._path)
+        self.database = database = Database(url)
+        self._rows, self._pages = database.rows, database.pages
+        self._machines = Machines(database)
+        self._workers = Workers(database)
+        self._breakers = Breakers(database, self._machines)
 
     def identity(self) -> str:
         """Return what tells this store from another one under the same name, for people."""
-        return self._file.shown()
+        return self.database.file.shown()
+
+    def schema_version(self) -> int:
+        """Return the version that the file's own migrations have brought it to."""
+        version: int = self._rows("PRAGMA user_version")[0][0]
+        return version
 
     def close(self) -> None:
         """Close every connection; the last one folds the write-ahead log into the file."""
-        self._pool.close()
-
-    # --- machines ---------------------------------------------------------------------------------------------
+        self.database.pool.close()
 
     def register(self, record: MachineRecord) -> None:
         """Write a machine's rows as law, unless they are there."""
-        if record.content_hash in self._machines or self._number(record.content_hash) is not None:
-            return
-
-        def write(writer: sqlite3.Connection) -> None:
-            known = "SELECT 1 FROM machines WHERE content_hash = ?"
-            if writer.execute(known, (record.content_hash,)).fetchone():
-                return  # another process was faster
-            number = writer.execute(
-                "INSERT INTO machines (content_hash, name, document) VALUES (?, ?, ?)",
-                (record.content_hash, record.name, record.document),
-            ).lastrowid
-            writer.executemany(
-                "INSERT INTO states (machine, name, terminal, stopping) VALUES (?, ?, ?, ?)",
-                [(number, *state) for state in record.states],
-            )
-            writer.executemany(
-                "INSERT INTO law (machine, source, event, target) VALUES (?, ?, ?, ?)",
-                [(number, source or "", event, target) for source, event, target in record.rows],
-            )
-            writer.execute("UPDATE machines SET sealed = 1 WHERE id = ?", (number,))
-
-        self._write(write)
-
-    def _number(self, content_hash: str) -> int | None:
-        number = self._machines.get(content_hash)
-        if number is None:
-            self._learn()
-            number = self._machines.get(content_hash)
-        return number
-
-    def _learn(self) -> None:
-        """Read the machines that other processes registered."""
-        states: dict[int, set[str]] = {}
-        for number, name in self._pages.all("SELECT machine, name FROM states", (), shapes.STATES.check):
-            states.setdefault(number, set()).add(name)
-        for number, hash_ in self._pages.all(
-            "SELECT id, content_hash FROM machines", (), shapes.NUMBERS.check
-        ):
-            self._machines[hash_] = number
-            self._known[number] = (hash_, frozenset(states.get(number, ())))
+        self._machines.register(record)
 
     def machines(self) -> dict[str, str]:
         """Return every registered machine."""
-        rows = self._pages.all("SELECT content_hash, document FROM machines", (), shapes.MACHINES.check)
-        return dict(rows)
+        return self._machines.documents()
+
+    def machine_count(self) -> int:
+        """Return how many machines are registered."""
+        count: int = self._rows("SELECT count(*) FROM machines")[0][0]
+        return count
 
     # --- write ------------------------------------------------------------------------------------------------
 
     def append(self, steps: Sequence[Step]) -> list[Receipt | Conflict | Barred]:
         """Commit a batch in one transaction."""
         births = {step.after.identity.machine for step in steps if step.source is None}
-        numbers = {content_hash: self._number(content_hash) for content_hash in births}
+        numbers = {content_hash: self._machines.number(content_hash) for content_hash in births}
 
         def write(writer: sqlite3.Connection) -> tuple[list[Receipt | Conflict | Barred], int]:
             outcomes: list[Receipt | Conflict | Barred] = []
@@ -311,13 +207,13 @@ class SqliteStore(Upkeep, SqliteBreakers):
                 outcomes.append(kept_out)
             return outcomes, position - 1
 
-        outcomes, last = self._write(write)
-        self._file.seen(last)
+        outcomes, last = self.database.write(write)
+        self.database.file.seen(last)
         return outcomes
 
     def _last(self, writer: sqlite3.Connection) -> int:
         position = shapes.position(writer.execute(_POSITION).fetchone()[0])
-        self._file.seen(position)
+        self.database.file.seen(position)
         return position
 
     def _one(
@@ -328,8 +224,8 @@ class SqliteStore(Upkeep, SqliteBreakers):
         last = (step.event, step.key, step.payload_json, position)
         try:
             if step.source is None:
-                born = (identity.id, numbers[identity.machine], *identity[2:])
-                writer.execute(_INSERT, (*born, *_lived(after), *last, position))
+                born = identity._asdict() | {"machine": numbers[identity.machine]}
+                writer.execute(_INSERT, (*born.values(), *_lived(after), *last, position))
                 return None
             sql, values = _changed(step.before, after)
             if writer.execute(sql, (*values, *last, identity.id, after.version - 1)).rowcount:
@@ -337,11 +233,9 @@ class SqliteStore(Upkeep, SqliteBreakers):
                     writer.execute(_ORDER, (identity.id, after.version, step.event))
                 return None
         except sqlite3.IntegrityError as error:
-            if "has created" in str(error):
-                first = writer.execute(_BY_KEY, (identity.user_id, identity.key)).fetchone()
-                return Barred(identity.id, "key", first[0])
-            if not _is_race(error):
-                return _barred(after, str(error))
+            barred = _barred(writer, step, error)
+            if barred is not None:
+                return barred
         except (sqlite3.DataError, OverflowError, UnicodeEncodeError) as error:
             return Barred(identity.id, "law", f"{type(error).__name__}: {error}")
         found = writer.execute("SELECT version FROM executions WHERE id = ?", (identity.id,)).fetchone()
@@ -444,9 +338,177 @@ class SqliteStore(Upkeep, SqliteBreakers):
         return dict(self._pages.all(sql, values, shapes.COUNTS.check))
 
     def _snapshot(self, row: tuple[Any, ...]) -> Snapshot:
-        if row[1] not in self._known:
-            self._learn()  # another process registered it
-        return shapes.snapshot(row, self._known)
+        known = self._machines.known
+        if shapes.number_of(row) not in known:
+            self._machines.learn()  # another process registered it
+        return shapes.snapshot(row, known)
+
+    # --- orders -----------------------------------------------------------------------------------------------
+
+    def orders(self, after: str, limit: int) -> list[Order]:
+        """Return orders that are not known to be carried out, from a table that is nearly always empty."""
+        sql = "SELECT execution_id, version, event FROM orders WHERE execution_id > ? ORDER BY execution_id"
+        return self._pages.page(sql, (after,), limit, shapes.order)
+
+    def carried(self, order: Order) -> None:
+        """Take note that an order is carried out; nothing is written when there is none, as after most ends."""
+        this = "FROM orders WHERE execution_id = ? AND version = ?"
+        if self._rows(f"SELECT 1 {this}", order[:2]):
+            self.database.write(lambda writer: writer.execute(f"DELETE {this}", order[:2]))
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def timeline(self, era: str) -> Known:
+        """Return what is known of an era, and where the timeline was last seen if it is new."""
+        rows = self._rows(_ERA, (era,))
+        if rows:
+            return Known(shapes.era(rows[0]), None, None)
+        marks = [shapes.mark(row) for row in self._rows("SELECT steady_at, wall_at, monotonic_s FROM mark")]
+        marks += [Mark(*shapes.LAST.check(row)) for row in self._rows(_LATEST)]
+        # A process that is an era of its own needs the monotonic clock's reading, which commits do not tell.
+        mark = max(marks[:1] if not era else marks, key=lambda one: one.steady_at, default=None)
+        instants = [one.steady_at for one in marks]
+        instants += [row[0] for row in self._rows(_RENEWED)]
+        return Known(None, mark, max(instants, default=None))
+
+    def timeline_set(self, era: str, before: Era | None, after: Era) -> Era:
+        """Write an era's row, if it is as expected; the first process of a boot writes the first."""
+
+        def write(writer: sqlite3.Connection) -> Era:
+            row = writer.execute(_ERA, (era,)).fetchone()
+            now = None if row is None else shapes.era(row)
+            if now != before:
+                return now or after
+            writer.execute("DELETE FROM eras WHERE era = ?", (era,))
+            writer.execute(
+                "INSERT INTO eras (era, offset_s, held_at, begun_s, lag_s, drift_s, even_s) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (era, *after),
+            )
+            writer.execute("DELETE FROM eras WHERE rowid <= (SELECT max(rowid) FROM eras) - ?", (MAX_ERAS,))
+            return after
+
+        return self.database.write(write)
+
+    def timeline_mark(self, mark: Mark) -> None:
+        """Keep a mark."""
+        self.database.write(
+            lambda writer: writer.execute(
+                "INSERT INTO mark (id, steady_at, wall_at, monotonic_s) VALUES (1, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET steady_at = excluded.steady_at, wall_at = excluded.wall_at, "
+                "monotonic_s = excluded.monotonic_s WHERE excluded.steady_at > mark.steady_at",
+                mark,
+            )
+        )
+
+    def due(self, now: float, limit: int, after: tuple[float, str] | None = None) -> list[Due]:
+        """Return executions whose deadline has passed, from the index of deadlines alone."""
+        place, values = ("", ()) if after is None else (" AND (due_at, id) > (?, ?)", after)
+        sql = (
+            "SELECT id, version, due_at, due_kind FROM executions "
+            f"WHERE due_at IS NOT NULL AND due_at <= ?{place} ORDER BY due_at, id"
+        )
+        return self._pages.page(sql, (now, *values), limit, shapes.due)
+
+    def next_due(self, after: float = float("-inf")) -> float | None:
+        """Return the nearest deadline after an instant."""
+        sql = "SELECT min(due_at) FROM executions WHERE due_at IS NOT NULL AND due_at > ?"
+        due_at = self._rows(sql, (after,))[0][0]
+        return float(due_at) if isinstance(due_at, (int, float)) else None  # text sorts after every number
+
+    # --- workers ----------------------------------------------------------------------------------------------
+
+    def worker_add(self, worker: WorkerRow) -> None:
+        """Register a worker."""
+        self._workers.add(worker)
+
+    def worker_renew(self, worker_id: str, now: Callable[[], float]) -> bool:
+        """Renew a lease."""
+        return self._workers.renew(worker_id, now)
+
+    def worker_remove(self, worker_id: str) -> None:
+        """Forget a worker."""
+        self._workers.remove(worker_id)
+
+    def workers(self) -> list[WorkerRow]:
+        """Return every registered worker."""
+        return self._workers.rows()
+
+    def lose(self, now: float, *, spare: bool = False) -> list[str]:
+        """Mark the workers whose lease ran out, and return all that are lost."""
+        return self._workers.lose(now, spare=spare)
+
+    def beat(self, beats: Sequence[Beat]) -> None:
+        """Keep reports of loops."""
+        self._workers.beat(beats)
+
+    def beats(self) -> list[Beat]:
+        """Return the reports of loops that are kept."""
+        return self._workers.beats()
+
+    def owned(self, worker_id: str, limit: int, after: str = "") -> list[tuple[str, int]]:
+        """Return what a worker owns and has not ended."""
+        sql = f"SELECT id, version FROM executions WHERE owner = ? AND id > ? AND NOT {_TERMINAL} ORDER BY id"
+        return self._pages.page(sql, (worker_id, after), limit, shapes.owned)
+
+    # --- retention --------------------------------------------------------------------------------------------
+
+    def ended(self, before_at: float, limit: int) -> list[str]:
+        """Return executions that ended before an instant."""
+        sql = f"SELECT id FROM executions WHERE due_at IS NULL AND {_END} < ? AND {_TERMINAL} ORDER BY {_END}, id"
+        return self._pages.page(sql, (before_at,), limit, shapes.ended)
+
+    def ended_count(self) -> int:
+        """Return how many ended executions are kept."""
+        count: int = self._rows(_ENDED)[0][0]
+        return count
+
+    def forget(self, execution_ids: Sequence[str], keep: int = 0) -> int:
+        """Delete ended executions with their journals, all in one transaction."""
+
+        def write(writer: sqlite3.Connection) -> int:
+            gone = 0
+            writer.execute(_HORIZON)
+            spare = writer.execute(_ENDED).fetchone()[0] - keep if keep else len(execution_ids)
+            for execution_id in execution_ids:
+                if gone >= spare:
+                    break
+                positions = writer.execute(_CHAIN, (execution_id,)).fetchall()
+                deleted = writer.execute(
+                    f"DELETE FROM executions WHERE id = ? AND {_TERMINAL}", (execution_id,)
+                )
+                if deleted.rowcount:
+                    gone += 1
+                    writer.executemany("DELETE FROM journal WHERE position = ?", positions)
+            return gone
+
+        return self.database.write(write)
+
+    # --- breakers ---------------------------------------------------------------------------------------------
+
+    def breaker_load(self, key: str) -> BreakerRow | None:
+        """Return a breaker's row."""
+        return self._breakers.load(key)
+
+    def breaker_swap(
+        self, machine: str, expected_version: int, row: BreakerRow, entry: BreakerEntry | None
+    ) -> bool:
+        """Write a row if its version is as expected."""
+        return self._breakers.swap(machine, expected_version, row, entry)
+
+    def breaker_list(self) -> list[BreakerRow]:
+        """Return every row, by key."""
+        return self._breakers.all()
+
+    def breaker_changes(
+        self, after: int, limit: int, key: str | None = None, before: int | None = None
+    ) -> list[BreakerEntry]:
+        """Return lines of the journal between two positions: the first of them, or the last before `before`."""
+        return self._breakers.changes(after, limit, key, before)
+
+    def breaker_position(self) -> int:
+        """Return the journal's last position."""
+        return self._breakers.position()
 
     # --- damage -----------------------------------------------------------------------------------------------
 
@@ -460,61 +522,39 @@ class SqliteStore(Upkeep, SqliteBreakers):
         return inspect(self._rows)
 
 
-def _roll_back(writer: sqlite3.Connection) -> bool:
-    """Return whether it is certain that nothing was committed."""
-    if not _is_open(writer):
-        return False
-    with suppress(sqlite3.Error):
-        writer.execute("ROLLBACK")
-    return not _is_open(writer)
+def _lived(after: Snapshot) -> list[Any]:
+    """Return the values of the columns `LIVED`."""
+    values = after._asdict()
+    del values["identity"]
+    values["tools"] = json.dumps(after.tools, separators=(",", ":")) if after.tools else None
+    return list(values.values())
 
 
-def _is_open(writer: sqlite3.Connection) -> bool:
-    """Return whether a transaction is open; none is on a connection that a handler's fork has closed."""
-    try:
-        return writer.in_transaction
-    except sqlite3.ProgrammingError:
-        return False
-
-
-def _lived(after: Snapshot) -> tuple[Any, ...]:
-    tools = json.dumps(after.tools, separators=(",", ":")) if after.tools else None
-    return (*after[1:10], tools, *after[11:])
-
-
-def _changed(before: Snapshot | None, after: Snapshot) -> tuple[str, tuple[Any, ...]]:
+def _changed(before: Snapshot | None, after: Snapshot) -> tuple[str, Sequence[Any]]:
     """Return the statement that writes what changed, and the values of its columns."""
-    # What changes seldom: attempt, owner, fence and tools, then the waits, the breaker and the ending. An attempt is
-    # suspended, and goes on, together with a change of owner.
-    if (
-        before is None
-        or before[7:11] != after[7:11]
-        or before[12:16] != after[12:16]
-        or before.paused_s != after.paused_s
-    ):
+    if before is None or _seldom(before) != _seldom(after):
         return _UPDATE, _lived(after)
-    usual = (after.version, after.updated_at, after.due_at, after.due_kind, after.model_attempt)
-    if (
-        before.state == after.state
-        and before.entered_at == after.entered_at
-        and before.since_at == after.since_at
-    ):
-        return _UPDATE_STAYED, usual
-    return _UPDATE_USUAL, (*usual, after.state, after.entered_at, after.since_at)
+    if _place_of(before) == _place_of(after):
+        return _UPDATE_STAYED, _stayed(after)
+    return _UPDATE_USUAL, _usual(after)
 
 
-def _barred(after: Snapshot, said: str) -> Barred:
-    """Return what kept one step out; the others of its batch go on."""
-    identity = after.identity
-    if "starts no children" in said:
+def _barred(writer: sqlite3.Connection, step: Step, error: sqlite3.IntegrityError) -> Barred | None:
+    """Return what the law kept out; ``None`` if another writer was faster: with the key, the id or an end."""
+    after, identity = step.after, step.after.identity
+    why = None
+    if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+        sql, key = (_WHY_NOT_BORN, identity.key) if step.source is None else (_WHY_NOT_MOVED, step.key)
+        asked = {"id": identity.id, "user_id": identity.user_id, "parent_id": identity.parent_id}
+        why = writer.execute(sql, asked | {"key": key, "owner": after.owner}).fetchone()[0]
+    if why == "race":
+        return None
+    if why == "key":
+        return Barred(
+            identity.id, "key", writer.execute(_BY_KEY, (identity.user_id, identity.key)).fetchone()[0]
+        )
+    if why == "parent":
         return Barred(identity.id, "parent", identity.parent_id or "")
-    if "claims nothing" in said:
+    if why == "lease":
         return Barred(identity.id, "lease", after.owner or "")
-    return Barred(identity.id, "law", said)
-
-
-def _is_race(error: sqlite3.IntegrityError) -> bool:
-    """Whether somebody else was faster: with the key, with the id (perhaps one that was deleted), or with an end."""
-    said = str(error)
-    races = ("key is in the journal", "exists already", "terminal state is final", "not born again")
-    return any(race in said for race in races)
+    return Barred(identity.id, "law", str(error))

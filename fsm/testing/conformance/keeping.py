@@ -50,9 +50,9 @@ class Keeping:
         assert [(one.due_at, one.execution_id) for one in whole] == expected
         assert {(one.version, one.kind) for one in whole} == {(0, "queue")}
         for size in (1, 2, 9, 10):
-            paged = store.due(3.5, size)
-            last = paged
+            paged = last = store.due(3.5, size)
             while last:
+                assert len(last) <= size
                 last = store.due(3.5, size, (last[-1].due_at, last[-1].execution_id))
                 paged = paged + last
             assert paged == whole, size
@@ -119,6 +119,18 @@ class Keeping:
         kept = store.beats()
         assert len(kept) == MAX_BEATS
         assert "young" not in {one.process for one in kept}
+
+    def test_a_store_says_what_it_is(self, store: Store) -> None:
+        """A store names its place, and says whether a call ever waits."""
+        assert isinstance(store.url, str)
+        assert store.url
+        assert store.instant in {True, False}
+
+    def test_a_whole_store_has_no_damage(self, store: Store) -> None:
+        """Where nothing is damaged no damage is found."""
+        committed(store, birth())
+        assert store.damaged() == []
+        assert store.inspect() == []
 
     def test_a_store_knows_its_own_version(self, store: Store) -> None:
         """The version of a store's layout is a number, 0 where nothing is ever migrated."""

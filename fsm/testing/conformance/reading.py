@@ -186,6 +186,7 @@ class Reading:
         documents = store.machines()
         assert set(documents) == {EXECUTION.content_hash, OTHER.content_hash}
         assert Machine.from_json(documents[OTHER.content_hash]) == OTHER
+        assert store.machine_count() == len(documents)
 
     def test_registering_again_changes_nothing(self, store: Store) -> None:
         """A machine may be registered as often as one likes."""
@@ -193,6 +194,7 @@ class Reading:
         store.register(record_of(EXECUTION))
         store.register(record_of(OTHER))
         assert store.machines() == before
+        assert store.machine_count() == len(before)
 
     def test_executions_of_two_machines_live_side_by_side(self, store: Store) -> None:
         """Executions keep the machine that they are instances of."""

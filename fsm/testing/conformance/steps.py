@@ -7,9 +7,10 @@ from __future__ import annotations
 from typing import Any
 
 from fsm import ids
-from fsm.core.decide import DERIVED, Facts, create, decide
+from fsm.core.decide import DERIVED, create, decide
 from fsm.core.payloads import Codec
 from fsm.core.records import Identity, Receipt, Snapshot, Step
+from fsm.core.request import Request
 from fsm.errors import Refusal
 from fsm.lifecycles.execution import EXECUTION
 from fsm.machine.grammar import row, state
@@ -69,8 +70,8 @@ def move(
     """Return the step that an event comes to; the event must be legal."""
     content_hash = before.identity.machine
     checked, text = _CODECS[content_hash].encode(event, payload)
-    facts = Facts(at, checked, text, before.fence, key, "worker_1", now)
-    decided = decide(_MACHINES[content_hash], before, event, facts)
+    request = Request(event, at, checked, text, fence=before.fence, key=key, worker="worker_1", now=now)
+    decided = decide(_MACHINES[content_hash], before, request)
     assert not isinstance(decided, Refusal), decided
     return decided
 

@@ -154,6 +154,7 @@ class Writing:
         assert store.workers() == [WorkerRow("worker_1", "one", 10.0, 1000.0, 1007.0, lost=False)]
         assert store.lose(1017.0) == []
         assert store.lose(1017.5) == ["worker_1"]
+        assert store.workers() == [WorkerRow("worker_1", "one", 10.0, 1000.0, 1007.0, lost=True)]
         assert not store.worker_renew("worker_1", lambda: 1018.0)
         assert not store.worker_renew("nobody", lambda: 1018.0)
 
@@ -389,6 +390,8 @@ class Writing:
         assert store.journal(0, 10) == [stays]
         assert store.counts() == {"created": 1}
         assert store.forget([execution_id]) == 0
+        assert store.append([gone]) == [Conflict(execution_id, None)]
+        assert store.append([kept]) == [Conflict(kept.after.identity.id, 0)]
 
     def test_forgetting_leaves_what_is_to_be_kept(self, store: Store) -> None:
         """Only so many are forgotten that the wanted number of ended ones is left, the first ones that are named."""

@@ -18,12 +18,20 @@ from fsm.testing.machine.oracle import Moment, Oracle, Twin
 
 
 class GuaranteeBroken(AssertionError):
-    """The library did not do what the table or a guarantee says; the text names the guarantee."""
+    """The library did not do what the table or a guarantee says.
+
+    Attributes:
+        guarantee: Its name in `fsm.simulation.guarantees`.
+    """
+
+    def __init__(self, guarantee: str, detail: str) -> None:
+        self.guarantee = guarantee
+        super().__init__(f"{guarantee}: {detail}")
 
 
 def broken(guarantee: str, detail: str) -> NoReturn:
     """Raise `GuaranteeBroken`."""
-    raise GuaranteeBroken(f"{guarantee}: {detail}")
+    raise GuaranteeBroken(guarantee, detail)
 
 
 class Subject:
@@ -112,7 +120,7 @@ class Driver:
         del key, fence  # only records have them
         found = _run(self.oracle, subject.twin.state, arrow.event, payload)
         if found != arrow:
-            broken("the table is the law", f"{subject} --{arrow.event}--> must take {arrow}, took {found}")
+            broken("the table is law", f"{subject} --{arrow.event}--> must take {arrow}, took {found}")
         subject.twin = self.oracle.take(subject.twin, arrow, payload, Moment(0.0))
         self.taken[arrow] += 1
 

@@ -209,7 +209,7 @@ class MachineTest(unittest.TestCase):
         return str(cls._rules.plan.coverage)
 
     def test_guarantees(self) -> None:
-        """Whatever is drawn, the table is the law and the guarantees hold."""
+        """Whatever is drawn, the table is law and the guarantees hold."""
         self.explore()
 
 

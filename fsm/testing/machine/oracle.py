@@ -80,6 +80,7 @@ FACTS: dict[str, Callable[[Twin, Mapping[str, Any]], bool]] = {
     "owned": lambda twin, _: twin.owner is not None,
     "attempts_left": lambda twin, _: twin.attempts_max - twin.attempt > 0,
     "model_attempts_left": lambda twin, _: twin.model_attempts_max - twin.model_attempt > 0,
+    "tools_left": lambda twin, _: len(twin.tools) < 1000,  # noqa: PLR2004 - the limit, said independently
     "tools_open": lambda twin, _: len(twin.tools) > 0,
     "tool_known": lambda twin, payload: _meant(twin, payload) is not None,
 }

@@ -25,13 +25,13 @@ Place = str | Callable[[], str | Store]
 """Where executions live: a URL, or a function that returns a URL or an open store."""
 _user_numbers = itertools.count(1)
 _FORBIDDEN = {
-    "unknown_event": "an event that the table does not know is refused",
-    "not_allowed": "an event that has no row here is refused",
-    "guard": "an event whose guards do not hold is refused",
+    "unknown_event": "what the table does not allow is refused",
+    "not_allowed": "what the table does not allow is refused",
+    "guard": "what the table does not allow is refused",
     "fenced": "a zombie cannot write",
     "forbidden": "what is the system's is not a user's",
     "terminal": "a terminal state is final",
-    "duplicate": "a key is used for one event",
+    "duplicate": "a key is used once",
 }
 """The guarantee that is broken if an event is taken that must be refused for this reason."""
 
@@ -229,7 +229,7 @@ class TrackerDriver(Driver):
             history = self.tracker.history(child.id)
             if len(history) != len(child.receipts) + 1:
                 broken(
-                    "a parent's cancel reaches its children",
+                    "children end with their parent",
                     f"#{child.number} of {parent} was not called off",
                 )
             self._book(child, history[-1], source, "cancel", None)
@@ -306,7 +306,7 @@ class TrackerDriver(Driver):
         if (execution.due_at is None) != (due is None) or (due and not _close(execution.due_at, due[0])):
             broken("a deadline is where the limits lay it", f"{subject}: {execution.due_at}, not {due}")
         if not ended and due is None and twin.owner is None and self.oracle.bounded():
-            broken("every open execution has a deadline or an owner", str(subject))
+            broken("every open execution has a deadline or a lease", str(subject))
         if self.tracker.allowed(subject.id) != self.oracle.allowed(twin):
             broken("what is listed as allowed can be done", f"{subject}: {self.tracker.allowed(subject.id)}")
         self._check_journal(subject)

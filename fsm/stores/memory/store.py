@@ -14,32 +14,35 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from fsm.concurrency.locks import Lock, freeing
 from fsm.core.records import CANCEL_CHILDREN, MachineRecord, Receipt, Snapshot, Step, receipt_of
 from fsm.core.timeline import Era, Known, Mark
 from fsm.errors import Reentered, StoreUnavailable
-from fsm.stores.base import MAX_ERAS, PLACES, Barred, Conflict, Damage, Due, Order, Query
-from fsm.stores.memory_breakers import MemoryBreakers
-from fsm.stores.memory_index import CHUNK, Index, Journal
-from fsm.stores.memory_workers import MemoryWorkers
+from fsm.stores.base import MAX_ERAS, PLACES, Barred, Beat, Conflict, Damage, Due, Order, Query, WorkerRow
+from fsm.stores.breakers import BreakerEntry, BreakerRow
+from fsm.stores.memory.breakers import Breakers
+from fsm.stores.memory.index import CHUNK, Index, Journal
+from fsm.stores.memory.workers import Workers
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _PARTS = (None, None)
 """What is torn: no step, only what follows from the records."""
 
 
 @freeing("_guard", "_lock")
-class MemoryStore(MemoryWorkers, MemoryBreakers):
+class MemoryStore:
     """A registry that lives and ends with the process."""
 
     url = "memory://"
     instant = True
 
     def __init__(self) -> None:
-        super().__init__()
         self._guard = Lock("the memory store")
         self._torn: tuple[Step, Receipt] | tuple[None, None] | None = None
         self._machines: dict[str, str] = {}
@@ -64,11 +67,19 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         self._ended: list[tuple[float, str]] = []
         self._eras: dict[str, Era] = {}
         self._mark: Mark | None = None
+        self._workers = Workers()
+        self._breakers = Breakers()
         self._closed = False
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailable("the memory store is closed: configure() a new one")
+
+    def _held(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Let a part of the store do something while the lock is held."""
+        with self._lock:
+            self._check_open()
+            return call(*args, **kwargs)
 
     def register(self, record: MachineRecord) -> None:
         """Keep a machine's declaration."""
@@ -85,6 +96,11 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
         with self._lock:
             self._check_open()
             return dict(self._machines)
+
+    def machine_count(self) -> int:
+        """Return how many machines are registered."""
+        self._check_open()
+        return len(self._machines)
 
     # --- write ------------------------------------------------------------------------------------------------
 
@@ -133,7 +149,7 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             if before.version != after.version - 1 or (key is not None and (execution_id, key) in self._keys):
                 return Conflict(execution_id, before.version)
             owner = after.owner
-            if before.owner != owner and owner is not None and self._left(owner):
+            if before.owner != owner and owner is not None and self._workers.left(owner):
                 return Barred(execution_id, "lease", owner)
             receipt = receipt_of(step, self._journal.last + 1)
             self._torn = (step, receipt)  # from here on it is committed
@@ -167,6 +183,8 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             first = self._born_keys.get((identity.user_id, identity.key))
             if first is not None:
                 return Barred(identity.id, "key", first)
+        if identity.id in self._places:
+            return Conflict(identity.id, None)  # an id that was deleted is not given out again
         if identity.parent_id is not None and not self._goes_on(identity.parent_id):
             return Barred(identity.id, "parent", identity.parent_id)
         return None
@@ -450,7 +468,7 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             if self._orders.get(order.execution_id) == order:
                 del self._orders[order.execution_id]
 
-    # --- time and workers -------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------------------
 
     def timeline(self, era: str) -> Known:
         """Return what is known of an era. Nothing outlives the process here, so the mark is the mark alone."""
@@ -523,6 +541,37 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
                     nearest = due_at
         return nearest
 
+    # --- workers ----------------------------------------------------------------------------------------------
+
+    def worker_add(self, worker: WorkerRow) -> None:
+        """Register a worker."""
+        self._held(self._workers.add, worker)
+
+    def worker_renew(self, worker_id: str, now: Callable[[], float]) -> bool:
+        """Renew a lease."""
+        return self._held(self._workers.renew, worker_id, now)
+
+    def worker_remove(self, worker_id: str) -> None:
+        """Forget a worker, even of a store that is closed."""
+        with self._lock:
+            self._workers.remove(worker_id)
+
+    def workers(self) -> list[WorkerRow]:
+        """Return every registered worker."""
+        return self._held(self._workers.rows)
+
+    def lose(self, now: float, *, spare: bool = False) -> list[str]:
+        """Mark the workers whose lease ran out, and return all that are lost."""
+        return self._held(self._workers.lose, now, spare=spare)
+
+    def beat(self, beats: Sequence[Beat]) -> None:
+        """Keep reports of loops."""
+        self._held(self._workers.beat, beats)
+
+    def beats(self) -> list[Beat]:
+        """Return the reports of loops that are kept."""
+        return self._held(self._workers.beats)
+
     def owned(self, worker_id: str, limit: int, after: str = "") -> list[tuple[str, int]]:
         """Return what a worker owns."""
         with self._lock:
@@ -587,6 +636,34 @@ class MemoryStore(MemoryWorkers, MemoryBreakers):
             if receipt.key is not None:
                 self._keys.pop((execution_id, receipt.key), None)
         self._armed.pop(execution_id, None)
+
+    # --- breakers ---------------------------------------------------------------------------------------------
+
+    def breaker_load(self, key: str) -> BreakerRow | None:
+        """Return a breaker's row, without waiting for the lock."""
+        self._check_open()
+        return self._breakers.rows.get(key)
+
+    def breaker_swap(
+        self, machine: str, expected_version: int, row: BreakerRow, entry: BreakerEntry | None
+    ) -> bool:
+        """Write a row if its version is as expected."""
+        del machine  # one process, one table: the runtime took the row from it
+        return self._held(self._breakers.swap, expected_version, row, entry)
+
+    def breaker_list(self) -> list[BreakerRow]:
+        """Return every row, by key."""
+        return self._held(self._breakers.all)
+
+    def breaker_changes(
+        self, after: int, limit: int, key: str | None = None, before: int | None = None
+    ) -> list[BreakerEntry]:
+        """Return lines of the journal between two positions: the first of them, or the last before `before`."""
+        return self._held(self._breakers.changes, after, limit, key, before)
+
+    def breaker_position(self) -> int:
+        """Return the journal's last position."""
+        return self._held(self._breakers.position)
 
     # --- damage -----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import pytest
 from fsm import BreakerOpen, Refused
 from fsm.breakers import FAILURE, Backoff, Classifier, Consecutive, Policy
 from fsm.clock import ManualClock
+from fsm.engine.model_calls import call_model, call_model_async, model_call
 from fsm.tracker.process import fresh_tracker
 
 KEY = "openai:gpt-5"
@@ -58,7 +59,7 @@ def run(tracker, kind, execution_id, function, clock, **options):
     """Make the model call in one of its two faces, as the owner."""
     options.setdefault("fence", tracker.get(execution_id).fence)
     if kind == "sync":
-        return tracker.breakers.call_model(tracker, execution_id, KEY, function, **options)
+        return call_model(tracker.breakers, tracker, execution_id, KEY, function, **options)
 
     async def afunction():
         return function()
@@ -67,7 +68,7 @@ def run(tracker, kind, execution_id, function, clock, **options):
         clock.sleep(seconds)
 
     return asyncio.run(
-        tracker.breakers.call_model_async(tracker, execution_id, KEY, afunction, sleep=sleep, **options)
+        call_model_async(tracker.breakers, tracker, execution_id, KEY, afunction, sleep=sleep, **options)
     )
 
 
@@ -118,11 +119,11 @@ def test_the_fallback(tracker, clock):
     """An execution behind an open breaker may think of something else and call another model."""
     open_it(tracker)
     execution_id = started(tracker)
-    with pytest.raises(BreakerOpen), tracker.breakers.model_call(tracker, execution_id, KEY, fence=1):
+    with pytest.raises(BreakerOpen), model_call(tracker.breakers, tracker, execution_id, KEY, fence=1):
         pytest.fail("it was called")
     tracker.fire(execution_id, "think", fence=tracker.get(execution_id).fence)
     assert tracker.get(execution_id).breaker is None
-    with tracker.breakers.model_call(tracker, execution_id, "anthropic:opus", name="opus", fence=1):
+    with model_call(tracker.breakers, tracker, execution_id, "anthropic:opus", name="opus", fence=1):
         assert tracker.get(execution_id).state == "calling_model"
     assert tracker.history(execution_id)[-1].payload == {"name": "opus", "breaker": "anthropic:opus"}
 
@@ -271,12 +272,12 @@ def test_a_call_that_the_execution_may_not_make_costs_no_permit(tracker, clock):
     open_it(tracker)
     clock.advance(10.0)
     execution = tracker.create("agent", user_id="ada", thread_id="t")
-    with pytest.raises(Refused), tracker.breakers.model_call(tracker, execution.id, KEY):
+    with pytest.raises(Refused), model_call(tracker.breakers, tracker, execution.id, KEY):
         pytest.fail("it was called")
 
     async def scenario() -> None:
         with pytest.raises(Refused):
-            async with tracker.breakers.model_call(tracker, execution.id, KEY):
+            async with model_call(tracker.breakers, tracker, execution.id, KEY):
                 pytest.fail("it was called")
 
     asyncio.run(scenario())
@@ -295,7 +296,7 @@ def test_a_call_of_an_execution_that_was_cancelled_meanwhile(tracker):
         dead()
 
     with pytest.raises(ConnectionError):
-        tracker.breakers.call_model(tracker, execution_id, KEY, cancelled_meanwhile, fence=1)
+        call_model(tracker.breakers, tracker, execution_id, KEY, cancelled_meanwhile, fence=1)
     assert tracker.get(execution_id).state == "cancelling"
     assert tracker.breakers.status_of(KEY).state == "open"
 
@@ -316,8 +317,15 @@ def test_a_hundred_executions_and_one_dead_provider(tracker, clock):
         execution = await tracker.aio.create("agent", user_id="ada", thread_id="t")
         await tracker.aio.fire(execution.id, "start")
         try:
-            await tracker.breakers.call_model_async(
-                tracker, execution.id, KEY, provider, fence=1, backoff=Backoff(attempts=3), sleep=sleep
+            await call_model_async(
+                tracker.breakers,
+                tracker,
+                execution.id,
+                KEY,
+                provider,
+                fence=1,
+                backoff=Backoff(attempts=3),
+                sleep=sleep,
             )
         except (BreakerOpen, ConnectionError):
             return (await tracker.aio.get(execution.id)).state
@@ -351,8 +359,8 @@ def test_a_hundred_executions_at_the_same_time(clock):
             ids = [started(tracker) for _ in range(100)]
             return await asyncio.gather(
                 *(
-                    tracker.breakers.call_model_async(
-                        tracker, execution_id, KEY, provider, fence=1, sleep=sleep
+                    call_model_async(
+                        tracker.breakers, tracker, execution_id, KEY, provider, fence=1, sleep=sleep
                     )
                     for execution_id in ids
                 ),

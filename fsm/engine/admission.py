@@ -207,9 +207,12 @@ class Admission:
         """Give a slot back; the next ticket is granted at once."""
         who, to = self._users[user], self._agents[agent]
         self._count(who, to, -1)
-        self._let_out(who)
-        self._let_out(to)
-        self._admit()
+        if self.waiting:
+            self._let_out(who)
+            self._let_out(to)
+            self._admit()
+        elif self._ready or self._parks or self._empty or self._ahead:
+            self._rest()
         self._forget(user, agent)
 
     def _count(self, who: _Party, to: _Party, change: int) -> None:
@@ -313,7 +316,8 @@ class Admission:
         who, to = self._users.get(user), self._agents.get(agent)
         if who is not None and who.idle:
             del self._users[user]
-            self._clear(who)
+            if who.parked:
+                self._clear(who)
             if self.waiting and self._is_ahead(who.tags):
                 self._ahead[user] = who.tags
                 if len(self._ahead) > self._ahead_max:
@@ -321,7 +325,8 @@ class Admission:
                     self._ahead_max = 2 * len(self._ahead) + MANY
         if to is not None and to.idle:
             del self._agents[agent]
-            self._clear(to)
+            if to.parked:
+                self._clear(to)
 
     def _rest(self) -> None:
         """Forget all queues: nobody waits."""
@@ -381,7 +386,8 @@ class Seat:
         self.give()
         if self._ticket is not None:
             self._leave()
-        self._wake()
+        if self._waiting:
+            self._wake()
 
     def queue_up(self, *, resumes: bool = False, bounded: bool = False) -> bool:
         """Take a slot if there is one, else a place in the queue; return whether it has the slot.

@@ -145,25 +145,15 @@ def _extend_until(row: BreakerRow, facts: BreakerFacts) -> BreakerRow:
     return row._replace(since=facts.at, until=facts.at + max(facts.left_s, asked_s))
 
 
-def _take_probe(row: BreakerRow, facts: BreakerFacts) -> BreakerRow:
-    return row._replace(probes=(*row.probes, (facts.token, facts.at + facts.policy.probe_lease_s)))
-
-
-def _longer_cooldown(row: BreakerRow, _facts: BreakerFacts) -> BreakerRow:
-    return row._replace(openings=row.openings + 1)
-
-
-def _reset_cooldown(row: BreakerRow, _facts: BreakerFacts) -> BreakerRow:
-    return row._replace(openings=0)
-
-
 CHANGES: dict[str, _Change] = {
     "next_generation": _next_generation,
     "open_until": _open_until,
     "extend_until": _extend_until,
-    "take_probe": _take_probe,
-    "longer_cooldown": _longer_cooldown,
-    "reset_cooldown": _reset_cooldown,
+    "take_probe": lambda row, facts: row._replace(
+        probes=(*row.probes, (facts.token, facts.at + facts.policy.probe_lease_s))
+    ),
+    "longer_cooldown": lambda row, _: row._replace(openings=row.openings + 1),
+    "reset_cooldown": lambda row, _: row._replace(openings=0),
 }
 """What a row's `assign` can name in the breaker's machine; they are carried out from left to right."""
 

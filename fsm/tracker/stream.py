@@ -123,7 +123,8 @@ def follow(registry: Registry, want: Wanted, *, wait: bool) -> Iterator[Receipt]
 def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Receipt]:
     news = Bell()
     registry.listeners[news.set] = None
-    registry.ear.start()
+    if wait:
+        registry.ear.start()
     try:
         while not registry.closed:
             news.clear()
@@ -152,7 +153,8 @@ async def follow_async(registry: Registry, want: Wanted, *, wait: bool) -> Async
 
     cursor = await registry.reader.in_thread(_begin, registry, want)
     registry.listeners[wake] = None
-    registry.ear.start()
+    if wait:
+        registry.ear.start()
     try:
         while not registry.closed:
             news.clear()

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from fsm.errors import StoreUnavailable
-from fsm.stores import Query, open_store
-from fsm.testing.conformance.steps import birth, committed, move, walk
 from fsm.core.journal import record_of
+from fsm.errors import StoreUnavailable
 from fsm.lifecycles.breaker import BREAKER
 from fsm.lifecycles.execution import EXECUTION
+from fsm.stores import Query, open_store
+from fsm.testing.conformance.steps import birth, committed, move, walk
 
 psycopg = pytest.importorskip("psycopg")
 
@@ -40,6 +40,11 @@ MOVE = "UPDATE executions SET version = version + 1, updated_at = updated_at + 1
 JOURNAL = (
     "INSERT INTO journal (position, execution_id, version, machine, event, source, target, at, attempt, fence) "
     "SELECT 99, id, version + 1, machine, '{event}', state, '{target}', 1, 1, 1 FROM executions WHERE id = 'open'"
+)
+
+TRIP = (
+    "INSERT INTO breakers (key, machine, state, version, generation, changed_at, openings, successes, abandoned, "
+    "event, at) SELECT 'k', id, 'closed', 1, 1, 1, 0, 0, 0, 'trip', 1 FROM machines WHERE name = 'breaker'"
 )
 
 
@@ -76,8 +81,7 @@ JOURNAL = (
         ("UPDATE machines SET sealed = false", "FS001"),
         ("INSERT INTO machines (content_hash, name, document, sealed) VALUES ('x', 'x', '{}', true)", "FS001"),
         ("INSERT INTO departed (id) VALUES ('worker_1')", "FS001"),
-        ("INSERT INTO breakers (key, machine, state, version, generation, changed_at, openings, successes, abandoned, "
-         "event, at) SELECT 'k', id, 'closed', 1, 1, 1, 0, 0, 0, 'trip', 1 FROM machines WHERE name = 'breaker'", "23503"),
+        (TRIP, "23503"),
     ],
 )  # fmt: skip
 def test_what_breaks_the_law_is_refused(store, server, schema, statement, code):

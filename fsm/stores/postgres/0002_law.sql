@@ -55,7 +55,6 @@ BEGIN
         RAISE EXCEPTION 'fsm: % has ended, or is about to, and starts no children', NEW.parent_id
             USING ERRCODE = 'FS003';
     END IF;
-    PERFORM pg_current_xact_id(); -- whoever takes a position has a transaction id before (`fsm.sample`)
     NEW.born := nextval('fsm.positions');
     RETURN NEW;
 END $$;

@@ -52,6 +52,8 @@ NOTIFY_EVERY_S = 0.02
 is found by polling; each notification costs every listener a wake-up."""
 SWAP_LIMIT_S = 2.0
 """How long a breaker waits for the database, in seconds; then it goes on alone rather than stop its callers."""
+HUSH_S = 0.5
+"""How long the end of a process waits to wake the thread that listens, in seconds."""
 _MOST = 2**63 - 1
 _FILTERS = ("thread_id", "parent_id", "user_id", "agent")
 _ENTRIES = f"SELECT {shapes.RECEIPT} FROM fsm.journal"
@@ -116,7 +118,7 @@ class PostgresStore:
         self.url = self._place.shown
         bring_up(self._place)
         self._connections = Connections(self._place)
-        self._settled = Settled(self._sample, self._is_written)
+        self._settled = Settled(self._sample)
         self._machines: set[str] = set()
         self._told_s = float("-inf")
         self._channel = f"fsm_{self._place.schema}"
@@ -182,13 +184,14 @@ class PostgresStore:
         return f"{self.url}, schema {self._place.schema}"
 
     def close(self) -> None:
-        """Close every connection; the one that listens is closed by its own thread."""
+        """Close every connection."""
         self._connections.close()
+        self._hang_up()
 
     def heard(self, timeout_s: float) -> bool:
         """Wait until another process says that it has committed."""
         try:
-            if self._ear is None:
+            if self._ear is None or self._connections.closed:
                 self._ear = self._connections.apart()
                 self._ear.execute(f'LISTEN "{self._channel}"'.encode())
                 return True  # what was committed before is not told
@@ -196,9 +199,10 @@ class PostgresStore:
         except psycopg.Error as error:
             self._hang_up()
             self._refused(error)
-        finally:
-            if self._connections.closed:
-                self._hang_up()
+
+    def hush(self) -> None:
+        """Let `heard` return at once."""
+        self._rows("SELECT pg_notify(%s, '')", (self._channel,), limit_s=HUSH_S)
 
     def _hang_up(self) -> None:
         ear, self._ear = self._ear, None
@@ -357,11 +361,8 @@ class PostgresStore:
         return self._settled.reach()
 
     def _sample(self) -> Sample:
-        [row] = self._rows("SELECT last, xmin::text::bigint, xmax::text::bigint FROM fsm.sample()")
-        return Sample._make(row)
-
-    def _is_written(self) -> bool:
-        return bool(self._rows("SELECT fsm.is_written()")[0][0])
+        [(last, writers)] = self._rows("SELECT last, writers FROM fsm.sample()")
+        return Sample(last, frozenset(writers or ()))
 
     def find(self, query: Query) -> list[Snapshot]:
         """Return the executions that fit, in the order of their births.

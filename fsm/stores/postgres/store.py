@@ -379,31 +379,33 @@ class PostgresStore:
             value = getattr(query, name)
             if value is not None:
                 where, values = [*where, f"i.{name} = %s"], [*values, value]
+        # The order is that of the index which the narrowest filter has; without one the states' index is walked.
+        born = "e.born" if query.states is not None and not where else "i.born"
         if query.after is not None:
             place = self._rows(_PLACE, {"id": query.after})
-            where, values = [*where, "e.born > %s"], [*values, place[0][0] if place else 0]
+            where, values = [*where, f"{born} > %s"], [*values, place[0][0] if place else 0]
         known = self._settled.known
-        rows = self._page(query, where, values)
+        rows = self._page(query, born, where, values)
         if rows and rows[-1][-1] > known:
             self._settled.reach(rows[-1][-1])
-            rows = self._page(query, where, values)
+            rows = self._page(query, born, where, values)
         return [shapes.snapshot(row[:-1]) for row in rows]
 
-    def _page(self, query: Query, where: list[str], values: list[Any]) -> list[tuple[Any, ...]]:
-        select = f"SELECT {shapes.SNAPSHOT}, e.born AS place FROM {shapes.TABLES}"
+    def _page(self, query: Query, born: str, where: list[str], values: list[Any]) -> list[tuple[Any, ...]]:
+        select = f"SELECT {shapes.SNAPSHOT}, {born} AS place FROM {shapes.TABLES}"
         limit = _limit(query.limit)
         states = sorted(query.states or ())
-        if len(states) > 1 and not any(getattr(query, name) is not None for name in _FILTERS):
+        if born == "e.born":
             # One sorted stretch of the index for each state, then merged.
-            inner = f"({select} WHERE {' AND '.join([*where, 'e.state = %s'])} ORDER BY e.born LIMIT %s)"
-            sql = f"{' UNION ALL '.join([inner] * len(states))} ORDER BY place LIMIT %s"
+            inner = f"({select} WHERE {' AND '.join([*where, 'e.state = %s'])} ORDER BY {born} LIMIT %s)"
+            sql = (
+                f"SELECT * FROM ({' UNION ALL '.join([inner] * len(states))}) AS page ORDER BY place LIMIT %s"
+            )
             return self._rows(sql, (*(one for state in states for one in (*values, state, limit)), limit))
         if states:
             where, values = [*where, "e.state = ANY (%s)"], [*values, states]
-            if len(states) == 1:
-                where, values = [*where[:-1], "e.state = %s"], [*values[:-1], states[0]]
         condition = f" WHERE {' AND '.join(where)}" if where else ""
-        return self._rows(f"{select}{condition} ORDER BY e.born LIMIT %s", (*values, limit))
+        return self._rows(f"{select}{condition} ORDER BY {born} LIMIT %s", (*values, limit))
 
     def born(self, user_id: str, key: str) -> str | None:
         """Return the execution that was created with a key."""

@@ -70,7 +70,7 @@ class _Party:
     """A user or an agent: how many slots it has, how many it may have, and who waits until it has fewer.
 
     Each line waits in one place only, so that nobody is looked at again and again: among the ready, or parked with
-    the user or the agent that is full. What is parked is let out one line at a time (`Admission._heir`).
+    the user or the agent that is full. What is parked is let out one line at a time (`Admission._let_out`).
     """
 
     __slots__ = ("limit", "lines", "parked", "running", "tags", "waiting")

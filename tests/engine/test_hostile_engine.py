@@ -18,7 +18,7 @@ import pytest
 from fsm import Engine
 from fsm.breakers import Backoff, Consecutive, Policy
 from fsm.concurrency.threads import STORE_THREADS, Threads
-from fsm.errors import BadPayload, LimitReached, StoreUnavailable
+from fsm.errors import BadPayload, InvalidArgument, LimitReached, StoreUnavailable
 from fsm.testing import fresh_tracker
 from tests.support.engine_tools import WHO, in_memory, on_disk, simulated
 from tests.support.hostile_engine_tools import HOW, Failing, at_every_call, at_every_step, at_every_wait
@@ -471,7 +471,7 @@ def test_serve_ends_with_its_caller():
         await asyncio.sleep(1.0)
         assert tracker.get(one.id).state == "completed"
         for odd in (0, -1, True, float("nan"), float("inf"), "soon", None):
-            with pytest.raises(BadPayload, match="every_s"):
+            with pytest.raises(InvalidArgument, match="every_s"):
                 await engine.serve(every_s=odd)
 
     in_memory(scenario)

@@ -70,7 +70,7 @@ class _Party:
     """A user or an agent: how many slots it has, how many it may have, and who waits until it has fewer.
 
     Each line waits in one place only, so that nobody is looked at again and again: among the ready, or parked with
-    the user or the agent that is full. What is parked is let out one line at a time (`Admission._heir`).
+    the user or the agent that is full. What is parked is let out one line at a time (`Admission._let_out`).
     """
 
     __slots__ = ("limit", "lines", "parked", "running", "tags", "waiting")
@@ -159,7 +159,10 @@ class Admission:
         """Take a slot if there is one; nobody is passed by, since nobody waits who could have it."""
         if not self.free(user, agent):
             return False
-        self._count(self._user(user), self._agent(agent), 1)
+        who, to = self._user(user), self._agent(agent)
+        self.running += 1
+        who.running += 1
+        to.running += 1
         return True
 
     def wait(self, user: str, agent: str, granted: Callable[[], None], *, resumes: bool = False) -> Ticket:
@@ -206,7 +209,9 @@ class Admission:
     def give_back(self, user: str, agent: str) -> None:
         """Give a slot back; the next ticket is granted at once."""
         who, to = self._users[user], self._agents[agent]
-        self._count(who, to, -1)
+        self.running -= 1
+        who.running -= 1
+        to.running -= 1
         if self.waiting:
             self._let_out(who)
             self._let_out(to)
@@ -214,11 +219,6 @@ class Admission:
         elif self._ready or self._parks or self._empty or self._ahead:
             self._rest()
         self._forget(user, agent)
-
-    def _count(self, who: _Party, to: _Party, change: int) -> None:
-        self.running += change
-        who.running += change
-        to.running += change
 
     def _gone(self, line: _Line) -> None:
         """Count a ticket that waits no more."""
@@ -264,7 +264,9 @@ class Admission:
         now[rank] = max(now[rank], tag) + 1.0 / self._active[rank]
         who.tags[rank] = max(now[rank], tag + 1.0)
         self._gone(line)
-        self._count(who, line.to, 1)
+        self.running += 1
+        who.running += 1
+        line.to.running += 1
         if line.tickets:
             heappush(self._ready, (line.key(), line))
         else:

@@ -376,7 +376,8 @@ class Connection:
             if due_at >= self._armed_at:
                 return
             in_s = max(0.0, due_at - self.runtime.registry.now())
-        self._disarm()
+        if self._timer is not None:
+            self._timer.cancel()
         self._armed_at = due_at
         self._timer = self.runtime.loop.call_later(in_s, self._due)
 

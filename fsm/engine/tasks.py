@@ -45,7 +45,9 @@ def came_to(task: asyncio.Task[Any]) -> tuple[Any, BaseException | None]:
 class _Wrapped(Coroutine[Any, Any, T]):
     """A coroutine behind another one's face: stepped as it is, unless a method below says otherwise."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T], cancelled: Callable[[], object] | None) -> None:
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, T], cancelled: Callable[[], object] | None = None
+    ) -> None:
         self._coroutine = coroutine
         self._cancelled = cancelled
 
@@ -87,12 +89,8 @@ class Undisturbed(_Wrapped[T]):
     cancellation.
     """
 
-    def __init__(
-        self, coroutine: Coroutine[Any, Any, T], cancelled: Callable[[], object] | None = None
-    ) -> None:
-        super().__init__(coroutine, cancelled)
-        self._waits_for: asyncio.Future[Any] | None = None
-        self._wait: asyncio.Future[None] | None = None
+    _waits_for: asyncio.Future[Any] | None = None
+    _wait: asyncio.Future[None] | None = None
 
     def send(self, _: Any = None) -> Any:
         """Go on, if what the coroutine waits for is there."""

@@ -15,7 +15,7 @@ from fsm.testing import fresh_tracker
 from tests.support.engine_tools import WHO
 
 INSIDE = os.path.dirname(fsm.__file__) + os.sep  # noqa: PTH120 - compared with what frames say
-MOST = 345
+MOST = 320
 """Maximum number of calls inside the library for a run whose agent returns a constant, in memory."""
 
 

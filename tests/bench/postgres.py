@@ -132,7 +132,7 @@ def compared(what: str, ours: float, theirs: float, against: str) -> list[Row]:
     ]
 
 
-def throughput(server: Server, count: int, rounds: int) -> list[Row]:
+def throughput(server: Server, count: int, rounds: int) -> list[Row]:  # noqa: C901 - three comparisons
     """Compare single callers, many callers and whole batches with the same by hand."""
     rows: list[Row] = []
     with psycopg.connect(server.conninfo, autocommit=True) as connection:
@@ -208,8 +208,8 @@ def plans(server: Server, journal_rows: int) -> list[Row]:
         connection.execute("SET search_path TO plans; SET session_replication_role = replica")
         made = journal_rows // 10
         connection.execute(
-            "INSERT INTO identities SELECT 'exec_' || lpad(i::text, 26, '0'), machine, 'a' || i %% 7, 'u' || i %% 1000, "
-            "'t' || i, NULL, NULL, 1, 1, 1, NULL, NULL, 1, 1, 1, NULL, 0, i + 10 "
+            "INSERT INTO identities SELECT 'exec_' || lpad(i::text, 26, '0'), machine, 'a' || i %% 7, "
+            "'u' || i %% 1000, 't' || i, NULL, NULL, 1, 1, 1, NULL, NULL, 1, 1, 1, NULL, 0, i + 10 "
             "FROM generate_series(1, %s) AS i, identities WHERE id = 'seed'",
             (made,),
         )
@@ -220,8 +220,8 @@ def plans(server: Server, journal_rows: int) -> list[Row]:
             "i.born * 10, 'think' FROM identities AS i WHERE i.id <> 'seed'"
         )
         connection.execute(
-            "INSERT INTO journal SELECT i.born * 10 + n, i.id, n, i.machine, 'progress', 'thinking', 'thinking', 1, 1, 1 "
-            "FROM identities AS i, generate_series(0, 9) AS n WHERE i.id <> 'seed'"
+            "INSERT INTO journal SELECT i.born * 10 + n, i.id, n, i.machine, 'progress', 'thinking', 'thinking', "
+            "1, 1, 1 FROM identities AS i, generate_series(0, 9) AS n WHERE i.id <> 'seed'"
         )
         connection.execute("SELECT setval('positions', (SELECT max(position) FROM journal)); ANALYZE")
     asked: list[tuple[bytes, object]] = []
@@ -295,7 +295,10 @@ def bloat(server: Server, rounds: int) -> list[Row]:
                 committed(store, *life)
             store.forget([life[0].after.identity.id for life in lives])
             connection.execute("VACUUM bloat.executions, bloat.identities, bloat.journal")
-            sql = "SELECT sum(pg_total_relation_size(c.oid))::float8 FROM pg_class AS c WHERE relnamespace = 'bloat'::regnamespace"
+            sql = (
+                "SELECT sum(pg_total_relation_size(c.oid))::float8 FROM pg_class AS c "
+                "WHERE relnamespace = 'bloat'::regnamespace"
+            )
             sizes.append(
                 connection.execute(sql + " AND relkind = 'r' AND relname <> 'tombstones'").fetchall()[0][0]
             )

@@ -32,6 +32,7 @@ from tests.support.postgres import Server, own_server
 
 WORKERS = 4
 TTL_S = 1.0
+RETRY = {"attempts_max": 100, "backoff_s": 0.0}
 PACE_S = 0.06
 """An agent takes up to this long between two events, in seconds."""
 SCRIPT = (
@@ -165,7 +166,7 @@ def play(
         try:
             with fresh_tracker(url) as tracker:
                 ids = [
-                    tracker.create("a", user_id=f"u{n % 7}", thread_id="t", retry={"attempts_max": 100, "backoff_s": 0.0}).id
+                    tracker.create("a", user_id=f"u{n % 7}", thread_id="t", retry=RETRY).id
                     for n in range(executions)
                 ]  # fmt: skip
                 for one in ids:

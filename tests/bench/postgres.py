@@ -132,11 +132,7 @@ def compared(what: str, ours: float, theirs: float, against: str) -> list[Row]:
     ]
 
 
-<<<<<<< HEAD
-def throughput(server: Server, count: int, rounds: int) -> list[Row]:  # noqa: C901 - one contender after another
-=======
 def throughput(server: Server, count: int, rounds: int) -> list[Row]:  # noqa: C901 - three comparisons
->>>>>>> pg
     """Compare single callers, many callers and whole batches with the same by hand."""
     rows: list[Row] = []
     with psycopg.connect(server.conninfo, autocommit=True) as connection:
@@ -224,14 +220,8 @@ def plans(server: Server, journal_rows: int) -> list[Row]:
             "i.born * 10, 'think' FROM identities AS i WHERE i.id <> 'seed'"
         )
         connection.execute(
-<<<<<<< HEAD
-            "INSERT INTO journal SELECT i.born * 10 + n, i.id, n, i.machine, 'progress', 'thinking', "
-            "'thinking', 1, 1, 1 "
-            "FROM identities AS i, generate_series(0, 9) AS n WHERE i.id <> 'seed'"
-=======
             "INSERT INTO journal SELECT i.born * 10 + n, i.id, n, i.machine, 'progress', 'thinking', 'thinking', "
             "1, 1, 1 FROM identities AS i, generate_series(0, 9) AS n WHERE i.id <> 'seed'"
->>>>>>> pg
         )
         connection.execute("SELECT setval('positions', (SELECT max(position) FROM journal)); ANALYZE")
     asked: list[tuple[bytes, object]] = []

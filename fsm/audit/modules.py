@@ -13,7 +13,7 @@ from typing import Final
 from fsm.audit.facts import ClassFact, FileFacts
 from fsm.audit.files import Source
 from fsm.audit.limits import STEPS_PER_SYMBOL, SYMBOLS_PER_EXPRESSION
-from fsm.audit.names import absolute_module, import_targets
+from fsm.audit.names import absolute_module, bindings_of, import_targets
 from fsm.audit.scopes import Scope, dotted, string_of
 
 _DEPTH: Final = 16
@@ -76,12 +76,30 @@ def exports(source: Source, root: Scope) -> tuple[dict[str, list[str]], list[str
                 stars.append(absolute_module(node, source))
             else:
                 _add(names, name, f"={target}")
+    if "__getattr__" in bindings_of(root, source):
+        _lazy_exports(source, root, names)
     for assignment in root.of(ast.Assign):
         text = spelled(assignment.value)
         for target_node in assignment.targets:
             if text and isinstance(target_node, ast.Name) and text != target_node.id:
                 _add(names, target_node.id, text)
     return names, stars
+
+
+def _lazy_exports(source: Source, root: Scope, names: dict[str, list[str]]) -> None:
+    """Add what a module hands out when it is asked: what is imported then, and what a table of homes lists."""
+    for lazy in root.children:
+        for node in lazy.of(ast.Import, ast.ImportFrom) if lazy.name == "__getattr__" else ():
+            for name, target in import_targets(node, source):
+                _add(names, name, f"={target}")
+    for table in root.of(ast.Dict):
+        for key, value in zip(table.keys, table.values, strict=True):
+            home = value.elts[0] if isinstance(value, (ast.Tuple, ast.List)) and value.elts else value
+            exported, path = string_of(key), string_of(home) or ""
+            if exported and exported.isidentifier() and path.replace(".", "").isidentifier():
+                level = len(path) - len(path.lstrip("."))
+                home_module = absolute_module(ast.ImportFrom(path[level:] or None, [], level), source)
+                _add(names, exported, f"={home_module}.{exported}")
 
 
 def _add(names: dict[str, list[str]], name: str, target: str) -> None:
@@ -150,8 +168,10 @@ class Linker:
 
     def _search(self, name: str, folder: str) -> Module | None:
         if "." not in name:
-            # A lone name may be a sibling of a script; anything further away would be a guess.
-            return self._by_name.get(f"{folder}.{name}")
+            # A lone name is a sibling of a script, or what some path leads to: the only one that is nearest to the top.
+            alone = sorted(self._by_last.get(name, ()), key=_level)[:2]
+            only = alone[0] if alone and (len(alone) == 1 or _level(alone[0]) < _level(alone[1])) else None
+            return self._by_name.get(f"{folder}.{name}") or only
         ending = f".{name}"
         candidates = [m for m in self._by_last.get(name.rpartition(".")[2], ()) if m.name.endswith(ending)]
         if candidates:
@@ -235,6 +255,10 @@ class Linker:
             else:
                 symbols.append(f"{UNKNOWN}.{base}")
         return symbols
+
+
+def _level(module: Module) -> tuple[bool, int]:
+    return module.source.is_test, module.name.count(".")
 
 
 def _shared(one: str, other: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections import Counter
 from typing import Final
 
 from fsm.audit.config import AuditConfig
@@ -27,6 +28,10 @@ class Protection:
         self._factories = config.factories
         self._classes: dict[int, bool] = {}
         self._symbols: dict[tuple[str, str], ClassInfo | str | None] = {}
+        every = [info for module in linker.modules for info in module.classes.values()]
+        count = Counter(info.name for info in every)
+        keepers = (info for info in every if self._has_role(info) and count[info.name] == 1)
+        self._telling = {info.name: info for info in keepers if sum(map(str.isupper, info.name)) > 1}
 
     def guards(self, info: ClassInfo, depth: int = 0) -> bool:
         """Say whether a class of the tree is protected, itself or through a base."""
@@ -72,7 +77,9 @@ class Protection:
 
     def _judge(self, symbol: str, near: Module) -> ClassInfo | str | None:
         if symbol.startswith(UNKNOWN):
-            return symbol.rpartition(".")[2] if self._named(symbol) else None
+            name = symbol.rpartition(".")[2]
+            # What hangs on an object that nobody knows is believed by a telling name that one class only has.
+            return self._telling.get(name) or (name if self._named(symbol) else None)
         resolved = self.linker.resolve(symbol, near)
         if resolved.info is not None:
             if self.guards(resolved.info):

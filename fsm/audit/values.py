@@ -153,7 +153,10 @@ class Values:
         if key is not None and (of := _namespace(inner)) is not None:
             return [f"{base}.{key}" for base in self.of(of, scope, depth)]
         held = self._held_in(inner, key, scope, depth)
-        return held if held is not None else self.of(inner, scope, depth)
+        found = held if held is not None else self.of(inner, scope, depth)
+        # What a fixture holds under the name of a class is taken for that class, where the name is telling.
+        named = key is not None and key[:1].isupper() and key.isidentifier()
+        return found or ([f"{_OBJECT}.{key}"] if named else [])
 
     def _held_in(self, node: ast.expr, key: str | None, scope: Scope, depth: int) -> list[str] | None:
         """Look into a display of values, written here or bound to a name."""

@@ -189,15 +189,12 @@ BREAKERS = Vocabulary(
     facts=FACTS,
     inputs={
         "rule_met": "flag", "calls_seen": "flag", "cooled_down": "flag", "at": "present", "later": "present",
-        "cooled_at": "present", "extended_at": "present", "probes_and_this": "count", "probes_without": "count",
+        "cooled_at": "present", "extended_at": "present",
         "succeeded": "flag", "called_off": "flag",
     },
-    # Of the list of probes a proof knows the length. No verdict is both a success and a cancellation.
-    assume=(
-        "probes_and_this == probes + 1",
-        "probes > 0 implies probes_without == probes - 1",
-        "not (succeeded and called_off)",
-    ),
+    assume=("not (succeeded and called_off)",),  # no verdict is both
+    # Of the list of probes a proof knows the length.
+    defined={"probes_and_this": "probes + 1", "probes_without": "probes - 1"},
     begins={
         "version": "0", "generation": "1", "openings": "0", "successes": "0", "abandoned": "0", "probes": "()",
         "since": "none", "until": "none",

@@ -35,45 +35,46 @@ class Counter:
     how many calls there were up to its end, and how many bad ones, so the window's own are one subtraction.
     """
 
-    __slots__ = ("_gone", "_rule", "_slice_s", "_slices")
+    __slots__ = ("_gone", "_in_a_row", "_limit_s", "_minimum", "_rate", "_slice_s", "_slices", "_width")
 
     def __init__(self, rule: Rule) -> None:
-        self._rule = rule
+        self._limit_s = rule.slow_call_s
+        self._rate = rule.rate
+        self._minimum = rule.minimum_calls
+        self._in_a_row = rule.in_a_row
         self._slice_s = (rule.window_s or 0.0) / SLICES
+        self._width = rule.calls or SLICES  # in slices
         self._slices: deque[tuple[int, int, int]] = deque()  # (number, calls and bad calls up to its end)
         self._gone = (0, 0, 0)  # the last slice that left the window
 
     def note(self, now: float, *, failed: bool, took_s: float) -> None:
         """Note one call that ended at a monotonic instant and took a number of seconds."""
-        rule, slices = self._rule, self._slices
-        bad = failed if rule.slow_call_s is None else took_s >= rule.slow_call_s
-        number, calls, worse = slices[-1] if slices else self._gone
-        noted = (self._number(now, number + 1), calls + 1, worse + bad)
-        if slices and noted[0] == number:
+        slices, slice_s = self._slices, self._slice_s
+        bad = failed if self._limit_s is None else took_s >= self._limit_s
+        last, calls, worse = slices[-1] if slices else self._gone
+        number = int(now / slice_s) if slice_s else 0 if self._in_a_row else last + 1
+        noted = (number, calls + 1, worse + bad)
+        if slices and number == last:
             slices[-1] = noted
         else:
             slices.append(noted)
-        if rule.in_a_row and not bad:
+        if self._in_a_row and not bad:
             slices.clear()
             self._gone = noted
-        self._move_on(noted[0])
+        elif slices[0][0] <= number - self._width:
+            self._move_on(number)
 
     def standing(self, now: float) -> Standing:
         """Return what the rule says at a monotonic instant."""
-        slices, rule = self._slices, self._rule
-        self._move_on(self._number(now, slices[-1][0] if slices else 0))
+        slices = self._slices
+        if self._slice_s:
+            self._move_on(int(now / self._slice_s))
         _, calls, worse = slices[-1] if slices else self._gone
         seen, bad = calls - self._gone[1], worse - self._gone[2]
-        return Standing(seen > 0 and bad >= rule.rate * seen, seen >= rule.minimum_calls)
-
-    def _number(self, now: float, following: int) -> int:
-        if self._slice_s:
-            return int(now / self._slice_s)
-        return 0 if self._rule.in_a_row else following
+        return Standing(seen > 0 and bad >= self._rate * seen, seen >= self._minimum)
 
     def _move_on(self, number: int) -> None:
-        horizon = number - (self._rule.calls or SLICES)
-        while self._slices and self._slices[0][0] <= horizon:
+        while self._slices and self._slices[0][0] <= number - self._width:
             self._gone = self._slices.popleft()
 
 

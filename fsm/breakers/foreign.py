@@ -1,7 +1,7 @@
-"""Asking what others wrote: exceptions, responses, headers, classifiers, log handlers. Their errors stay here.
+"""Reading foreign objects: exceptions, responses, headers, classifiers, log handlers. Their errors stay here.
 
-An error of a caller is never replaced by one that comes of looking at it. An interrupt is: KeyboardInterrupt and
-SystemExit may come from a signal at any moment, so they go on, once the permit is settled.
+An error of a caller is never replaced by one that reading it raises. An interrupt is: KeyboardInterrupt and SystemExit
+may come from a signal at any moment, so they go on, once the permit is settled.
 """
 
 from __future__ import annotations

@@ -12,15 +12,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def key_of(value: Any, name: str = "key") -> str:
-    """Return a breaker's key, or a pattern of keys, as plain text.
-
-    Args:
-        value: What the caller passed; it may be anything.
-        name: What it is called in the error.
-
-    Raises:
-        BadPayload: It is no text, empty, too long, holds control characters, or cannot be written as UTF-8.
-    """
+    """Return a breaker's key, or a pattern of keys, as plain text; raises `BadPayload` if it is no usable name."""
     if not issubclass(type(value), str):
         raise BadPayload(
             f"the {name} of a breaker is a text that names what it protects, as 'openai:gpt-5', "

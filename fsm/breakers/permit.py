@@ -117,14 +117,14 @@ class Permit:
         if generation:
             self.generation = generation
             return self
-        return now(self.enter())
+        return self if self._let_in() else now(self._probe())
 
     async def __aenter__(self) -> Self:
         generation = self._breaker.fast_in
         if generation:
             self.generation = generation
             return self
-        return await later(self.enter())
+        return self if self._let_in() else await later(self._probe())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
@@ -133,7 +133,9 @@ class Permit:
         if kind is None and self._more is None and self.generation == breaker.fast_out:
             breaker.succeeded += 1
             return
-        now(self.leave(error))
+        settle = self._left(error)
+        if settle is not None:
+            now(self._settled(settle))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
@@ -142,7 +144,9 @@ class Permit:
         if kind is None and self._more is None and self.generation == breaker.fast_out:
             breaker.succeeded += 1
             return
-        await later(self.leave(error), closing=issubclass(type(error), GeneratorExit))
+        settle = self._left(error)
+        if settle is not None:
+            await later(self._settled(settle), closing=issubclass(type(error), GeneratorExit))
 
     def answered(self) -> None:
         """Say that the first content of a stream is here: the verdict falls now, and it is SUCCESS.
@@ -163,18 +167,24 @@ class Permit:
         return self
 
     def enter(self) -> Steps[Self]:
-        """Ask for the permit; one permit is for one call at a time.
+        """Ask for the permit; raises `BreakerOpen` if there is none."""
+        return self if self._let_in() else (yield from self._probe())
 
-        Raises:
-            BreakerOpen: There is none.
-        """
+    def _let_in(self) -> bool:
+        """Ask without waiting; ``False`` if a probe has to be asked for. One permit is for one call at a time."""
         if self._more is not None and self._more.call is not None:
             raise BadPayload(
                 "this permit is in use: ask breakers.permit(key) for one of its own for each call"
             )
-        self._more = more = _More(None)
+        call = self._breaker.ask()
+        if call is not None:
+            self._got(_More(None), call)
+        return call is not None
+
+    def _probe(self) -> Steps[Self]:
+        more = self._more = _More(None)
         try:
-            self._got(more, (yield from take(self._breaker, more)))
+            self._got(more, (yield from take_probe(self._breaker, more)))
             return self  # noqa: TRY300 - an interrupt at this line loses nothing either
         except asyncio.CancelledError:
             raise  # the thread that takes it gives it back
@@ -182,18 +192,28 @@ class Permit:
             self._breaker.abandon(more)
             raise
 
-    def leave(self, error: BaseException | None) -> Steps[None]:
-        """Note the verdict of the call that ended, with the error that it raised."""
-        breaker = self._breaker
+    def _left(self, error: BaseException | None) -> Disk | None:
+        """Note the verdict of the call that ended, with the error that it raised; return what is left to do."""
+        settle = None
         try:
             verdict = self._verdict(error)
             if verdict is not None:
                 why = None if error is None else why_of(error)
-                yield from finish(breaker, self.call, verdict, why)
+                settle = left(self._breaker, self.call, verdict, why)
+        except BaseException:  # an interrupt
+            self._breaker.lose(self.call.token)
+            raise
+        if settle is None:
+            self._more = None
+        return settle
+
+    def _settled(self, settle: Disk) -> Steps[None]:
+        try:
+            yield from _run(self._breaker, settle)
         except asyncio.CancelledError:
             raise  # the thread that settles it goes on
         except BaseException:  # an interrupt
-            breaker.lose(self.call.token)
+            self._breaker.lose(self.call.token)
             raise
         finally:
             self._more = None
@@ -230,15 +250,13 @@ ABreaker: TypeAlias = Breaker[Permit]
 """A breaker whose permits are for ``with`` and ``async with``."""
 
 
-def take(breaker: ABreaker, held: object | None) -> Steps[Call]:
-    """Return a permit; see `Breaker.take_probe`. A caller that is cancelled while it waits leaves no probe out.
+def take(breaker: ABreaker) -> Steps[Call]:
+    """Return a permit by hand; raises `BreakerOpen` if there is none."""
+    return breaker.ask() or (yield from take_probe(breaker, None))
 
-    Raises:
-        BreakerOpen: There is no permit.
-    """
-    call = breaker.ask()
-    if call is not None:
-        return call
+
+def take_probe(breaker: ABreaker, held: object | None) -> Steps[Call]:
+    """Do `Breaker.take_probe`; a caller that is cancelled while it waits leaves no probe out."""
     if breaker.instant:
         return breaker.take_probe(held)
     handover: Future[Call] = Future()
@@ -266,12 +284,20 @@ def _give_back(breaker: ABreaker, taken: Future[Call]) -> None:
         now(finish(breaker, taken.result(), CANCELLED))
 
 
+def left(breaker: ABreaker, call: Call, verdict: Verdict, why: str | None) -> Disk | None:
+    """Note a call's verdict; return what settles it if the row has to change."""
+    question = breaker.leave(call, verdict)
+    return None if question is None else Disk(breaker.settle, call, question, why)
+
+
 def finish(breaker: ABreaker, call: Call, verdict: Verdict, why: str | None = None) -> Steps[None]:
     """Note a call's verdict, and settle it if the row has to change; a cancel while it waits does not undo it."""
-    question = breaker.leave(call, verdict)
-    if question is None:
-        return
-    settle = Disk(breaker.settle, call, question, why)
+    settle = left(breaker, call, verdict, why)
+    if settle is not None:
+        yield from _run(breaker, settle)
+
+
+def _run(breaker: ABreaker, settle: Disk) -> Steps[None]:
     if breaker.instant:
         settle()
     else:

@@ -131,14 +131,7 @@ class Breakers:
         One that changes its policy forgets what it counted and keeps its state: an open breaker stays open until its
         cooldown ends, and what is decided after that goes by the new policy. A declaration holds in this process.
 
-        Args:
-            pattern: A key, or a pattern with ``*``, as ``"openai:*"``; of several that fit, the last one counts.
-            policy: How they behave.
-            classifier: Gives their verdicts.
-
-        Raises:
-            BadPayload: The pattern is no usable name, or the rest is no policy and no classifier.
-            ConfigurationError: There are `MAX_DECLARED` declarations already.
+        The pattern is a key, or holds ``*``, as ``"openai:*"``; of several that fit, the last one counts.
         """
         said = _Declared(key_of(pattern, "pattern"), _policy(policy), _classifier(classifier))
         self._creating.run_nested(self._declare, said)
@@ -233,11 +226,11 @@ class Breakers:
 
     def acquire(self, key: str) -> Call:
         """Take a permit by hand, or raise `BreakerOpen`; give it to `release` in a ``finally``."""
-        return now(take(self.get(key), None))
+        return now(take(self.get(key)))
 
     async def acquire_async(self, key: str) -> Call:
         """Do the same as `acquire` without blocking the event loop."""
-        return await later(take(self.get(key), None))
+        return await later(take(self.get(key)))
 
     def release(self, key: str, call: Call, verdict: Verdict, *, why: str | None = None) -> None:
         """Give back what `acquire` returned, with the call's verdict, and for the journal why.
@@ -278,23 +271,13 @@ class Breakers:
     ) -> T:
         """Do the same as `call` for a coroutine function.
 
-        Args:
-            key: The breaker.
-            function: What is called.
-            backoff: How often and how long.
-            timeout_s: The limit for each try, in seconds; running out of it is a FAILURE.
-            sleep: Waits for a number of seconds.
+        Each try has a limit of `timeout_s` seconds; running out of it is a FAILURE.
         """
         breaker = self.get(key)
         return await Tries(breaker, backoff, breaker.permit).run_async(function, sleep, timeout_s)
 
     def guard(self, key: str | Callable[..., str], *, stall_s: float | None = None) -> Guard:
-        """Return a decorator for functions, coroutine functions, generators and async generators.
-
-        Args:
-            key: The breaker, or a function of the call's arguments that returns it.
-            stall_s: For generators: this many seconds between two items are a failure.
-        """
+        """Return a decorator for functions, coroutine functions, generators and async generators; see `Guard`."""
         return Guard(self.get, key, stall_s)
 
     __call__ = guard
@@ -312,7 +295,7 @@ class Breakers:
         Args:
             key: The breaker; it is asked when the first item is.
             items: The stream, or a function that opens it once the permit is given.
-            content: Returns whether an item is content.
+            content: Tells whether an item is content.
             stall_s: This many seconds between two items are a failure.
 
         Raises:
@@ -332,9 +315,9 @@ class Breakers:
         """Pass an asynchronous stream on; see `stream`.
 
         Args:
-            key: The breaker; it is asked when the first item is.
+            key: The breaker.
             items: The stream, or a function (it may be a coroutine function) that opens it.
-            content: Returns whether an item is content.
+            content: Tells whether an item is content.
             first_s: This many seconds until the first content are a failure: the stream ends with TimeoutError.
             stall_s: This many seconds between two items after it are a failure: likewise.
         """

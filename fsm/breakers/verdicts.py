@@ -1,11 +1,11 @@
-"""What a call came to, for the breaker: a verdict, and who pronounces it.
+"""The verdict on a call, and the classifier that gives it.
 
 The ready `Classifier` knows HTTP statuses and the exceptions of httpx, openai, anthropic, pydantic-ai, aiohttp and
-the standard library, all by what they look like, so none of them is needed. The statuses and error codes are those
+the standard library, all by their shape, so none of them is needed. The statuses and error codes are those
 that the providers document:
 
 ========================================================  ===========  =========
-what came                                                 verdict      retried
+outcome                                                   verdict      retried
 ========================================================  ===========  =========
 a value, a status below 400                               SUCCESS      no
 429, 503, 529 with Retry-After                            THROTTLED    then
@@ -43,11 +43,11 @@ from fsm.errors import BadPayload, FsmError
 THROTTLING = frozenset({429, 503, 529})
 """The statuses on which Retry-After is read."""
 MAX_CAUSES = 8
-"""So many causes of an exception are looked at for a status; a chain may be a ring."""
+"""Maximum number of causes of an exception that are searched for a status; a chain may be a ring."""
 MAX_PARTS = 1_000
-"""Maximum number of exceptions of a group, nested ones included, that are looked at."""
+"""Maximum number of exceptions of a group, nested ones included, that are read."""
 MAX_HEADERS = 1_000
-"""Maximum number of headers that are looked through for one that is written in another case."""
+"""Maximum number of headers that are searched for one that is written in another case."""
 MAX_SAID = 10_000
 """Maximum number of characters of an error message that are searched."""
 MAX_HEADER = 200
@@ -90,7 +90,7 @@ class Kind(StrEnum):
 
 
 class Verdict(NamedTuple):
-    """What a call came to.
+    """The outcome of a call, for the breaker.
 
     Attributes:
         kind: One of the five.
@@ -113,14 +113,7 @@ CANCELLED = Verdict(Kind.CANCELLED)
 
 
 def throttled(retry_after_s: float | None = None) -> Verdict:
-    """Return the verdict THROTTLED.
-
-    Args:
-        retry_after_s: What the server asked for, in seconds; ``None`` for the policy's cooldown.
-
-    Raises:
-        BadPayload: It is no finite number of seconds from 0 on.
-    """
+    """Return the verdict THROTTLED, for the seconds that the server asked for or, with ``None``, the cooldown."""
     found = None if retry_after_s is None else seconds_of(retry_after_s)
     if found is None and retry_after_s is not None:
         raise BadPayload(
@@ -142,11 +135,7 @@ def seconds_of(value: Any) -> float | None:
 
 
 def sound(verdict: Any) -> Verdict:
-    """Return a verdict that somebody else pronounced, if it is one.
-
-    Raises:
-        BadPayload: It is no `Verdict`, or its time to wait is no finite number from 0 on.
-    """
+    """Return a verdict of foreign code, if it is one; raises `BadPayload` for anything else."""
     if type(verdict) is not Verdict or type(verdict.kind) is not Kind:
         raise BadPayload(
             "a verdict is SUCCESS, FAILURE, IGNORED, CANCELLED or throttled(seconds) of fsm.breakers, "
@@ -156,14 +145,11 @@ def sound(verdict: Any) -> Verdict:
 
 
 def retry_after(headers: Any, now: float) -> float | None:
-    """Read Retry-After.
+    """Return the seconds of a Retry-After header, not negative; ``None`` if there is none that can be read.
 
     Args:
-        headers: A mapping of header names to values, in whatever case; anything else has none.
-        now: The instant now, in seconds since the epoch; an HTTP date counts from here.
-
-    Returns:
-        Seconds, not negative; ``None`` if there is no such header or nothing can be made of it.
+        headers: A mapping of header names to values, in any case; anything else has none.
+        now: The instant from which an HTTP date counts, in seconds since the epoch.
     """
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = _header(headers, name)
@@ -174,8 +160,8 @@ def retry_after(headers: Any, now: float) -> float | None:
         except ValueError:
             try:
                 seconds = max(0.0, parsedate_to_datetime(value).timestamp() - now)
-            except Exception:  # noqa: BLE001 - a parser of other people's mail
-                seconds = -1.0  # nothing can be made of it
+            except Exception:  # noqa: BLE001 - the parser raises many kinds
+                seconds = -1.0  # neither a number nor a date
         if isfinite(seconds) and seconds >= 0:
             return seconds
     return None
@@ -205,13 +191,7 @@ def _found(headers: Any, name: str) -> Any:
 
 
 def of_status(status: int, headers: Any = None, now: float = 0.0) -> Verdict:
-    """Return the verdict of an HTTP status.
-
-    Args:
-        status: The status.
-        headers: The response's headers, for Retry-After.
-        now: The instant now, in seconds since the epoch.
-    """
+    """Return the verdict of an HTTP status, with the response's headers for Retry-After."""
     if status in _OK:
         return SUCCESS
     if status in THROTTLING:
@@ -224,12 +204,7 @@ def of_status(status: int, headers: Any = None, now: float = 0.0) -> Verdict:
 
 
 def http_result(result: Any, now: float) -> Verdict:
-    """Return the verdict of a response object that may carry a bad status; anything else is a success.
-
-    Args:
-        result: What a call returned: an httpx, requests or aiohttp response, or any other value.
-        now: The instant now, in seconds since the epoch.
-    """
+    """Return the verdict of a response object (httpx, requests, aiohttp) by its status; anything else is a success."""
     status = _status(result)
     if status is None:
         return SUCCESS
@@ -239,10 +214,10 @@ def http_result(result: Any, now: float) -> Verdict:
 
 
 class Classifier:
-    """Pronounces the verdict of an exception or a result. Derive from it, or hand functions in.
+    """Gives the verdict of an exception or a result. Derive from it, or hand functions in.
 
     Attributes:
-        judges_results: Whether results are looked at. If not, a call that returns is a success at no cost.
+        judges_results: Whether results are judged. If not, a call that returns is a success at no cost.
     """
 
     def __init__(
@@ -267,12 +242,7 @@ class Classifier:
         self.judges_results = results is not None
 
     def error(self, error: BaseException, now: float) -> Verdict:
-        """Return the verdict of an exception.
-
-        Args:
-            error: What was raised.
-            now: The instant now, in seconds since the epoch.
-        """
+        """Return the verdict of an exception; `now` in seconds since the epoch."""
         if is_cancellation(error):
             return CANCELLED
         if issubclass(type(error), self._ignored):
@@ -287,7 +257,7 @@ class Classifier:
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Return whether an exception calls the caller off and says nothing about the call."""
+    """Return whether an exception cancels the caller and says nothing about the call."""
     # By its type and not by isinstance, which asks the object's own `__class__`.
     return all(
         issubclass(type(one), asyncio.CancelledError) or not issubclass(type(one), Exception)
@@ -315,12 +285,7 @@ _WORST_FIRST = (Kind.THROTTLED, Kind.FAILURE, Kind.IGNORED, Kind.CANCELLED)
 
 
 def of_error(error: BaseException, now: float) -> Verdict:
-    """Return the verdict of an exception, by what it looks like; see the module's table.
-
-    Args:
-        error: What was raised.
-        now: The instant now, in seconds since the epoch.
-    """
+    """Return the verdict of an exception by its shape; see the module's table."""
     if is_cancellation(error):
         return CANCELLED
     if issubclass(type(error), BaseExceptionGroup):
@@ -335,7 +300,9 @@ def _of_one(error: BaseException, now: float) -> Verdict:
     if issubclass(type(error), FsmError) or _is_hopeless(error):
         return IGNORED
     status = _status(error)
-    asked_s = next((found for one in _chain(error) if (found := _asked_s(one)) is not None), None)
+    asked_s = next(
+        (found for one in _chain(error) if (found := seconds_of(read(one, "retry_after"))) is not None), None
+    )
     if status is None or status in _OK:
         # Errors inside a stream come with the status 200 of its beginning, or with none: the stream had failed.
         return FAILURE if asked_s is None else throttled(asked_s)
@@ -379,11 +346,6 @@ def _status(thing: Any) -> int | None:
     return None
 
 
-def _asked_s(error: BaseException) -> float | None:
-    """The seconds that an exception itself asks to wait."""
-    return seconds_of(read(error, "retry_after"))
-
-
 def _headers(error: BaseException) -> Any:
     for holder in (read(error, "response"), error):
         headers = read(holder, "headers")
@@ -420,9 +382,6 @@ def has_content(item: Any) -> bool:
 
     Empty text, the opening events of anthropic and of openai's responses, and openai's first chunk with nothing but
     a role are none; every other item is.
-
-    Args:
-        item: What the stream yielded.
     """
     if isinstance(item, (str, bytes)):
         return bool(item)

@@ -10,6 +10,7 @@ from fsm.audit.cli import audit_command
 from fsm.cli.answer import answer_command
 from fsm.cli.breakers import breaker_command, breakers_command
 from fsm.cli.common import teaching
+from fsm.cli.copy import copy_command
 from fsm.cli.demo import demo_command
 from fsm.cli.diagram import diagram
 from fsm.cli.diff import diff_command
@@ -52,6 +53,7 @@ app.command("demo")(teaching(demo_command))
 app.command("replay")(teaching(replay_command))
 app.command("sweep")(teaching(sweep_command))
 app.command("prune")(teaching(prune_command))
+app.command("copy")(teaching(copy_command))
 app.command("doctor")(teaching(doctor_command))
 app.command("list")(teaching(list_command))
 app.command("show")(teaching(show_command))

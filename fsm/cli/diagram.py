@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fsm.cli.load import SHIPPED, load_machine
+from fsm.cli.load import SHIPPED, load_machine, vocabulary_of
 from fsm.cli.options import file_path, located, usable
 from fsm.diagram import committed
 from fsm.diagram.dot import to_dot
@@ -20,6 +20,7 @@ from fsm.diagram.render import render_png, render_svg
 from fsm.errors import FsmError
 from fsm.machine.export import to_scxml, to_xstate
 from fsm.machine.machine import Machine
+from fsm.machine.tla import to_tla
 
 FINDING = 1
 USAGE = 2
@@ -34,11 +35,13 @@ class Form(StrEnum):
     MERMAID = "mermaid"
     SCXML = "scxml"
     XSTATE = "xstate"
+    TLA = "tla"
     JSON = "json"
 
 
 SUFFIXES = {".dot": Form.DOT, ".gv": Form.DOT, ".svg": Form.SVG, ".png": Form.PNG, ".mmd": Form.MERMAID} | {
     ".scxml": Form.SCXML,
+    ".tla": Form.TLA,
     ".json": Form.JSON,
 }
 DRAWINGS = frozenset({Form.DOT, Form.SVG, Form.PNG, Form.MERMAID})
@@ -118,6 +121,8 @@ def _made(machine: Machine, form: Form, highlight: str | None, way: Way | None) 
         )
     if form is Form.JSON:
         return f"{machine.to_json(indent=2)}\n".encode()
+    if form is Form.TLA:
+        return to_tla(machine, vocabulary_of(machine)).encode()
     return (to_scxml if form is Form.SCXML else to_xstate)(machine).encode()
 
 

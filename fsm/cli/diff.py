@@ -10,9 +10,8 @@ import typer
 from rich.text import Text
 
 from fsm.cli.common import FOUND, err, open_tracker, out, print_json
-from fsm.cli.load import find_machine
+from fsm.cli.load import find_machine, vocabulary_of
 from fsm.cli.options import JsonOption, file_path, located
-from fsm.cli.prove import vocabulary_of
 from fsm.diagram.render import render_svg
 from fsm.machine.machine import Machine
 from fsm.proof.diff import changes, drawing

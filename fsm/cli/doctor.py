@@ -192,7 +192,7 @@ def _opened(url: str, checks: list[Check]) -> Patient | None:
         store.worker_remove("fsm doctor")  # there is none of that name
         report = tracker.health()
     except FsmError as error:
-        if not url.startswith("sqlite:"):
+        if not url.startswith(("sqlite:", "postgres")):
             raise  # no URL of a store: the command was not used as it is meant to be
         checks.append(
             Check("store", "fail", str(error), "see what the message asks for; then run this again")

@@ -14,8 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fsm.breakers.core import BREAKERS
+from fsm.core.decide import EXECUTIONS
 from fsm.errors import FsmError, InvalidMachine
 from fsm.lifecycles import BREAKER, EXECUTION
+from fsm.machine.expressions import Vocabulary
 from fsm.machine.machine import Machine
 
 SHIPPED = {"execution": EXECUTION, "breaker": BREAKER}
@@ -132,3 +135,8 @@ def _current_directory() -> Iterator[None]:
 def _machines(module: ModuleType) -> str:
     names = sorted(name for name, value in vars(module).items() if isinstance(value, Machine))
     return ", ".join(names) or "none"
+
+
+def vocabulary_of(machine: Machine) -> Vocabulary:
+    """Return what the words of a machine mean: a perpetual one is a breaker's, any other an execution's."""
+    return BREAKERS if machine.perpetual else EXECUTIONS

@@ -8,24 +8,17 @@ from typing import Any
 
 from rich.text import Text
 
-from fsm.breakers.core import BREAKERS
 from fsm.cli.common import err, out
-from fsm.core.decide import EXECUTIONS
+from fsm.cli.load import vocabulary_of
 from fsm.diagram.dot import to_dot
 from fsm.diagram.path import path_of
 from fsm.diagram.render import render_svg
 from fsm.errors import ConfigurationError
-from fsm.machine.expressions import Vocabulary
 from fsm.machine.grammar import CREATE
 from fsm.machine.machine import Machine
 from fsm.proof.liveness import find_stalls
 from fsm.proof.prover import Prover, Verdict, prove_invariants
 from fsm.proof.replayed import as_test
-
-
-def vocabulary_of(machine: Machine) -> Vocabulary:
-    """Return what the words of a machine mean: a perpetual one is a breaker's, any other an execution's."""
-    return BREAKERS if machine.perpetual else EXECUTIONS
 
 
 class Report:

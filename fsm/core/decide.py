@@ -178,23 +178,23 @@ INPUTS: dict[str, Callable[[Snapshot, Request], Any]] = {
 EXECUTIONS = Vocabulary(
     words={
         "version": "count", "attempt": "count", "fence": "count", "model_attempt": "count", "tools": "count",
-        "open_tools": "count", "owner": "thing", "not_before": "thing", "breaker": "thing", "limit_s": "thing",
+        "owner": "thing", "not_before": "thing", "breaker": "thing", "limit_s": "thing",
         "suspended": "flag",
     },
     constants={"attempts_max": 1, "model_attempts_max": 1, "tools_max": 1},
     facts=FACTS,
     inputs={
         "claimant": "present", "said_wait": "thing", "said_breaker": "thing", "said_expiry": "thing",
-        "backoff": "present", "model_backoff": "present", "tools_and_this": "count", "tools_without": "count",
+        "backoff": "present", "model_backoff": "present",
         "tool_known": "flag",
     },
+    assume=("tool_known implies tools > 0",),
     # Of the list of open tools a proof knows the length.
-    assume=(
-        "open_tools == tools",
-        "tool_known implies tools > 0",
-        "tools_and_this == tools + 1",
-        "tools_without == (tools - 1 if tool_known else tools)",
-    ),
+    defined={
+        "open_tools": "tools",
+        "tools_and_this": "tools + 1",
+        "tools_without": "tools - 1 if tool_known else tools",
+    },
     begins={
         "version": "0", "attempt": "0", "fence": "0", "model_attempt": "0", "tools": "()", "owner": "none",
         "not_before": "none", "breaker": "none", "limit_s": "none", "suspended": "false",

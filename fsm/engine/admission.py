@@ -70,7 +70,7 @@ class _Party:
     """A user or an agent: how many slots it has, how many it may have, and who waits until it has fewer.
 
     Each line waits in one place only, so that nobody is looked at again and again: among the ready, or parked with
-    the user or the agent that is full. What is parked is let out one line at a time (`Admission._heir`).
+    the user or the agent that is full. What is parked is let out one line at a time (`Admission._let_out`).
     """
 
     __slots__ = ("limit", "lines", "parked", "running", "tags", "waiting")
@@ -159,7 +159,10 @@ class Admission:
         """Take a slot if there is one; nobody is passed by, since nobody waits who could have it."""
         if not self.free(user, agent):
             return False
-        self._count(self._user(user), self._agent(agent), 1)
+        who, to = self._user(user), self._agent(agent)
+        self.running += 1
+        who.running += 1
+        to.running += 1
         return True
 
     def wait(self, user: str, agent: str, granted: Callable[[], None], *, resumes: bool = False) -> Ticket:
@@ -206,16 +209,16 @@ class Admission:
     def give_back(self, user: str, agent: str) -> None:
         """Give a slot back; the next ticket is granted at once."""
         who, to = self._users[user], self._agents[agent]
-        self._count(who, to, -1)
-        self._let_out(who)
-        self._let_out(to)
-        self._admit()
+        self.running -= 1
+        who.running -= 1
+        to.running -= 1
+        if self.waiting:
+            self._let_out(who)
+            self._let_out(to)
+            self._admit()
+        elif self._ready or self._parks or self._empty or self._ahead:
+            self._rest()
         self._forget(user, agent)
-
-    def _count(self, who: _Party, to: _Party, change: int) -> None:
-        self.running += change
-        who.running += change
-        to.running += change
 
     def _gone(self, line: _Line) -> None:
         """Count a ticket that waits no more."""
@@ -261,7 +264,9 @@ class Admission:
         now[rank] = max(now[rank], tag) + 1.0 / self._active[rank]
         who.tags[rank] = max(now[rank], tag + 1.0)
         self._gone(line)
-        self._count(who, line.to, 1)
+        self.running += 1
+        who.running += 1
+        line.to.running += 1
         if line.tickets:
             heappush(self._ready, (line.key(), line))
         else:
@@ -313,7 +318,8 @@ class Admission:
         who, to = self._users.get(user), self._agents.get(agent)
         if who is not None and who.idle:
             del self._users[user]
-            self._clear(who)
+            if who.parked:
+                self._clear(who)
             if self.waiting and self._is_ahead(who.tags):
                 self._ahead[user] = who.tags
                 if len(self._ahead) > self._ahead_max:
@@ -321,7 +327,8 @@ class Admission:
                     self._ahead_max = 2 * len(self._ahead) + MANY
         if to is not None and to.idle:
             del self._agents[agent]
-            self._clear(to)
+            if to.parked:
+                self._clear(to)
 
     def _rest(self) -> None:
         """Forget all queues: nobody waits."""
@@ -381,7 +388,8 @@ class Seat:
         self.give()
         if self._ticket is not None:
             self._leave()
-        self._wake()
+        if self._waiting:
+            self._wake()
 
     def queue_up(self, *, resumes: bool = False, bounded: bool = False) -> bool:
         """Take a slot if there is one, else a place in the queue; return whether it has the slot.

@@ -44,6 +44,7 @@ class Connection:
     Attributes:
         snapshot: The last committed record.
         stage: What its driver does with it; `move` changes it.
+        closing: Whether its driver says its end or releases it, so that a fence that changes is no loss.
         fence: The fence of the claim; ``None`` while this process owns nothing.
         told: The payload of the event that told it to stop, as JSON text: the end that follows says no reason.
         stop: Done when the agent has to stop: cancelled, ended, or taken away.
@@ -60,6 +61,7 @@ class Connection:
         self.states = machine.by_name
         self.snapshot = snapshot
         self.stage = Stage.QUEUED
+        self.closing = False
         self.fence: int | None = None
         self.told: str | None = None
         self.stop: asyncio.Future[None] = runtime.loop.create_future()
@@ -77,13 +79,14 @@ class Connection:
         if stage is not self.stage:
             assert stage in MOVES[self.stage], f"{self.id}: {self.stage} does not lead to {stage}"  # noqa: S101
             self.stage = stage
+            self.closing = stage is Stage.CLOSING
 
     def close(self) -> None:
         """Stop listening: whatever still uses the run is told that it is over."""
-        self.stage = Stage.OVER
+        self.stage, self.closing = Stage.OVER, True
         self.runtime.forget(self)
-        self._disarm()
-        self._over()
+        if not self.gone.done():
+            self._over()
 
     # --- what was committed -------------------------------------------------------------------------------------
 
@@ -96,11 +99,6 @@ class Connection:
     def ended(self) -> bool:
         """Whether the execution has ended."""
         return self.snapshot.state in self.machine.terminal
-
-    @property
-    def closing(self) -> bool:
-        """Whether its driver says its end or releases it, so that a fence that changes is no loss."""
-        return self.stage in {Stage.CLOSING, Stage.OVER}
 
     def waits(self) -> bool:
         """Return whether it is, or is about to be, in a state in which it waits."""
@@ -119,10 +117,18 @@ class Connection:
 
     def committed(self, step: Step) -> None:
         """Hear of a commit of this process, on any thread, in the order of the versions."""
-        if threading.get_ident() == self.runtime.thread_id:
-            self._note(step.after, step.payload_json)
-        else:
-            self.runtime.call(self._note, step.after, step.payload_json)
+        after = step.after
+        category = self.states[after.state].category
+        if category is Category.STOPPING:
+            self.told = step.payload_json
+        if threading.get_ident() != self.runtime.thread_id:
+            self.runtime.call(self._note, after)
+            return
+        self.snapshot = after
+        taken = self.fence is not None and self.fence != after.fence
+        sooner = after.due_at is not None and after.due_at < self._armed_at
+        if taken or sooner or self._asked is not None or category in _LOUD:
+            self.look()
 
     def heard(self, target: str, payload_json: str | None) -> None:
         """Keep what was said when it was told to stop."""
@@ -133,42 +139,38 @@ class Connection:
         """Take note of a committed record, on any thread."""
         self.runtime.call(self._note, snapshot)
 
-    def _note(self, after: Snapshot, payload_json: str | None = None) -> None:
-        if payload_json is not None:
-            self.heard(after.state, payload_json)
+    def _note(self, after: Snapshot) -> None:
+        """Take note of a record that may be older than the one that is known."""
         # No call stands between the comparison and the assignment: a signal's handler that commits comes before both
         # or after both.
-        if after.version < self.snapshot.version:
-            return  # heard of before: its own commits come directly, others by way of the journal
-        self.snapshot = after
-        due_at = after.due_at
-        if due_at is not None and due_at < self._armed_at:
-            self._arm()
-        if self._asked is not None or self.fence != after.fence or self.states[after.state].category in _LOUD:
-            self.look()
+        if after.version >= self.snapshot.version:
+            self.snapshot = after
+        self.look()
 
     async def refresh(self) -> None:
         """Read the record: a commit of which nobody can tell whether it happened is told by nobody."""
         snapshot = await self.runtime.read(self.runtime.registry.store.load, self.id)
         if snapshot is not None:
             self._note(snapshot)
-            self.look()
 
     def look(self) -> None:
         """See whether it is over, or has to stop, or a question is answered."""
         snapshot = self.snapshot
         if self._asked is not None and snapshot.state != self._asked[0] and not self._asked[1].done():
             self._asked[1].set_result(None)
+        category = self.states[snapshot.state].category
         taken = self.fence is not None and snapshot.fence != self.fence and not self.closing
-        if taken or self.ended:
-            self._disarm()
+        if taken or category is Category.TERMINAL:
             self._over()
             return
-        if self.states[snapshot.state].category is Category.STOPPING and not self.stop.done():
+        if category is Category.STOPPING and not self.stop.done():
             self.stop.set_result(None)
-        self._arm()
+        if snapshot.due_at is not None and snapshot.due_at < self._armed_at:
+            self._arm()
 
     def _over(self) -> None:
+        if self._timer is not None:
+            self._disarm()
         for future in (self.gone, self.stop):
             if not future.done():
                 future.set_result(None)
@@ -195,11 +197,12 @@ class Connection:
             Refused: The table says no.
             StoreUnavailable: The store did not answer.
         """
-        state, order = self.state, (event, payload or {})
+        state = self._ahead if self._pending else self.snapshot.state
+        order = (event, payload or {})
         if event in self.table[state]:
             return await self.fire_all((order,), key=key)
         way = self.ways.to_event(state, event) or ()
-        return await self.fire_all([*((one, {}) for one in way), order], key=key)
+        return await self.fire_all([*[(one, {}) for one in way], order], key=key)
 
     async def fire_all(self, orders: Orders, *, key: str | None = None) -> Receipt:
         """Hand in several events in one go, so that they share a commit; return the last one's receipt.
@@ -222,16 +225,14 @@ class Connection:
         if fence is None and self.snapshot.owner is None:
             fence = self.snapshot.fence  # between two claims no worker has it: what was seen is what is meant
         at, now, worker = registry.clock.wall(), registry.now(), registry.worker_id
-        commands = [
-            Command(
-                Request(
-                    event, at, payload, execution_id=self.id, now=now, fence=fence, worker=worker,
-                    jitter=registry.rng.random(),
-                )
+        commands: list[Command] = []
+        for event, payload in orders:
+            jitter = registry.rng.random()
+            request = Request(
+                event, at, payload, execution_id=self.id, now=now, fence=fence, worker=worker, jitter=jitter
             )
-            for event, payload in orders
-        ]  # fmt: skip
-        commands[-1].request.key = key
+            commands.append(Command(request))
+        request.key = key
         return commands
 
     async def cancel(self, reason: str | None, by: str | None) -> None:
@@ -375,7 +376,8 @@ class Connection:
             if due_at >= self._armed_at:
                 return
             in_s = max(0.0, due_at - self.runtime.registry.now())
-        self._disarm()
+        if self._timer is not None:
+            self._timer.cancel()
         self._armed_at = due_at
         self._timer = self.runtime.loop.call_later(in_s, self._due)
 

@@ -192,7 +192,7 @@ class Driver:
         """Wait for a slot and claim the execution; return whether there is anything to be done."""
         connection = self.connection
         try:
-            if not self.seat.queue_up() and not self.leaving.done():
+            if not self.seat.held and not self.seat.queue_up() and not self.leaving.done():
                 if "enqueue" in connection.table[connection.state]:
                     await connection.fire("enqueue")
                 await self.seat.take(connection.gone, self.leaving)

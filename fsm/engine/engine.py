@@ -117,7 +117,7 @@ class Engine:
             record_results: Whether the journal keeps what agents return.
 
         Raises:
-            BadPayload: An argument has a wrong type or value.
+            InvalidArgument: An argument has a wrong type or value.
         """
         for name, value in (("lease_s", lease_s), ("sweep_every_s", sweep_every_s), ("poll_s", poll_s)):
             if value is not None:
@@ -218,7 +218,7 @@ class Engine:
                 coroutine function that takes each item of a generator).
 
         Raises:
-            BadPayload: An argument has a wrong type or value.
+            InvalidArgument: An argument has a wrong type or value.
             EngineFull: Too many wait for a slot already; nothing was created.
             Refused: The parent has ended.
             StoreUnavailable: The store did not take it.
@@ -491,7 +491,7 @@ class Engine:
         another turn follows.
 
         Raises:
-            BadPayload: `every_s` is not a positive number.
+            InvalidArgument: `every_s` is not a positive number.
         """
         seconds("every_s", every_s)
         runtime = self._open()

@@ -39,6 +39,9 @@ class Handle:
     async def outcome(self) -> Outcome:
         """Wait until it is over; however it ends, nothing is raised. A cancelled wait does not cancel it."""
         await asyncio.wait({self._task})
+        return self._outcome()
+
+    def _outcome(self) -> Outcome:
         return self._driver.outcome() if self._task.cancelled() else self._task.result()
 
     async def result(self) -> Any:
@@ -48,7 +51,8 @@ class Handle:
     async def attended(self) -> Any:
         """Return the result as `result` does; a caller that is cancelled during it cancels the execution."""
         try:
-            return (await self.outcome()).value()
+            await asyncio.wait({self._task})
+            return self._outcome().value()
         except asyncio.CancelledError:
             if not self._task.done():
                 await self.give_up("its caller was cancelled")

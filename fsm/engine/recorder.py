@@ -4,38 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from fsm.core.results import jsonable
+from fsm.core.results import clipped, jsonable
 from fsm.engine.calls import ModelPhase, ToolPhase
 from fsm.engine.errors import RunOver
+from fsm.engine.inflight import InFlight
 from fsm.errors import FsmError
 
 logger = logging.getLogger(__name__)
 
 MAX_OPEN = 10_000
 """Maximum number of calls that are open at once; what begins beyond is not recorded."""
-
-
-class Recorded(Protocol):
-    """What a recorder needs of a run (`fsm.engine.run.Run`)."""
-
-    @property
-    def id(self) -> str:
-        """The execution's id."""
-
-    @property
-    def over(self) -> bool:
-        """Whether it is over."""
-
-    def model(self, name: str, *, breaker: str | Literal[False] | None = None) -> ModelPhase:
-        """Return a model call."""
-
-    def tool(self, name: str, *, call_id: str | None = None, arguments: Any = None) -> ToolPhase:
-        """Return a tool call."""
-
-    async def progress(self, note: str | None = None, *, data: Any = None) -> None:
-        """Write a line into the journal."""
 
 
 class Recorder:
@@ -45,12 +25,13 @@ class Recorder:
     written is logged. Each call has a `key` that the framework repeats at its end; an unknown one is passed over.
     """
 
-    def __init__(self, run: Recorded) -> None:
-        self._run = run
+    def __init__(self, inflight: InFlight) -> None:
+        self._inflight = inflight
+        self._id = inflight.connection.id
         self._open: dict[Hashable, ModelPhase | ToolPhase] = {}
 
     async def _enter(self, key: Hashable, phase: ModelPhase | ToolPhase) -> None:
-        if self._run.over or key in self._open or len(self._open) >= MAX_OPEN:
+        if self._inflight.over or key in self._open or len(self._open) >= MAX_OPEN:
             return
         self._open[key] = phase
         try:
@@ -58,7 +39,7 @@ class Recorder:
         except BaseException as error:
             self._open.pop(key, None)
             if isinstance(error, FsmError):
-                logger.warning("%s: a call could not be recorded: %s", self._run.id, error)
+                logger.warning("%s: a call could not be recorded: %s", self._id, error)
             elif not isinstance(error, RunOver):
                 raise
 
@@ -68,11 +49,11 @@ class Recorder:
         except RunOver:
             return
         except FsmError as refused:
-            logger.warning("%s: the end of a call could not be recorded: %s", self._run.id, refused)
+            logger.warning("%s: the end of a call could not be recorded: %s", self._id, refused)
 
     async def model_started(self, key: Hashable, name: str) -> None:
         """Note that a model call began."""
-        await self._enter(key, self._run.model(name, breaker=False))
+        await self._enter(key, ModelPhase(self._inflight, name, None))
 
     async def model_ended(
         self, key: Hashable, *, error: BaseException | None = None, usage: dict[str, Any] | None = None
@@ -88,7 +69,7 @@ class Recorder:
         self, key: Hashable, name: str, *, arguments: Any = None, call_id: str | None = None
     ) -> None:
         """Note that a tool call began; `call_id` is the call's id where the framework has one."""
-        await self._enter(key, self._run.tool(name, arguments=arguments, call_id=call_id))
+        await self._enter(key, ToolPhase(self._inflight, name, call_id, arguments))
 
     async def tool_ended(
         self, key: Hashable, *, error: BaseException | None = None, result: Any = None
@@ -106,9 +87,11 @@ class Recorder:
 
     async def note(self, text: str, **data: Any) -> None:
         """Write a line into the journal."""
-        if self._run.over:
+        if self._inflight.over:
             return
         try:
-            await self._run.progress(text, data=jsonable(data) if data else None)
+            await self._inflight.fire(
+                "progress", {"note": clipped(text), **({"data": jsonable(data)} if data else {})}
+            )
         except (RunOver, FsmError) as error:
-            logger.debug("%s: a note could not be written: %s", self._run.id, error)
+            logger.debug("%s: a note could not be written: %s", self._id, error)

@@ -178,7 +178,7 @@ class Run:
     def recorder(self) -> Recorder:
         """The same for frameworks that call back at the start and at the end instead of around."""
         if self._recorder is None:
-            self._recorder = Recorder(self)
+            self._recorder = Recorder(self.inflight)
         return self._recorder
 
     # --- what it does -------------------------------------------------------------------------------------------

@@ -45,7 +45,9 @@ def came_to(task: asyncio.Task[Any]) -> tuple[Any, BaseException | None]:
 class _Wrapped(Coroutine[Any, Any, T]):
     """A coroutine behind another one's face: stepped as it is, unless a method below says otherwise."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T], cancelled: Callable[[], object] | None) -> None:
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, T], cancelled: Callable[[], object] | None = None
+    ) -> None:
         self._coroutine = coroutine
         self._cancelled = cancelled
 
@@ -55,9 +57,6 @@ class _Wrapped(Coroutine[Any, Any, T]):
 
     def __iter__(self) -> _Wrapped[T]:
         return self
-
-    def __next__(self) -> Any:
-        return self.send(None)
 
     def throw(  # type: ignore[override]
         self,
@@ -90,14 +89,10 @@ class Undisturbed(_Wrapped[T]):
     cancellation.
     """
 
-    def __init__(
-        self, coroutine: Coroutine[Any, Any, T], cancelled: Callable[[], object] | None = None
-    ) -> None:
-        super().__init__(coroutine, cancelled)
-        self._waits_for: asyncio.Future[Any] | None = None
-        self._wait: asyncio.Future[None] | None = None
+    _waits_for: asyncio.Future[Any] | None = None
+    _wait: asyncio.Future[None] | None = None
 
-    def send(self, _: Any) -> Any:
+    def send(self, _: Any = None) -> Any:
         """Go on, if what the coroutine waits for is there."""
         while (waits_for := self._waits_for) is None or waits_for.done():
             waits_for = self._waits_for = self._coroutine.send(None)
@@ -108,6 +103,8 @@ class Undisturbed(_Wrapped[T]):
         self._wait = wait = waits_for.get_loop().create_future()
         wait._asyncio_future_blocking = True
         return wait
+
+    __next__ = send  # what a task calls to send nothing
 
     def _there(self, _: object) -> None:
         if self._wait is not None and not self._wait.done():
@@ -129,12 +126,14 @@ class Dismissible(_Wrapped[T]):
     dismissed = False
     ignored = False
 
-    def send(self, value: Any) -> Any:
+    def send(self, value: Any = None) -> Any:
         """Go on; what would end the event loop ends this task alone."""
         try:
             return self._coroutine.send(value)
         except (SystemExit, KeyboardInterrupt) as error:
             raise Leaves from error
+
+    __next__ = send
 
     def cancel(self, raised: asyncio.CancelledError) -> Any:
         """Pass the cancellation on, or close one that was dismissed.

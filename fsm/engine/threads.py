@@ -46,35 +46,21 @@ def thread_of_its_own(function: Callable[[], T], name: str) -> tuple[asyncio.Fut
     How many there are is bounded by the callers: an agent has a slot, and waits for each of its calls. The thread is a
     daemon: it does not keep the process alive.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def tell(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if isinstance(error, StopIteration):
-            error = RuntimeError("the function raised StopIteration")
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()  # from here on no cancellation reaches it
 
     def work() -> None:
-        result: Any = None
-        error: BaseException | None = None
         try:
-            result = function()
-        except BaseException as raised:  # noqa: BLE001 - whatever it is, it belongs to the caller
-            error = raised
-        try:
-            loop.call_soon_threadsafe(tell, result, error)
-        except RuntimeError:
-            return  # the loop was closed: no caller waits any more
+            future.set_result(function())
+        except StopIteration:
+            future.set_exception(RuntimeError("the function raised StopIteration"))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller
+            future.set_exception(error)
 
     run = contextvars.copy_context().run
     thread = threading.Thread(target=run, args=(work,), name=f"fsm-{name}"[:60], daemon=True)
     thread.start()
-    return future, thread
+    return asyncio.wrap_future(future), thread
 
 
 # --- a run for threads --------------------------------------------------------------------------------------------

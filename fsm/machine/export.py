@@ -73,9 +73,12 @@ def _scxml_transition(arrow: Arrow) -> dict[str, str]:
     out = {"event": arrow.event}
     if arrow.literals:
         out["cond"] = " && ".join(
-            ("" if wanted else "!") + _variable(name) for name, wanted in arrow.literals
+            # Readers that are no ECMAScript know a comparison, and not what an exclamation mark says.
+            _variable(name) + ("" if wanted else " === false")
+            for name, wanted in arrow.literals
         )
-    out |= {"type": "internal"} if arrow.internal else {"target": arrow.target}
+    if not arrow.internal:
+        out["target"] = arrow.target  # without a target the state stays: no reader needs a type for that
     return out | _ours(
         assign=" ".join(arrow.assign), effects=" ".join(arrow.effects), otherwise=arrow.otherwise or ""
     )

@@ -45,7 +45,8 @@ class Vocabulary(NamedTuple):
         constants: The words of the record that no step changes; each is at least this number.
         facts: The facts that the record answers, each as an expression.
         inputs: What a step takes from outside the record, and its sort; it may come out any way.
-        assume: What holds of the inputs, and of the sorts; each is an expression.
+        assume: What holds of the inputs; each is an expression.
+        defined: Words that stand for an expression over the others.
         begins: The record of a new instance; a word that is left out may begin as anything.
         changes: What a row's `assign` can name: the new value of each word, over the record before.
         frame: What else a row changes: ``always``, when it ``moved`` to a state, when it ``ended``.
@@ -59,6 +60,7 @@ class Vocabulary(NamedTuple):
     facts: Mapping[str, str]
     inputs: Mapping[str, Sort]
     assume: tuple[str, ...]
+    defined: Mapping[str, str]
     begins: Mapping[str, str]
     changes: Mapping[str, Mapping[str, str]]
     frame: Mapping[str, Mapping[str, str]]

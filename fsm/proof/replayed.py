@@ -151,11 +151,11 @@ from {module} import {first}
 from fsm.proof.replayed import broken, replay
 
 
-def test_{verdict.invariant.name}(tracker):
+def test_{verdict.invariant.name}(fsm_tracker):
     """{verdict.invariant.says}."""
     machine = {".".join([first, *inner])}
     events = [
 {events}    ]
-    records = replay(tracker, machine, events, retry={retry!r})
+    records = replay(fsm_tracker, machine, events, retry={retry!r})
     assert {verdict.invariant.name!r} not in broken(machine, records)
 '''

@@ -231,8 +231,6 @@ class World:
             changed = {name: value for name, value in changed.items() if name in self.vocabulary.words}
             record = record._replace(words={**record.words, **changed})
         after = record if move.target is None else record._replace(state=move.target)
-        if "open_tools" in self.vocabulary.words:
-            after = after._replace(words={**after.words, "open_tools": after.words["tools"]})
         return Taken(z3.And(when), after, inputs)
 
     def _guard(self, guard: Literals, record: Record, inputs: Mapping[str, Any]) -> Any:
@@ -299,15 +297,16 @@ class _Solver:
             return record.words[name]
         if name in world.constants:
             return world.constants[name]
-        if name in world.vocabulary.facts:
-            return world.say(world.vocabulary.facts[name], record, inputs=self._inputs)
+        text = world.vocabulary.facts.get(name) or world.vocabulary.defined.get(name)
+        if text is not None:
+            return world.say(text, record, inputs=self._inputs)
         if name in self._inputs:
             return self._inputs[name]
         if name in self._lacking:
             raise _Lacking
         if name in world.index:
             return world.at(record, (name,))
-        words = sorted({*record.words, *world.constants, *world.vocabulary.facts})
+        words = sorted({*record.words, *world.constants, *world.vocabulary.facts, *world.vocabulary.defined})
         raise NoExpression(
             f"no such word {name!r}: it is neither a state of {world.machine.name!r}, nor one of {', '.join(words)}"
         )

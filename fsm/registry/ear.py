@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from fsm.concurrency.supervised import Health, keep_going
 from fsm.errors import FsmError
@@ -62,5 +63,11 @@ class Ear:
         """Stop listening."""
         self._over.set()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if (
+            thread is not None
+            and thread is not threading.current_thread()
+            and isinstance(self._store, Announcing)
+        ):
+            with suppress(FsmError):  # otherwise its turn is over in a moment
+                self._store.hush()
             thread.join(timeout=2 * LISTEN_S)

@@ -32,7 +32,7 @@ def open_store(url: str) -> Store:
         from fsm.stores.sqlite import SqliteStore  # noqa: PLC0415
 
         return SqliteStore(url)
-    if url.startswith(("postgresql:", "postgres:")):
+    if url.startswith(("postgresql://", "postgres://")) and not url.endswith("://"):
         try:
             from fsm.stores.postgres import PostgresStore  # noqa: PLC0415
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""What a store of many hosts can do beside the protocol: tell one time to all, and wake who waits for commits."""
+"""What a store of many machines does beside the protocol: it tells one time to all, and wakes those who wait."""
 
 from __future__ import annotations
 
@@ -23,4 +23,8 @@ class Announcing(Protocol):
 
         One thread calls this. Raises `StoreUnavailable`.
         """
+        ...
+
+    def hush(self) -> None:
+        """Let `heard` return at once; raises `StoreUnavailable`."""
         ...

@@ -125,7 +125,8 @@ def follow(registry: Registry, want: Wanted | None, *, wait: bool) -> Iterator[R
 def _follow(registry: Registry, cursor: _Cursor, *, wait: bool) -> Iterator[Receipt]:
     news = Bell()
     registry.listeners[news.set] = None
-    registry.ear.start()
+    if wait:
+        registry.ear.start()
     try:
         while not registry.closed:
             news.clear()
@@ -164,7 +165,8 @@ async def _follow_async(registry: Registry, want: Wanted | None, *, wait: bool) 
 
     cursor = await registry.reader.in_thread(_begin, registry, want)
     registry.listeners[wake] = None
-    registry.ear.start()
+    if wait:
+        registry.ear.start()
     try:
         while not registry.closed:
             news.clear()

@@ -53,7 +53,7 @@ def test_the_cooldown_grows_to_its_cap_and_is_reset():
 
 @given(openings=st.integers(0, 5000), draw=st.floats(0, 1), jitter=st.floats(0, 1))
 def test_the_jitter_only_shortens(openings, draw, jitter):
-    """Whatever the dice say, a cooldown is never above its cap and never below its share of itself."""
+    """Whatever number is drawn, a cooldown is never above its cap and never below its share of itself."""
     policy = Policy(cooldown_s=10.0, cooldown_max_s=600.0, jitter=jitter)
     whole = min(600.0, 10.0 * 2.0 ** min(openings, 20))
     assert whole * (1 - jitter) - 1e-9 <= policy.cooldown(openings, draw) <= whole
@@ -88,7 +88,7 @@ def test_an_old_throttle_may_lengthen_a_cooldown_but_not_shorten_it():
 
 
 def test_a_probe_is_given_back_by_each_verdict():
-    """Whatever a probe comes to, its place is free or the generation is over."""
+    """Whatever a probe's verdict, its place is free or the generation is over."""
     row = BreakerRow("k", "half_open", version=7, generation=5, probes=(("p", 2000.0), ("q", 2000.0)))
     expected = {
         SUCCESS: ("half_open", 1, 0), IGNORED: ("half_open", 0, 0), CANCELLED: ("half_open", 0, 1),
@@ -114,7 +114,7 @@ def test_a_probe_is_given_back_by_each_verdict():
     ],
 )  # fmt: skip
 def test_a_policy_that_makes_no_sense_is_refused(wrong):
-    """A policy with an impossible value never comes to be."""
+    """A policy with an impossible value is refused."""
     with pytest.raises(ValidationError):
         Policy(**wrong)
 
@@ -138,7 +138,7 @@ def feed(recorder: Recorder, calls: str, now: float = 0.0, took_s: float = 0.0) 
 
 
 def test_consecutive_failures():
-    """Only failures in a row count, and a success begins anew."""
+    """Only failures in a row count, and a success starts the count again."""
     recorder = Recorder(Policy(trip=Consecutive(failures=3)))
     assert feed(recorder, "xx.xxx") == [False] * 5 + [True]
     assert recorder.quiet is False

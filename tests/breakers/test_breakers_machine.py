@@ -19,7 +19,7 @@ LEASE_S = 60.0
 
 
 class Model(RuleBasedStateMachine):
-    """Two processes on one store, a clock that somebody sets, permits that get lost, and what must always hold."""
+    """Two processes on one store, a clock that is set, permits that get lost, and what must always hold."""
 
     permits = Bundle("permits")
 
@@ -114,7 +114,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(permit=consumes(permits))
     def lose(self, permit):
-        """A task is lost: nobody ever gives its permit back."""
+        """A task is lost: its permit is never given back."""
 
     @rule(seconds=st.floats(0, 120))
     def wait(self, seconds):

@@ -67,7 +67,7 @@ def test_the_way_there_and_back(breakers, clock):
     assert state(breakers) == "closed"
     fail(breakers)
     with pytest.raises(BreakerOpen) as refused, breakers.permit("k"):
-        pytest.fail("an open breaker lets nobody in")
+        pytest.fail("an open breaker lets no call through")
     assert (refused.value.key, refused.value.state, refused.value.retry_after_s) == ("k", "open", 10.0)
     assert refused.value.retry_at == clock.wall() + 10.0
     clock.advance(9.999)
@@ -174,7 +174,7 @@ def test_too_many_abandoned_probes_open_again(clock):
 
 
 def test_a_lost_probe_frees_its_lease_in_time(breakers, clock):
-    """A probe that nobody ever gives back blocks nobody for longer than its lease and one cooldown."""
+    """A probe that is never given back blocks no caller for longer than its lease and one cooldown."""
     half_open(breakers, clock)
     lost = breakers.acquire("k")
     with pytest.raises(BreakerOpen):
@@ -333,7 +333,7 @@ def test_retry_after_on_a_200_is_ignored(breakers):
 
 
 def test_what_the_caller_says_goes_first(breakers):
-    """A block may say itself what its call came to."""
+    """A block may give the verdict of its call itself."""
     for _ in range(3):
         with breakers.permit("k") as permit:
             permit.fail()
@@ -375,7 +375,7 @@ def test_a_window_policy_counts_successes(clock):
 
 
 def test_orders_by_hand(breakers, clock):
-    """Held open nobody gets in, disabled everybody does and nobody is judged, reset closes; all of it is journaled."""
+    """Held open no call gets through, disabled all do and none is judged, reset closes; all of it is journaled."""
     breakers.force_open("k", by="ada", why="the invoice")
     clock.advance(1e6)
     with pytest.raises(BreakerOpen) as refused:

@@ -140,7 +140,7 @@ def test_twenty_tasks_over_a_file(stores, clock):
 
 @pytest.mark.parametrize("turns", range(6))
 def test_a_task_cancelled_while_it_waits_for_its_probe(stores, clock, turns):
-    """A probe that is granted to a task which is cancelled meanwhile goes back to the others."""
+    """A probe that is granted to a task which is cancelled before it receives it goes back to the others."""
     breakers = make(stores[0], clock)
     fail(breakers, 2)
     clock.advance(10.0)
@@ -212,7 +212,7 @@ def test_a_killed_task_gives_its_permit_back_over_a_file(stores, clock):
         assert breakers.status_of("k").probes == 0
         task.cancel()
         with pytest.raises(RuntimeError, match="already awaited"):
-            await task  # what asyncio says of a task whose coroutine somebody closed
+            await task  # what asyncio says of a task whose coroutine was closed
 
     asyncio.run(scenario())
 
@@ -329,7 +329,7 @@ def test_a_store_that_is_down_stops_nobody(flaky, stores, clock, caplog):
 
 
 def test_a_store_that_comes_back_is_brought_up_to_date(flaky, stores, clock, caplog):
-    """What happened meanwhile is written, row by row of the table, when the store answers again."""
+    """What happened while the store was down is written, row by row of the table, when the store answers again."""
     breakers, other = make(flaky, clock), make(stores[1], clock)
     flaky.down = True
     fail(breakers, 2)
@@ -347,7 +347,7 @@ def test_a_store_that_comes_back_is_brought_up_to_date(flaky, stores, clock, cap
 
 
 def test_a_store_that_comes_back_with_others_changes(flaky, stores, clock):
-    """If another process wrote meanwhile, the store's row goes first and what was done alone is dropped."""
+    """If another process wrote in between, the store's row wins and what was done alone is dropped."""
     breakers, other = make(flaky, clock), make(stores[1], clock)
     flaky.down = True
     fail(breakers, 2)

@@ -211,7 +211,7 @@ def test_a_stream_is_opened_inside_its_permit(breakers, clock):
 
 
 def test_an_unused_stream_takes_nothing(breakers, clock):
-    """A stream that nobody reads takes no permit."""
+    """A stream that is not read takes no permit."""
     half_open(breakers, clock)
     breakers.stream("k", iter("abc"))
     breakers.stream_async("k", aiter_of("abc"))

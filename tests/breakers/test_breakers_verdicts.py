@@ -209,7 +209,7 @@ def test_ones_own_word_goes_first():
 
 
 def test_results():
-    """A response that nobody raised has the verdict of its status, any other value is a success."""
+    """A response that was not raised has the verdict of its status, any other value is a success."""
     assert http_result(response(503, retry_after="2"), NOW) == throttled(2.0)
     assert http_result(response(200, retry_after="2"), NOW) == SUCCESS
     assert http_result(response(400), NOW) == IGNORED

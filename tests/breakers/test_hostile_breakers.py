@@ -35,10 +35,10 @@ from fsm.breakers import (
     TimeWindow,
     Verdict,
     http_result,
+    registry,
     throttled,
 )
 from fsm.breakers import breaker as breaker_module
-from fsm.breakers import registry as runtime
 from fsm.breakers.verdicts import of_error, retry_after
 from fsm.clock import ManualClock
 from fsm.concurrency.supervised import Health
@@ -338,7 +338,7 @@ def test_a_run_of_the_engine_gets_its_own_error(clock):
 
 
 class Broken(Classifier):
-    """A classifier derived by somebody who made a mistake."""
+    """A derived classifier with a mistake."""
 
     def error(self, error, now):
         raise ZeroDivisionError
@@ -554,7 +554,7 @@ WINDOWS = (
 
 
 class Trap:
-    """Raises at the n-th line of fsm.breakers that this thread comes to."""
+    """Raises at the n-th line of fsm.breakers that this thread reaches."""
 
     def __init__(self, number: int, error: type[BaseException]) -> None:
         self.left = number
@@ -896,7 +896,7 @@ def test_the_same_declaration_again(breakers, monkeypatch):
     for _ in range(50):
         breakers.declare("*", policy, classifier=Classifier())
     assert len(breakers._declared) == 1
-    monkeypatch.setattr(runtime, "MAX_DECLARED", 3)
+    monkeypatch.setattr(registry, "MAX_DECLARED", 3)
     breakers.declare("a")
     breakers.declare("b")
     with pytest.raises(ConfigurationError, match="declare patterns"):
@@ -1032,9 +1032,9 @@ def test_fifty_thousand_keys(breakers, clock):
         with breakers.permit(f"key {number}"):
             pass
     gc.collect()
-    assert len(breakers._kept) <= runtime.MAX_BREAKERS
-    assert len(breakers._permits) <= runtime.MAX_BREAKERS
-    assert len(breakers._every()) <= runtime.MAX_BREAKERS + 2
+    assert len(breakers._kept) <= registry.MAX_BREAKERS
+    assert len(breakers._permits) <= registry.MAX_BREAKERS
+    assert len(breakers._every()) <= registry.MAX_BREAKERS + 2
     assert breakers.get("held") is held
     guarded()
     assert breakers.status_of("decorated").calls == {"success": 1}
@@ -1045,7 +1045,7 @@ def test_fifty_thousand_keys(breakers, clock):
 
 def test_the_number_kept_is_bounded_whatever_the_keys_come_to(clock, monkeypatch):
     """Keys that fail, open or wait for a store that is down are bounded as well."""
-    monkeypatch.setattr(runtime, "MAX_BREAKERS", 40)
+    monkeypatch.setattr(registry, "MAX_BREAKERS", 40)
     for times in (1, 3):
         flaky = Failing(open_store("memory://"))
         breakers = make(clock, flaky)
@@ -1060,7 +1060,7 @@ def test_the_number_kept_is_bounded_whatever_the_keys_come_to(clock, monkeypatch
 
 def test_one_that_comes_back_begins_with_the_stores_row(clock, monkeypatch):
     """A breaker that was dropped and comes back has the state and the generation that the store has."""
-    monkeypatch.setattr(runtime, "MAX_BREAKERS", 4)
+    monkeypatch.setattr(registry, "MAX_BREAKERS", 4)
     breakers = make(clock)
     half_open(breakers, clock, "old")
     with breakers.permit("old"):
@@ -1078,7 +1078,7 @@ def test_one_that_comes_back_begins_with_the_stores_row(clock, monkeypatch):
 
 def test_the_ones_in_use_stay(clock, monkeypatch):
     """When room is made, those that made calls since the last time are kept before those that made none."""
-    monkeypatch.setattr(runtime, "MAX_BREAKERS", 8)
+    monkeypatch.setattr(registry, "MAX_BREAKERS", 8)
     breakers = make(clock)
     for number in range(100):
         with breakers.permit("busy"):

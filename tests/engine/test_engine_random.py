@@ -12,10 +12,21 @@ from hypothesis import strategies as st
 
 from fsm import Engine, Tracker
 from fsm.breakers import Consecutive, Policy
+from fsm.engine import Handle
 from fsm.errors import EngineFull, FsmError
 from fsm.simulation.faults import Chaos
-from tests.support.engine_programs import LEFT_BEHIND, PROGRAMS, SHORT, Player, Program
-from tests.support.engine_tools import ENDS, in_memory, legal, simulated
+from fsm.testing import fresh_tracker
+from tests.support.engine_programs import (
+    LEFT_BEHIND,
+    MOMENTS,
+    PROGRAMS,
+    SHORT,
+    THREAD_PROGRAMS,
+    Player,
+    Program,
+    Threaded,
+)
+from tests.support.engine_tools import ENDS, WHO, in_memory, legal, simulated
 
 TIMES = int(os.environ.get("FSM_RANDOM_TIMES", "1"))
 """So many times as many examples are drawn, and other ones in each run, if it is set: to 20 for a night, say."""
@@ -35,6 +46,16 @@ LIMITS = st.fixed_dictionaries(
 
 HANGS_UP = {"hangs up": 1, "hangs up twice": 2, "hangs up for ever": 1_000}
 """How often a caller is cancelled, once and then at each of the loop's next turns."""
+
+
+TWICE = {
+    "handle and fire": ("handle", "fire"),
+    "handle twice": ("handle", "handle"),
+    "driver twice": ("driver", "driver"),
+    "driver and handle": ("driver", "handle"),
+    "handle and caller": ("handle", "caller"),
+}
+"""Who cancels an execution that is being cancelled already."""
 
 
 class Order(NamedTuple):
@@ -61,7 +82,7 @@ ORDERS = st.builds(
     before=st.sampled_from([None, None, None, "no", "slow"]),
     streams=st.sampled_from([False, False, True]),
     cancel_at=st.one_of(st.none(), SHORT),
-    how=st.sampled_from(["handle", "fire", "caller", "time_out", "lapse", *HANGS_UP]),
+    how=st.sampled_from(["handle", "fire", "caller", "time_out", "lapse", *TWICE, *HANGS_UP]),
 )
 PLANS = st.fixed_dictionaries(
     {
@@ -101,16 +122,22 @@ async def _one(engine: Engine, tracker: Tracker, player: Player, order: Order) -
         await handle.outcome()
         return
     await asyncio.sleep(order.cancel_at)
-    if order.how == "handle":
-        with contextlib.suppress(FsmError):
-            await handle.cancel("drawn")
-    elif order.how == "caller":
+    await asyncio.gather(*(_stop(tracker, handle, how) for how in TWICE.get(order.how, (order.how,))))
+    await handle.outcome()
+
+
+async def _stop(tracker: Tracker, handle: Handle, how: str) -> None:
+    """Stop an execution in one of the ways in which it can be stopped from outside."""
+    if how == "driver":  # as the end of its event loop does it
+        handle._task.cancel()
+    elif how == "caller":
         await handle.give_up("drawn")
     else:
-        fired = "cancel" if order.how == "fire" else order.how
         with contextlib.suppress(FsmError):
-            await tracker.aio.fire(handle.id, fired)
-    await handle.outcome()
+            if how == "handle":
+                await handle.cancel("drawn")
+            else:
+                await tracker.aio.fire(handle.id, "cancel" if how == "fire" else how)
 
 
 async def _hang_up(call: Any, after_s: float, times: int) -> None:
@@ -213,3 +240,72 @@ def test_nothing_is_left_over_a_store_that_takes_its_time(plan):
 def test_nothing_is_left_over_a_store_that_fails(plan):
     """The same over a store that fails, hangs, and does not say what it has committed."""
     simulated(_scenario(plan), seed=plan["seed"], slots=plan["slots"], chaos=RARE)
+
+
+# --- plain functions ----------------------------------------------------------------------------------------------
+
+
+class Threads(NamedTuple):
+    """A plain function to run, in real time, and what befalls it."""
+
+    program: Program
+    attempts: int
+    streams: bool
+    phase_s: float | None
+    cancel_at: float | None
+    how: str
+
+
+OF_THREADS = st.builds(
+    Threads,
+    program=THREAD_PROGRAMS,
+    attempts=st.sampled_from([1, 1, 2]),
+    streams=st.booleans(),
+    phase_s=st.sampled_from([None, None, 0.01]),
+    cancel_at=st.one_of(st.none(), MOMENTS),
+    how=st.sampled_from(["handle", "fire", "caller", "time_out", "lapse", *TWICE, *HANGS_UP]),
+)
+
+
+async def _one_in_a_thread(engine: Engine, tracker: Tracker, threaded: Threaded, one: Threads) -> None:
+    agent = threaded.items if one.streams else threaded.agent
+    options = {
+        **WHO, "timeouts": {"input_s": 0.1} | ({"phase_s": one.phase_s} if one.phase_s else {}),
+        "retry": {"attempts_max": one.attempts, "backoff_s": 0.002},
+    }  # fmt: skip
+    if one.cancel_at is not None and one.how in HANGS_UP:
+        await _hang_up(engine.run(agent, one.program, **options), one.cancel_at, HANGS_UP[one.how])
+        return
+    handle = await engine.submit(agent, one.program, **options)
+    if one.cancel_at is not None:
+        await asyncio.sleep(one.cancel_at)
+        await asyncio.gather(*(_stop(tracker, handle, how) for how in TWICE.get(one.how, (one.how,))))
+    await handle.outcome()
+
+
+@given(st.lists(OF_THREADS, min_size=1, max_size=3), st.sampled_from([{}, {"total": 1}]), st.booleans())
+@settings(max_examples=60 * TIMES, deadline=None, suppress_health_check=list(HealthCheck))
+def test_nothing_is_left_of_plain_functions(drawn, slots, closes):
+    """Random plain functions in threads, stopped at random times and by several at once, leave nothing behind."""
+
+    async def main(tracker):
+        tracker.breakers.declare("*", POLICY)
+        engine = Engine(tracker, slots=slots, sweep_every_s=None, patience_s=0.5)
+        threaded = Threaded(Player())
+        person = asyncio.ensure_future(_person(tracker, 0.003))
+        pending = [asyncio.ensure_future(_one_in_a_thread(engine, tracker, threaded, one)) for one in drawn]
+        if closes:
+            await asyncio.sleep(0.005)
+            await engine.close()
+        for result in await asyncio.gather(*pending, return_exceptions=True):
+            assert result is None or isinstance(result, FsmError), result
+        person.cancel()
+        for _ in range(1_000):
+            if not engine.stragglers and not engine._connections():
+                break
+            await asyncio.sleep(0.005)
+        await _rest(engine, tracker)
+        assert (engine.running, engine.queued) == (0, 0)
+
+    with fresh_tracker() as tracker:
+        asyncio.run(main(tracker))

@@ -18,7 +18,7 @@ import pytest
 from fsm import Engine
 from fsm.breakers import Backoff, Consecutive, Policy
 from fsm.concurrency.threads import STORE_THREADS, Threads
-from fsm.errors import InvalidArgument, LimitReached, StoreUnavailable
+from fsm.errors import BadPayload, InvalidArgument, LimitReached, StoreUnavailable
 from fsm.testing import fresh_tracker
 from tests.support.engine_tools import WHO, in_memory, on_disk, simulated
 from tests.support.hostile_engine_tools import HOW, Failing, at_every_call, at_every_step, at_every_wait

@@ -229,7 +229,7 @@ def test_a_sync_agent_runs_the_sync_runner_in_its_thread(either, monkeypatch):
     note = Recorder.note
 
     async def spy(recorder, text, **data):
-        loops.append(asyncio.get_running_loop() is recorder._run.loop)
+        loops.append(asyncio.get_running_loop() is recorder._inflight.connection.runtime.loop)
         await note(recorder, text, **data)
 
     monkeypatch.setattr(Recorder, "note", spy)

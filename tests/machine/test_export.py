@@ -40,11 +40,11 @@ def from_scxml(text):
 
 
 def _scxml_arrow(transition):
-    assert (transition.get("target") is None) == (transition.get("type") == "internal")
+    assert transition.get("type") is None, "a reader may refuse a type on what has no target"
     parts = transition.get("cond").split(" && ") if transition.get("cond") else []
     return (
         transition.get("event"),
-        tuple((part.removeprefix("!"), not part.startswith("!")) for part in parts),
+        tuple((part.removesuffix(" === false"), not part.endswith(" === false")) for part in parts),
         transition.get("target"),
         tuple((transition.get(f"{F}assign") or "").split()),
         tuple((transition.get(f"{F}effects") or "").split()),
@@ -136,7 +136,11 @@ def test_guards_take_the_shape_that_their_reader_knows():
     assert on["other"][0]["guard"] == negated
     assert on["both"][0]["guard"] == {"type": "and", "params": {"guards": ["f0", negated]}}
     conditions = [one.get("cond") for one in ET.fromstring(to_scxml(machine)).iter(f"{S}transition")]
-    assert [condition for condition in conditions if condition] == ["f0", "!f1", "f0 && !f1"]
+    assert [condition for condition in conditions if condition] == [
+        "f0",
+        "f1 === false",
+        "f0 && f1 === false",
+    ]
 
 
 def test_a_row_back_to_its_state_leaves_it_and_a_stay_does_not():
@@ -149,7 +153,7 @@ def test_a_row_back_to_its_state_leaves_it_and_a_stay_does_not():
         one.get("event"): dict(one.attrib) for one in ET.fromstring(to_scxml(machine)).iter(f"{S}transition")
     }
     assert found["again"] == {"event": "again", "target": "new"}
-    assert found["note"] == {"event": "note", "type": "internal"}
+    assert found["note"] == {"event": "note"}
 
 
 def test_facts_called_like_words_of_ecmascript_still_make_conditions():
@@ -158,7 +162,7 @@ def test_facts_called_like_words_of_ecmascript_still_make_conditions():
     text = to_scxml(made([("s", "pending")], rows, facts="new delete fine"))
     root = ET.fromstring(text)
     assert [one.get("id") for one in root.iter(f"{S}data")] == ["new_", "delete_", "fine"]
-    assert 'cond="new_ &amp;&amp; !delete_"' in text
+    assert 'cond="new_ &amp;&amp; delete_ === false"' in text
 
 
 def test_odd_texts_survive():
@@ -196,7 +200,7 @@ def test_conditions_hold_exactly_when_the_guards_do():
             strict=True,
         )
     }:
-        python = (arrow_condition or "True").replace("&&", "and").replace("!", "not ")
+        python = (arrow_condition or "True").replace("&&", "and").replace("=== false", "is False")
         for answers in itertools.product([False, True], repeat=len(EXECUTION.facts)):
             facts = dict(zip(EXECUTION.fact_defaults, answers, strict=True))
             assert eval(python, {}, facts) == all(facts[name] == wanted for name, wanted in literals)

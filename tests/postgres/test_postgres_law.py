@@ -42,6 +42,11 @@ JOURNAL = (
     "SELECT 99, id, version + 1, machine, '{event}', state, '{target}', 1, 1, 1 FROM executions WHERE id = 'open'"
 )
 
+TRIP = (
+    "INSERT INTO breakers (key, machine, state, version, generation, changed_at, openings, successes, abandoned, "
+    "event, at) SELECT 'k', id, 'closed', 1, 1, 1, 0, 0, 0, 'trip', 1 FROM machines WHERE name = 'breaker'"
+)
+
 
 @pytest.mark.parametrize(
     ("statement", "code"),
@@ -55,8 +60,8 @@ JOURNAL = (
         ("UPDATE executions SET version = version + 2, event = 'think', state = 'thinking' WHERE id = 'open'", "FS001"),
         (f"{MOVE}, event = 'think', state = 'thinking', fence = 0 WHERE id = 'open'", "FS001"),
         (f"{MOVE}, event = 'think', state = 'thinking', owner = 'me' WHERE id = 'open'", "FS001"),
-        (f"{MOVE}, event = 'think', state = 'thinking', due_at = 'NaN' WHERE id = 'open'", "23514"),
-        (f"{MOVE}, event = 'think', state = 'thinking', ending = '{{}}' WHERE id = 'open'", "23514"),
+        (f"{MOVE}, event = 'think', state = 'thinking', due_at = 'NaN' WHERE id = 'open'", "FS001"),
+        (f"{MOVE}, event = 'think', state = 'thinking', ending = '{{}}' WHERE id = 'open'", "FS001"),
         ("DELETE FROM executions WHERE id = 'open'", "FS001"),
         ("DELETE FROM executions", "FS001"),
         ("DELETE FROM identities WHERE id = 'ended'", "FS001"),
@@ -76,14 +81,7 @@ JOURNAL = (
         ("UPDATE machines SET sealed = false", "FS001"),
         ("INSERT INTO machines (content_hash, name, document, sealed) VALUES ('x', 'x', '{}', true)", "FS001"),
         ("INSERT INTO departed (id) VALUES ('worker_1')", "FS001"),
-        (
-            (
-                "INSERT INTO breakers (key, machine, state, version, generation, changed_at, openings, successes, "
-                "abandoned, event, at) SELECT 'k', id, 'closed', 1, 1, 1, 0, 0, 0, 'trip', 1 FROM machines "
-                "WHERE name = 'breaker'"
-            ),
-            "23503",
-        ),
+        (TRIP, "23503"),
     ],
 )  # fmt: skip
 def test_what_breaks_the_law_is_refused(store, server, schema, statement, code):

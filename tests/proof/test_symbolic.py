@@ -43,10 +43,7 @@ class Codes(dict[Any, int]):
 
 
 def words_of(record: Snapshot, codes: Codes) -> dict[str, Any]:
-    return {
-        word: len(record.tools) if word == "open_tools" else codes.of(getattr(record, word))
-        for word in EXECUTIONS.words
-    }
+    return {word: codes.of(getattr(record, word)) for word in EXECUTIONS.words}
 
 
 @st.composite

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from hypothesis import strategies as st
 
 from fsm.breakers import Backoff
-from fsm.engine import Run
+from fsm.engine import Run, SyncRun
 from fsm.errors import LimitReached
 
 Program = list[tuple[Any, ...]]
@@ -61,6 +62,110 @@ LEFT_BEHIND = st.lists(
     st.one_of(st.tuples(st.just("forget"), st.one_of(_CHILDREN, _SHORT_ONES)), LEAVES), min_size=1, max_size=4
 )
 """Programs that leave tasks and children running: drawn from all steps, they are too rare to be met."""
+
+
+MOMENTS = st.sampled_from([0.0, 0.001, 0.005, 0.02])
+"""Spans of real time, in seconds: a thread knows no virtual one."""
+_OF_THREADS = st.one_of(
+    st.tuples(st.sampled_from(["sleep", "block"]), MOMENTS),
+    st.tuples(st.just("progress")),
+    st.tuples(st.just("forget_tool"), NAMES),
+    st.tuples(st.just("ask"), st.sampled_from(["q1?", "q2?"]), st.sampled_from([None, 0.05])),
+    st.tuples(st.just("call_model"), NAMES, st.integers(0, 2)),
+    st.tuples(st.just("phase"), st.sampled_from(["thinking", "preparing_tools", "validating"])),
+    st.tuples(st.just("raise"), st.sampled_from(sorted(RAISES))),
+)
+
+
+def _deeper_in_threads(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    body = st.lists(inner, max_size=3)
+    return st.one_of(
+        st.tuples(st.just("model"), NAMES, st.booleans(), body),
+        st.tuples(st.just("tool"), NAMES, body),
+        st.tuples(st.just("catch"), body),
+        st.tuples(st.just("swallow"), body),
+        st.tuples(st.just("child"), st.booleans(), body),
+    )
+
+
+THREAD_PROGRAMS = st.lists(st.recursive(_OF_THREADS, _deeper_in_threads, max_leaves=5), max_size=3)
+"""What plain functions do, each in its thread."""
+
+
+class Threaded:
+    """Plays programs on a run for threads; a child is a thread or a coroutine."""
+
+    def __init__(self, player: Player) -> None:
+        self._player = player
+
+    def agent(self, run: SyncRun, program: Program) -> int:
+        self.play(run, program)
+        return run.attempt
+
+    def items(self, run: SyncRun, program: Program) -> Any:
+        for step in program:
+            yield step[0]
+            self.play(run, [step])
+
+    def play(self, run: SyncRun, program: Program) -> None:
+        for what, *rest in program:
+            getattr(self, f"_{what}")(run, *rest)
+
+    def _sleep(self, run: SyncRun, seconds: float) -> None:
+        run.sleep(seconds)
+
+    def _block(self, _: SyncRun, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def _progress(self, run: SyncRun) -> None:
+        run.progress("on", data={"n": 1})
+
+    def _forget_tool(self, run: SyncRun, name: str) -> None:
+        run.tool(name).__enter__()
+
+    def _ask(self, run: SyncRun, question: str, expires_s: float | None) -> None:
+        run.ask(question, expires_s=expires_s)
+
+    def _call_model(self, run: SyncRun, name: str, failures: int) -> None:
+        left = [ConnectionError("reset")] * failures
+
+        def call() -> int:
+            if left:
+                raise left.pop()
+            return 1
+
+        run.call_model(name, call, backoff=Backoff(attempts=2, initial_s=0.005))
+
+    def _phase(self, run: SyncRun, state: str) -> None:
+        run.phase(state)
+
+    def _raise(self, _: SyncRun, what: str) -> None:
+        error = RAISES[what]()
+        raise error
+
+    def _model(self, run: SyncRun, name: str, behind: bool, body: Program) -> None:
+        with run.model(name, breaker=None if behind else False) as call:
+            call.usage(tokens=1)
+            self.play(run, body)
+
+    def _tool(self, run: SyncRun, name: str, body: Program) -> None:
+        with run.tool(name, arguments={"n": 1}) as call:
+            self.play(run, body)
+            call.result = 1
+
+    def _catch(self, run: SyncRun, body: Program) -> None:
+        with contextlib.suppress(Exception):
+            self.play(run, body)
+
+    def _swallow(self, run: SyncRun, body: Program) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            self.play(run, [*body, ("sleep", 0.005)])
+
+    def _child(self, run: SyncRun, threaded: bool, body: Program) -> None:
+        if threaded:
+            run.child(self.agent, body)
+        else:
+            run.child(self._player.agent, [("progress",), ("sleep", 0.001)])
 
 
 class Player:

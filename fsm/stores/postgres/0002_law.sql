@@ -55,7 +55,17 @@ BEGIN
         RAISE EXCEPTION 'fsm: % has ended, or is about to, and starts no children', NEW.parent_id
             USING ERRCODE = 'FS003';
     END IF;
-    PERFORM pg_current_xact_id(); -- whoever takes a position has a transaction id before (`fsm.sample`)
+    IF NOT (
+        NEW.created_at BETWEEN '-1e12' AND '1e12' AND NEW.born_at BETWEEN '-1e12' AND '1e12'
+        AND NEW.attempts_max > 0 AND NEW.model_attempts_max > 0 AND NEW.depth >= 0
+        AND NEW.backoff_s BETWEEN 0 AND '1.7976931348623157e308'
+        AND NEW.backoff_cap_s BETWEEN 0 AND '1.7976931348623157e308'
+        AND (NEW.metadata IS NULL OR json_typeof(NEW.metadata) = 'object')
+        AND (NEW.timeouts IS NULL OR json_typeof(NEW.timeouts) = 'object')
+    ) THEN
+        RAISE EXCEPTION 'fsm: an execution is born whole: instants and numbers within bounds, JSON objects'
+            USING ERRCODE = 'FS001';
+    END IF;
     NEW.born := nextval('fsm.positions');
     RETURN NEW;
 END $$;
@@ -81,6 +91,22 @@ BEGIN
             USING ERRCODE = 'FS001';
     END IF;
     NEW.ended := fsm.is_over(NEW.machine, NEW.state);
+    IF NOT (
+        NEW.entered_at BETWEEN '-1e12' AND '1e12' AND NEW.updated_at BETWEEN '-1e12' AND '1e12'
+        AND NEW.since_at BETWEEN '-1e12' AND '1e12'
+        AND NEW.paused_s BETWEEN 0 AND '1.7976931348623157e308' AND NEW.model_attempt >= 0
+        AND (NEW.due_at IS NULL) = (NEW.due_kind IS NULL)
+        AND (NEW.due_at IS NULL OR NEW.due_at BETWEEN '-1.7976931348623157e308' AND '1.7976931348623157e308')
+        AND (NEW.not_before IS NULL
+            OR NEW.not_before BETWEEN '-1.7976931348623157e308' AND '1.7976931348623157e308')
+        AND (NEW.limit_s IS NULL OR NEW.limit_s BETWEEN 0 AND '1.7976931348623157e308')
+        AND (NEW.tools IS NULL OR json_typeof(NEW.tools) = 'array')
+        AND (NEW.payload IS NULL OR json_typeof(NEW.payload) = 'object')
+        AND (NEW.ending IS NULL OR NEW.ended AND json_typeof(NEW.ending) = 'object')
+    ) THEN
+        RAISE EXCEPTION 'fsm: a record is whole: instants within bounds, a deadline has a kind, JSON where it is kept'
+            USING ERRCODE = 'FS001';
+    END IF;
     NEW.position := NEW.born;
     RETURN NEW;
 END $$;
@@ -125,6 +151,22 @@ BEGIN
         RAISE EXCEPTION 'fsm: worker % was lost, or has left, and claims nothing', NEW.owner USING ERRCODE = 'FS002';
     END IF;
     NEW.ended := CASE WHEN NEW.state = OLD.state THEN false ELSE fsm.is_over(NEW.machine, NEW.state) END;
+    IF NOT (
+        NEW.entered_at BETWEEN '-1e12' AND '1e12' AND NEW.updated_at BETWEEN '-1e12' AND '1e12'
+        AND NEW.since_at BETWEEN '-1e12' AND '1e12'
+        AND NEW.paused_s BETWEEN 0 AND '1.7976931348623157e308' AND NEW.model_attempt >= 0
+        AND (NEW.due_at IS NULL) = (NEW.due_kind IS NULL)
+        AND (NEW.due_at IS NULL OR NEW.due_at BETWEEN '-1.7976931348623157e308' AND '1.7976931348623157e308')
+        AND (NEW.not_before IS NULL
+            OR NEW.not_before BETWEEN '-1.7976931348623157e308' AND '1.7976931348623157e308')
+        AND (NEW.limit_s IS NULL OR NEW.limit_s BETWEEN 0 AND '1.7976931348623157e308')
+        AND (NEW.tools IS NULL OR json_typeof(NEW.tools) = 'array')
+        AND (NEW.payload IS NULL OR json_typeof(NEW.payload) = 'object')
+        AND (NEW.ending IS NULL OR NEW.ended AND json_typeof(NEW.ending) = 'object')
+    ) THEN
+        RAISE EXCEPTION 'fsm: a record is whole: instants within bounds, a deadline has a kind, JSON where it is kept'
+            USING ERRCODE = 'FS001';
+    END IF;
     NEW.position := nextval('fsm.positions');
     INSERT INTO fsm.journal
         (position, execution_id, version, machine, event, source, target, at, attempt, fence, owner, key, payload)

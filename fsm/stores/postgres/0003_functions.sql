@@ -119,27 +119,20 @@ BEGIN
     END LOOP;
 END $$;
 
--- What a reader that tails the journal must know, since a transaction may commit a lower position after a higher one.
--- Whoever took a position up to `last` had a transaction id below `xmax`, and all those below `xmin` are over: once
--- some later `xmin` has reached this `xmax`, every position up to `last` is settled. The order of the two statements
--- matters: each has a snapshot of its own.
-CREATE FUNCTION fsm.sample(OUT last bigint, OUT xmin xid8, OUT xmax xid8) LANGUAGE plpgsql AS $$
+-- What a reader that tails the journal must know, since a transaction may commit a lower position after a higher one:
+-- the last position that was given out, and then, in this order, the transactions that write executions. Whoever takes a
+-- position holds such a lock before that, and until its commit can be seen. A standby sees no locks of the others.
+CREATE FUNCTION fsm.sample(OUT last bigint, OUT writers text[]) LANGUAGE plpgsql AS $$
 BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'fsm: a standby cannot be asked how far the journal is settled' USING ERRCODE = '25006';
+    END IF;
     SELECT CASE WHEN is_called THEN last_value ELSE 0 END INTO last FROM fsm.positions;
-    SELECT pg_snapshot_xmin(now_is), pg_snapshot_xmax(now_is) INTO xmin, xmax FROM pg_current_snapshot() AS now_is;
+    SELECT array_agg(virtualtransaction) INTO writers FROM pg_locks
+    WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+        AND relation IN ('fsm.executions'::regclass, 'fsm.identities'::regclass)
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database());
 END $$;
-
--- Whether any other session is in a transaction that has written executions: asked when one that writes something else
--- holds `xmin` back.
-CREATE FUNCTION fsm.is_written() RETURNS boolean LANGUAGE sql AS $$
-    SELECT EXISTS (
-        SELECT FROM pg_locks
-        WHERE locktype = 'relation' AND relation IN ('fsm.executions'::regclass, 'fsm.identities'::regclass)
-            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-            AND granted AND pid <> pg_backend_pid()
-    );
-$$;
 
 CREATE FUNCTION fsm.register(hash text, called text, declared json, its_states json, its_rows json)
 RETURNS void LANGUAGE plpgsql AS $$

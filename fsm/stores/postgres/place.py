@@ -58,11 +58,11 @@ def parse_url(url: str) -> Place:
     Raises:
         NotAStore: The URL is none, or an option is not known.
     """
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         given = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
-        raise _bad("its options are written name=value, with & between them") from None
+        raise _bad("an address in brackets has no end, or an option is not written name=value") from None
     shown = _shown(parts.scheme, parts.netloc, parts.path, given)
     schema = given.pop("schema", SCHEMA)
     if not _NAME.match(schema) or schema.startswith("pg_"):

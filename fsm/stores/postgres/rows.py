@@ -26,8 +26,7 @@ SNAPSHOT = ", ".join(
     + [f"e.{name}" for name in LIVED]
 )
 TABLES = (
-    "fsm.executions AS e JOIN fsm.identities AS i ON i.id = e.id AND i.born = e.born "
-    "JOIN fsm.machines AS m ON m.id = i.machine"
+    "fsm.executions AS e JOIN fsm.identities AS i ON i.id = e.id JOIN fsm.machines AS m ON m.id = i.machine"
 )
 RECEIPT = "position, execution_id, version, event, nullif(source, ''), target, at, attempt, fence, owner, key, payload"
 

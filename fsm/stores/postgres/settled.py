@@ -1,9 +1,13 @@
 """Up to where the journal is settled: no transaction under way can still put a row before that position.
 
 Positions are taken from a sequence and do not ascend in the order of the commits, so a reader that goes on after the
-highest position it has seen would lose rows. How far it may read follows from the ids of transactions: a position that
-the sequence has given out belongs to a transaction whose id was below the snapshot's `xmax` at that moment, and all
-those are over once a later snapshot's `xmin` has reached it (see ``fsm.sample`` in 0003_functions.sql).
+highest position it has seen would lose rows. Whoever takes a position holds a lock on the table that it writes to, from
+before that until its commit can be seen. So all positions that were given out by some moment are settled once every
+transaction that held such a lock at that moment is over (``fsm.sample`` in 0003_functions.sql).
+
+The transaction ids of snapshots would not do: a snapshot's `xmax` is one more than the last id that is over, so that a
+writer under way may have a greater one, and any transaction of any database on the server holds `xmin` back
+(`tests/postgres/test_postgres_shared.py` has both).
 """
 
 from __future__ import annotations
@@ -19,18 +23,15 @@ MAX_LOOKS = 20
 """How often one call looks again while transactions are under way."""
 LOOK_S = 0.002
 """The pause between two looks, in seconds."""
-ASIDE = 3
-"""After so many looks it is asked whether those transactions write executions at all: another database's do not."""
 MAX_SAMPLES = 100
 """Maximum number of samples that are remembered until they are settled."""
 
 
 class Sample(NamedTuple):
-    """One look: the last position given out, and the range of the transactions under way."""
+    """One look: the last position that was given out, and the transactions that write executions."""
 
     last: int
-    xmin: int
-    xmax: int
+    writers: frozenset[str]
 
 
 class Settled:
@@ -40,22 +41,15 @@ class Settled:
         known: The position up to which it is, as far as was found out.
     """
 
-    def __init__(
-        self,
-        look: Callable[[], Sample],
-        is_written: Callable[[], bool],
-        pause: Callable[[float], object] = time.sleep,
-    ) -> None:
+    def __init__(self, look: Callable[[], Sample], pause: Callable[[float], object] = time.sleep) -> None:
         """Begin with nothing known.
 
         Args:
             look: Takes a sample.
-            is_written: Whether any other session is writing executions.
             pause: Waits for some seconds.
         """
         self.known = 0
         self._look = look
-        self._is_written = is_written
         self._pause = pause
         self._samples: deque[Sample] = deque()
         self._noting = Lock("what is known of the journal's end")
@@ -66,18 +60,15 @@ class Settled:
         Args:
             position: Wait for this one, for a few moments; the last one that was given out if nothing is said.
         """
-        wanted = position
-        for number in range(1, MAX_LOOKS + 1):
+        for number in range(MAX_LOOKS):
+            if number:
+                self._pause(LOOK_S)
             sample = self._look()
             self._noting.run(self._note, sample)
-            if wanted is None:
-                wanted = sample.last
-            if self.known >= wanted:
+            if position is None:
+                position = sample.last
+            if self.known >= position:
                 break
-            if number % ASIDE == 0 and not self._is_written():
-                self._noting.run(self._note, sample._replace(xmin=sample.xmax))
-                break
-            self._pause(LOOK_S)
         return self.known
 
     def _note(self, sample: Sample) -> None:
@@ -87,5 +78,6 @@ class Settled:
         if len(self._samples) >= MAX_SAMPLES:
             self._samples.pop()
         self._samples.append(sample)
-        while self._samples and self._samples[0].xmax <= sample.xmin:
-            self.known = max(self.known, self._samples.popleft().last)
+        open_ = [one for one in self._samples if one.writers & sample.writers]
+        self.known = max([self.known, *(one.last for one in self._samples if one not in open_)])
+        self._samples = deque(open_)

@@ -52,6 +52,8 @@ NOTIFY_EVERY_S = 0.02
 is found by polling; each notification costs every listener a wake-up."""
 SWAP_LIMIT_S = 2.0
 """How long a breaker waits for the database, in seconds; then it goes on alone rather than stop its callers."""
+HUSH_S = 0.5
+"""How long the end of a process waits to wake the thread that listens, in seconds."""
 _MOST = 2**63 - 1
 _FILTERS = ("thread_id", "parent_id", "user_id", "agent")
 _ENTRIES = f"SELECT {shapes.RECEIPT} FROM fsm.journal"
@@ -116,7 +118,7 @@ class PostgresStore:
         self.url = self._place.shown
         bring_up(self._place)
         self._connections = Connections(self._place)
-        self._settled = Settled(self._sample, self._is_written)
+        self._settled = Settled(self._sample)
         self._machines: set[str] = set()
         self._told_s = float("-inf")
         self._channel = f"fsm_{self._place.schema}"
@@ -182,13 +184,14 @@ class PostgresStore:
         return f"{self.url}, schema {self._place.schema}"
 
     def close(self) -> None:
-        """Close every connection; the one that listens is closed by its own thread."""
+        """Close every connection."""
         self._connections.close()
+        self._hang_up()
 
     def heard(self, timeout_s: float) -> bool:
         """Wait until another process says that it has committed."""
         try:
-            if self._ear is None:
+            if self._ear is None or self._connections.closed:
                 self._ear = self._connections.apart()
                 self._ear.execute(f'LISTEN "{self._channel}"'.encode())
                 return True  # what was committed before is not told
@@ -196,9 +199,10 @@ class PostgresStore:
         except psycopg.Error as error:
             self._hang_up()
             self._refused(error)
-        finally:
-            if self._connections.closed:
-                self._hang_up()
+
+    def hush(self) -> None:
+        """Let `heard` return at once."""
+        self._rows("SELECT pg_notify(%s, '')", (self._channel,), limit_s=HUSH_S)
 
     def _hang_up(self) -> None:
         ear, self._ear = self._ear, None
@@ -362,11 +366,8 @@ class PostgresStore:
         return self._settled.reach()
 
     def _sample(self) -> Sample:
-        [row] = self._rows("SELECT last, xmin::text::bigint, xmax::text::bigint FROM fsm.sample()")
-        return Sample._make(row)
-
-    def _is_written(self) -> bool:
-        return bool(self._rows("SELECT fsm.is_written()")[0][0])
+        [(last, writers)] = self._rows("SELECT last, writers FROM fsm.sample()")
+        return Sample(last, frozenset(writers or ()))
 
     def find(self, query: Query) -> list[Snapshot]:
         """Return the executions that fit, in the order of their births.
@@ -383,31 +384,33 @@ class PostgresStore:
             value = getattr(query, name)
             if value is not None:
                 where, values = [*where, f"i.{name} = %s"], [*values, value]
+        # The order is that of the index which the narrowest filter has; without one the states' index is walked.
+        born = "e.born" if query.states is not None and not where else "i.born"
         if query.after is not None:
             place = self._rows(_PLACE, {"id": query.after})
-            where, values = [*where, "e.born > %s"], [*values, place[0][0] if place else 0]
+            where, values = [*where, f"{born} > %s"], [*values, place[0][0] if place else 0]
         known = self._settled.known
-        rows = self._page(query, where, values)
+        rows = self._page(query, born, where, values)
         if rows and rows[-1][-1] > known:
             self._settled.reach(rows[-1][-1])
-            rows = self._page(query, where, values)
+            rows = self._page(query, born, where, values)
         return [shapes.snapshot(row[:-1]) for row in rows]
 
-    def _page(self, query: Query, where: list[str], values: list[Any]) -> list[tuple[Any, ...]]:
-        select = f"SELECT {shapes.SNAPSHOT}, e.born AS place FROM {shapes.TABLES}"
+    def _page(self, query: Query, born: str, where: list[str], values: list[Any]) -> list[tuple[Any, ...]]:
+        select = f"SELECT {shapes.SNAPSHOT}, {born} AS place FROM {shapes.TABLES}"
         limit = _limit(query.limit)
         states = sorted(query.states or ())
-        if len(states) > 1 and not any(getattr(query, name) is not None for name in _FILTERS):
+        if born == "e.born":
             # One sorted stretch of the index for each state, then merged.
-            inner = f"({select} WHERE {' AND '.join([*where, 'e.state = %s'])} ORDER BY e.born LIMIT %s)"
-            sql = f"{' UNION ALL '.join([inner] * len(states))} ORDER BY place LIMIT %s"
+            inner = f"({select} WHERE {' AND '.join([*where, 'e.state = %s'])} ORDER BY {born} LIMIT %s)"
+            sql = (
+                f"SELECT * FROM ({' UNION ALL '.join([inner] * len(states))}) AS page ORDER BY place LIMIT %s"
+            )
             return self._rows(sql, (*(one for state in states for one in (*values, state, limit)), limit))
         if states:
             where, values = [*where, "e.state = ANY (%s)"], [*values, states]
-            if len(states) == 1:
-                where, values = [*where[:-1], "e.state = %s"], [*values[:-1], states[0]]
         condition = f" WHERE {' AND '.join(where)}" if where else ""
-        return self._rows(f"{select}{condition} ORDER BY e.born LIMIT %s", (*values, limit))
+        return self._rows(f"{select}{condition} ORDER BY {born} LIMIT %s", (*values, limit))
 
     def born(self, user_id: str, key: str) -> str | None:
         """Return the execution that was created with a key."""

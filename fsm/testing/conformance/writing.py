@@ -4,14 +4,21 @@
 
 from __future__ import annotations
 
+import random
+import threading
+from contextlib import suppress
+
 from fsm import ids
 from fsm.core.journal import fold
 from fsm.core.records import Receipt, receipt_of
 from fsm.core.timeline import Era, Known, Mark
+from fsm.errors import Refused
 from fsm.lifecycles.execution import EXECUTION
+from fsm.simulation.linearizability import History, check
 from fsm.stores import Barred, Conflict, Order, Query, Store, WorkerRow
 from fsm.stores.base import SPARED_MAX
 from fsm.testing.conformance.steps import OTHER, birth, committed, move, walk
+from fsm.tracker.process import fresh_tracker
 
 
 class Writing:
@@ -52,6 +59,31 @@ class Writing:
         first, second = store.append([begin, begin])
         assert isinstance(first, Receipt)
         assert second == Conflict(begin.after.identity.id, 0)
+
+    # --- what callers see ---------------------------------------------------------------------------------------
+
+    def test_what_threads_see_is_explained_by_one_order(self, store: Store) -> None:
+        """Reads and events of several threads on one execution are linearizable."""
+        history = History()
+        with fresh_tracker(store) as tracker:
+            one = history.create(tracker, "a", user_id="u", thread_id="t").id
+
+            def work(seed: int) -> None:
+                draw = random.Random(seed)
+                for _ in range(20):
+                    with suppress(Refused):
+                        if draw.random() < 0.5:
+                            history.get(tracker, one)
+                        else:
+                            event = draw.choice(["start", "think", "call_model", "progress"])
+                            history.fire(tracker, one, event, fence=tracker.get(one).fence)
+
+            threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert check(history.operations(), EXECUTION) == []
 
     # --- children -----------------------------------------------------------------------------------------------
 

@@ -232,7 +232,7 @@ class Connection:
                 event, at, payload, execution_id=self.id, now=now, fence=fence, worker=worker, jitter=jitter
             )
             commands.append(Command(request))
-        request.key = key
+        commands[-1].request.key = key
         return commands
 
     async def cancel(self, reason: str | None, by: str | None) -> None:

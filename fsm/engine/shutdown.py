@@ -38,9 +38,11 @@ class Exits(Protocol):
 
     def _after_fork(self) -> None:
         """Begin again in a forked child."""
+        ...
 
     def _connections(self) -> list[Connection]:
         """Return the connections to the executions that are open here."""
+        ...
 
 
 _engines: weakref.WeakSet[Exits] = weakref.WeakSet()

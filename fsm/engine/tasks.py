@@ -110,8 +110,9 @@ class Undisturbed(_Wrapped[T]):
         if self._wait is not None and not self._wait.done():
             self._wait.set_result(None)
 
-    def cancel(self, _: asyncio.CancelledError) -> Any:
+    def cancel(self, raised: asyncio.CancelledError) -> Any:
         """Go on in spite of a cancellation."""
+        del raised
         return self.send(None)
 
 

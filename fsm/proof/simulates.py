@@ -110,7 +110,8 @@ class _Pair:
                     inputs = [taken.inputs if at == index else {} for at in range(len(world.moves))]
                     solver.add(*here, number == index)
                     solver.check()
-                    return prover.path(solver.model(), [*trail, (number, after, inputs)])
+                    trail.append((number, after, inputs))
+                    return prover.path(solver.model(), trail)
             number = z3.Int(f"way!{depth}")
             some, record, inputs = world.any_move(record, number)
             solver.add(some)

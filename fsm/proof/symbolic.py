@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 from fsm.errors import ConfigurationError, FsmError
@@ -15,8 +16,9 @@ from fsm.machine.expressions import NoExpression, Sort, Vocabulary, said
 from fsm.machine.grammar import Arrow, Literals
 from fsm.machine.machine import Machine
 
+z3: Any
 try:
-    import z3  # pyright: ignore[reportMissingImports]
+    z3 = import_module("z3")
 except ImportError:  # pragma: no cover - the extra is not installed
     z3 = None
 

@@ -31,7 +31,7 @@ class Stage(StrEnum):
     """No slot, no listener, no timer and no task is left."""
 
 
-MOVES: Mapping[Stage, frozenset[Stage]] = {
+MOVES: Mapping[Stage, frozenset[Stage]] = {  # noqa: FSM004 - of a driver in memory, not of an execution
     Stage.QUEUED: frozenset({Stage.CLAIMING, Stage.FOLLOWING, Stage.CLOSING}),
     Stage.CLAIMING: frozenset({Stage.RUNNING, Stage.FOLLOWING, Stage.CLOSING}),
     Stage.RUNNING: frozenset({Stage.STOPPING, Stage.CLOSING}),

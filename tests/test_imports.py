@@ -40,10 +40,9 @@ def test_importing_the_library_loads_no_face_of_it():
     """`import fsm` loads neither the command line nor the web nor what only they, or tests, need."""
     modules = loaded_by("import fsm")
     assert roots(modules) & set(HEAVY) == set()
+    assert "asyncio" not in modules
     assert not [
-        one
-        for one in modules
-        if one.startswith(("fsm.cli", "fsm.web", "fsm.testing", "fsm.diagram", "fsm.tracker.aio"))
+        one for one in modules if one.startswith(("fsm.cli", "fsm.web", "fsm.testing", "fsm.diagram"))
     ]
 
 

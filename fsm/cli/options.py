@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from fsm.core.arguments import text
-from fsm.errors import BadPayload
+from fsm.errors import InvalidArgument
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ def usable(value: T) -> T:
         if one is not None:
             try:
                 text("it", one)
-            except BadPayload as error:
+            except InvalidArgument as error:
                 raise typer.BadParameter(str(error)) from None
     return value
 

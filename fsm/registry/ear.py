@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from fsm.concurrency.locks import Lock
 from fsm.concurrency.supervised import Health, keep_going
 from fsm.errors import FsmError
 from fsm.stores.base import Store
@@ -37,7 +38,7 @@ class Ear:
     def after_fork(self) -> None:
         """Begin without a thread, as in a forked child."""
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._starting = Lock("the start of a thread")
 
     def start(self) -> None:
         """Listen from now on, if the store tells anything."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from fsm import BadPayload
+from fsm import InvalidArgument
 from fsm.breakers import Backoff, Breakers, Policy
 from fsm.breakers.policy import Consecutive, SlowCalls, TimeWindow
 from fsm.machine.timeouts import MAX_SECONDS
@@ -48,7 +48,7 @@ def test_a_duration_has_an_end(kind, name):
 
 def test_a_poll_has_an_end():
     """The pause between two looks at other processes' breakers is at most `MAX_SECONDS`."""
-    with pytest.raises(BadPayload, match="at most 1000000000"):
+    with pytest.raises(InvalidArgument, match="at most 1000000000"):
         Breakers(open_store("memory://"), ManualClock(), poll_s=1e10)
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fsm import BadPayload, BreakerOpen
+from fsm import BadPayload, BreakerOpen, InvalidArgument
 from fsm.breakers import (
     CANCELLED,
     FAILURE,
@@ -410,7 +410,7 @@ def test_policies_by_pattern(clock):
         "closed",
     ]
     for key in ("", None, 7, "a\0b"):
-        with pytest.raises(BadPayload):
+        with pytest.raises(InvalidArgument):
             breakers.permit(key)
 
 

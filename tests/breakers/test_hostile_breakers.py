@@ -19,7 +19,15 @@ from typing import Any
 
 import pytest
 
-from fsm import BREAKER, BadPayload, BreakerOpen, ConfigurationError, Engine, StoreUnavailable
+from fsm import (
+    BREAKER,
+    BadPayload,
+    BreakerOpen,
+    ConfigurationError,
+    Engine,
+    InvalidArgument,
+    StoreUnavailable,
+)
 from fsm.breakers import (
     FAILURE,
     IGNORED,
@@ -917,9 +925,9 @@ def test_what_is_left_of_an_earlier_declaration_counts(breakers):
 @pytest.mark.parametrize("odd", [7, "strict", Consecutive(), {"cooldown_s": -1.0}, {"cooldown": 1}, []])
 def test_odd_declarations(breakers, odd):
     """What is no policy and no classifier is refused with a typed error, and nothing is declared."""
-    with pytest.raises(BadPayload):
+    with pytest.raises(InvalidArgument):
         breakers.declare("k", odd)
-    with pytest.raises(BadPayload):
+    with pytest.raises(InvalidArgument):
         breakers.declare("k", classifier=odd)
     assert breakers.status_of("k").known == "unknown"
 
@@ -955,9 +963,9 @@ def test_a_key_that_is_none(breakers, key):
 
     async def scenario():
         for call in (breakers.acquire_async(key), breakers.call_async(key, asyncio.sleep)):
-            with pytest.raises(BadPayload):
+            with pytest.raises(InvalidArgument):
                 await call
-        with pytest.raises(BadPayload):
+        with pytest.raises(InvalidArgument):
             async with breakers.permit(key):
                 pytest.fail("no key")
 
@@ -970,7 +978,7 @@ def test_a_key_that_is_none(breakers, key):
     ):  # fmt: skip
         if call in (breakers.guard, breakers) and callable(key):
             continue  # a key that is made of the arguments
-        with pytest.raises(BadPayload):
+        with pytest.raises(InvalidArgument):
             call(key)
     asyncio.run(scenario())
     assert breakers.status().breakers == ()
@@ -993,19 +1001,19 @@ def test_a_key_of_a_derived_text(breakers):
 @pytest.mark.parametrize("odd", [0, -1, True, 1.5, "5", None, HUGE, pytest.param(Evil(), id="evil")])
 def test_odd_limits_of_a_history(breakers, odd):
     """A limit or a position that is no whole number in its range is refused with a typed error."""
-    with pytest.raises(BadPayload):
+    with pytest.raises(InvalidArgument):
         breakers.history("k", odd)
     if odd not in (0, None):
-        with pytest.raises(BadPayload):
+        with pytest.raises(InvalidArgument):
             breakers.history("k", before=odd)
 
 
 @pytest.mark.parametrize("odd", [0, -1.0, float("nan"), float("inf"), "1", True, HUGE])
 def test_an_odd_interval(breakers, clock, odd):
     """An interval that would spin, or that is none, is refused with a typed error."""
-    with pytest.raises(BadPayload):
+    with pytest.raises(InvalidArgument):
         breakers.poll_every(odd)
-    with pytest.raises(BadPayload):
+    with pytest.raises(InvalidArgument):
         Breakers(open_store("memory://"), clock, poll_s=odd)
 
 

@@ -141,7 +141,7 @@ OVER_A_STORE: dict[str, tuple[str, ...]] = {
     "demo": ("demo", "--seconds", "0.1"),
 }
 NO_STORE = {"verify", "audit"}
-ELSEWHERE = {"doctor"}
+ELSEWHERE = {"doctor", "copy", "diff"}
 """Commands with tests of their own."""
 CREATES = {"replay", "demo"}
 
@@ -227,7 +227,7 @@ def test_an_empty_variable_names_the_default_store(fsm, tmp_path):
 
 COMMANDS = get_command(app).commands
 NUMBERS = {"limit", "interval", "rows", "every", "keep", "jobs", "seed", "speed", "seconds"}
-OTHERS_OPTIONS = {"audit", "breakers", "breaker", "doctor"}
+OTHERS_OPTIONS = {"audit", "breakers", "breaker", "doctor", "copy", "diff"}
 """Commands whose own options are tested elsewhere."""
 NEEDED = {
     "show": [ONE],

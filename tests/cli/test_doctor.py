@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError, model_validator
 from typer.testing import CliRunner
 
-from fsm import EXECUTION, health, process
+from fsm import EXECUTION
 from fsm.cli import doctor
 from fsm.cli.app import app
 from fsm.clock import ManualClock, SystemClock
@@ -21,6 +21,7 @@ from fsm.registry import registry as registries
 from fsm.registry.pulse import BEAT_EVERY_S
 from fsm.stores.sqlite import connect
 from fsm.stores.sqlite import database as stores
+from fsm.tracker import health, process
 from fsm.tracker.process import configure, fresh_tracker, get_tracker
 from fsm.tracker.sweeper import SWEEPER
 from fsm.tracker.worker import Worker

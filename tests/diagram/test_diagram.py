@@ -243,14 +243,17 @@ def test_the_path_is_strong_and_the_rest_fades():
     calling = line_of(text, '"calling_model" [')
     assert "<b>calling_model</b>" in calling
     assert "2x, 2.8 s" in calling
-    assert "open_tool [owned] 1x" in calling
+    assert "open_tool [owned and tools_left] 1x" in calling
     assert "penwidth=1.8" in calling
     assert ">1x</font>" in line_of(text, '"failed" [')  # an end: visited, but no time is spent there
     assert "#A7B0B9" in line_of(text, '"thinking" [')
     assert "fail [else] 1x" in text
     assert "6 steps in 4.0 s" in text
     mermaid = to_mermaid(EXECUTION, path=path)
-    assert 'state "calling_model<br/>2x, 2.8 s<br/>open_tool [owned] 1x" as s_calling_model' in mermaid
+    assert (
+        'state "calling_model<br/>2x, 2.8 s<br/>open_tool [owned and tools_left] 1x" as s_calling_model'
+        in mermaid
+    )
     assert "s_thinking" in line_of(mermaid, "class s_queued").split()[1]
 
 

@@ -195,7 +195,7 @@ async def nothing_is_left(tracker: Tracker, stage: Stage, cancelled_parent: bool
     while not settled(tracker) or (cancelled_parent and tracker.get(stage.child).state != "cancelled"):
         assert time.monotonic() < end, (stage.parent, tracker.get(stage.parent), tracker.get(stage.child))
         await asyncio.sleep(0.001)
-    assert not fsm.locks.inside()
+    assert not fsm.concurrency.locks.inside()
     assert registry.committer.watchers == {}
     assert registry.listeners == {}
     assert asyncio.all_tasks() == {asyncio.current_task()}

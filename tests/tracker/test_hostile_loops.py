@@ -20,7 +20,7 @@ from fsm.concurrency import supervised
 from fsm.concurrency.supervised import UNREADABLE, Health, Loop, keep_going, keep_going_async
 from fsm.core.payloads import PAYLOADS, Cancel, Lapse, Payload, TimeOut
 from fsm.core.records import Retry
-from fsm.errors import BadPayload, ConfigurationError, LeaseLost, StoreUnavailable
+from fsm.errors import ConfigurationError, InvalidArgument, LeaseLost, StoreUnavailable
 from fsm.machine.grammar import row, state
 from fsm.machine.machine import Machine
 from fsm.machine.timeouts import MAX_SECONDS, Timeouts
@@ -98,7 +98,7 @@ def test_a_poisoned_deadline_keeps_no_other_one(store, clock, monkeypatch, poiso
         ]
         (aside,) = tracker.health().aside
         assert (aside.execution_id, aside.event, aside.version) == (bad, "time_out", 0)
-        assert poison in aside.reason or (poison == "RecursionError" and "BadPayload" in aside.reason)
+        assert poison in aside.reason or (poison == "RecursionError" and "InvalidArgument" in aside.reason)
 
 
 def test_what_is_set_aside_is_tried_when_it_changes_or_its_pause_has_passed(store, clock, monkeypatch):
@@ -656,7 +656,7 @@ def test_a_duration_without_measure_is_refused(clock, seconds):
             ),
         ]
         for attempt in attempts:
-            with pytest.raises(BadPayload, match="1000000000"):
+            with pytest.raises(InvalidArgument, match="1000000000"):
                 attempt()
         for attempt in (
             lambda: overdue(tracker, timeouts={"phases": {"thinking": seconds}}),
@@ -666,7 +666,7 @@ def test_a_duration_without_measure_is_refused(clock, seconds):
             lambda: tracker.fire(one, "call_model", retry_in_s=seconds),
             lambda: tracker.fire(one, "await_input", expires_s=seconds),
         ):
-            with pytest.raises(BadPayload):
+            with pytest.raises(InvalidArgument):
                 attempt()
         assert tracker.get(one).state == "created"
         assert len(tracker.find()) == 1
@@ -700,7 +700,7 @@ def test_a_machine_with_a_limit_without_measure_is_refused(clock):
 def test_configure_that_is_refused_leaves_no_tracker(url):
     """A tracker whose sweeper cannot be set up is closed, and another one can be configured."""
     for seconds in TOO_LONG:
-        with pytest.raises(BadPayload):
+        with pytest.raises(InvalidArgument):
             configure(url, sweep_every_s=seconds)
     tracker = configure(url, sweep_every_s=MAX_SECONDS)
     tracker.close()

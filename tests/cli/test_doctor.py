@@ -19,6 +19,7 @@ from fsm.clock import ManualClock, SystemClock
 from fsm.core.payloads import PAYLOADS, Payload, TimeOut
 from fsm.registry import registry as registries
 from fsm.registry.pulse import BEAT_EVERY_S
+from fsm.registry.steady import SteadyClock
 from fsm.stores.sqlite import connect
 from fsm.stores.sqlite import database as stores
 from fsm.tracker import health, process
@@ -383,7 +384,7 @@ def test_orders_that_are_not_carried_out(url, monkeypatch):
 def test_a_wrong_clock(url, monkeypatch):
     """A wall clock that is far from the steady timeline is a warning, and a failure when it is hours."""
     for offset_s, verdict in ((0.5, "ok"), (60.0, "warn"), (-86_400.0, "fail")):
-        monkeypatch.setattr(registries.Registry, "now", lambda self, by=offset_s: self.clock.wall() + by)
+        monkeypatch.setattr(SteadyClock, "now", lambda self, by=offset_s: self._clock.wall() + by)
         with elsewhere(url):
             pass
         _, _, checks = examined(url)

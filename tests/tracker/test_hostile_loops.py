@@ -98,7 +98,7 @@ def test_a_poisoned_deadline_keeps_no_other_one(store, clock, monkeypatch, poiso
         ]
         (aside,) = tracker.health().aside
         assert (aside.execution_id, aside.event, aside.version) == (bad, "time_out", 0)
-        assert poison in aside.reason or (poison == "RecursionError" and "InvalidArgument" in aside.reason)
+        assert poison in aside.reason or (poison == "RecursionError" and "BadPayload" in aside.reason)
 
 
 def test_what_is_set_aside_is_tried_when_it_changes_or_its_pause_has_passed(store, clock, monkeypatch):

@@ -46,7 +46,7 @@ LATE = "registry/test_two_trackers.py::test_a_late_step_is_not_committed"
 ROGUE = "registry/test_two_trackers.py::test_an_end_is_final_for_a_rogue_script"
 BACKWARDS = "registry/test_two_trackers.py::test_a_journal_does_not_run_backwards"
 OLDEST = "registry/test_two_trackers.py::test_the_oldest_tool_is_closed"
-CHILDREN = "registry/test_two_trackers.py::test_a_cancel_reaches_children_and_theirs"
+TREES = "registry/test_two_trackers.py::test_a_cancel_reaches_children_and_theirs"
 TRUE = "registry/test_two_trackers.py::test_only_true_is_true"
 SEEDS = 40
 """Within this number of seeds the simulation must find each bug."""
@@ -80,7 +80,7 @@ def run(copy: Path, *tests: str) -> subprocess.CompletedProcess[str]:
         "sys.exit(code)"
     )
     options = "-x -q -p no:cacheprovider -p no:xdist --hypothesis-profile=mutants".split()
-    where = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+    where = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-o", f"pythonpath={copy}"]
     nodes = [str(ROOT / "tests" / test) for test in tests]
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "FSM"))
@@ -88,7 +88,7 @@ def run(copy: Path, *tests: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, str(copy), *options, *where, *nodes],
         cwd=copy,
-        env=environment | {"PYTHONPATH": str(copy)},
+        env=environment | {"PYTHONPATH": f"{copy}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
         timeout=500,
@@ -410,8 +410,8 @@ def a_receipt_for_what_failed(monkeypatch):
 
     rounds = committer_module.Committer._rounds
 
-    def believing(self, batch):
-        for this in rounds(self, batch):
+    def believing(self, batch, tried=0):
+        for this in rounds(self, batch, tried):
             yield this
             if this.error is not None:
                 hopes(self, this)
@@ -494,22 +494,22 @@ PATCHES = (
         "a claim does not raise the fence",
         "a zombie cannot write",
         "core/decide.py",
-        "attempt=snapshot.attempt if snapshot.suspended else snapshot.attempt + 1,\n        fence=snapshot.fence + 1,",
-        "attempt=snapshot.attempt if snapshot.suspended else snapshot.attempt + 1,\n        fence=snapshot.fence,",
+        '"attempt": "attempt if suspended else attempt + 1",\n        "fence": "fence + 1",',
+        '"attempt": "attempt if suspended else attempt + 1",\n        "fence": "fence",',
     ),
     patch(
         "a release does not raise the fence",
         "a zombie cannot write",
         "core/decide.py",
-        "change.update(owner=None, fence=snapshot.fence + 1,",
-        "change.update(owner=None, fence=snapshot.fence,",
+        '"fence": "fence + 1", "tools": "()", "model_attempt": "0", "suspended": "false",',
+        '"fence": "fence", "tools": "()", "model_attempt": "0", "suspended": "false",',
     ),
     patch(
         "a version is skipped",
         "versions have no gap",
         "core/decide.py",
-        "identity, state, snapshot.version + 1,",
-        "identity, state, snapshot.version + 2,",
+        '"always": {"version": "version + 1"}',
+        '"always": {"version": "version + 2"}',
     ),
     patch(
         "a deadline has the wrong kind",
@@ -529,8 +529,8 @@ PATCHES = (
         "one attempt too many",
         "a lost execution is tried as often as was said, then dead",
         "core/decide.py",
-        "snapshot.attempt < snapshot.identity.attempts_max",
-        "snapshot.attempt <= snapshot.identity.attempts_max",
+        '"attempts_left": "attempt < attempts_max"',
+        '"attempts_left": "attempt <= attempts_max"',
     ),
     patch(
         "the database lets an ended execution go on",
@@ -644,7 +644,7 @@ PATCHES = (
         "                    Order(command.request.execution_id, command.outcome.version, command.request.event)\n"
         "                )\n",
         "                self._claims.clear()\n",
-        CHILDREN,
+        TREES,
     ),
     patch(
         "another user may fire",

@@ -48,7 +48,7 @@ BACKWARDS = "registry/test_two_trackers.py::test_a_journal_does_not_run_backward
 OLDEST = "registry/test_two_trackers.py::test_the_oldest_tool_is_closed"
 TREES = "registry/test_two_trackers.py::test_a_cancel_reaches_children_and_theirs"
 TRUE = "registry/test_two_trackers.py::test_only_true_is_true"
-SEEDS = 40
+SEEDS = 80
 """Within this number of seeds the simulation must find each bug."""
 ROUGH = dataclasses.replace(STORM, fail_after=0.1, unknown=0.1, pause_every_s=20.0, crash_every_s=40.0)
 QUICK = settings(max_examples=25, database=None, derandomize=True, phases=[Phase.generate])
@@ -745,7 +745,12 @@ SIMULATED = (
 )
 DRAWN_BUGS = (
     drawn(wrong_target, "a receipt says what the table says"),
-    drawn(no_fence, "a zombie cannot write", "a terminal state is final"),
+    drawn(
+        no_fence,
+        "a zombie cannot write",
+        "a terminal state is final",
+        "a refusal says why, and what is allowed",
+    ),
     drawn(taken_for_granted, "what the table does not allow is refused"),
     drawn(back_from_the_dead, "a terminal state is final"),
     drawn(nothing_allowed, "a refusal says why, and what is allowed"),

@@ -111,7 +111,9 @@ def patch(name: str, guarantee: str, module: str, old: str, new: str, tests: str
     return Bug(name, {guarantee}, find, tests)
 
 
-def simulated(store: Callable[[], MemoryStore] = MemoryStore) -> str | None:
+def simulated(
+    store: Callable[[], MemoryStore] = MemoryStore, many: int = 12, children: float = 0.2
+) -> str | None:
     """Return the first guarantee that the simulation finds broken."""
     for seed in range(SEEDS):
         retention = Retention(max_age_s=30.0) if seed % 2 else None
@@ -119,7 +121,7 @@ def simulated(store: Callable[[], MemoryStore] = MemoryStore) -> str | None:
             seed=seed, chaos=ROUGH, clock_skew_s=100.0, store=store, max_steps=200_000, retention=retention
         )
         try:
-            simulation.run(fleet(12, children=0.2))
+            simulation.run(fleet(many, children=children))
         except SimulationFailed as failure:
             if isinstance(failure.__cause__, Broken):
                 return failure.__cause__.guarantee
@@ -127,12 +129,14 @@ def simulated(store: Callable[[], MemoryStore] = MemoryStore) -> str | None:
     return None
 
 
-def under_simulation(wrong: Callable[..., object], guarantees: Collection[str]) -> Bug:
+def under_simulation(
+    wrong: Callable[..., object], guarantees: Collection[str], *, many: int = 12, children: float = 0.2
+) -> Bug:
     """A store, or a change of the library, that is wrong while a simulation runs."""
 
     def find(monkeypatch: pytest.MonkeyPatch, _: Path) -> str | None:
         if isinstance(wrong, type):
-            return simulated(wrong)
+            return simulated(wrong, many, children)
         wrong(monkeypatch)
         try:
             return simulated()
@@ -723,7 +727,7 @@ SIMULATED = (
     under_simulation(DueEarly, {STALE}),
     under_simulation(WrongKind, {STALE}),
     under_simulation(KeepsNoOrders, {CHILDREN}),
-    under_simulation(BearsOrphans, {"nothing starts under a parent that has ended"}),
+    under_simulation(BearsOrphans, {"nothing starts under a parent that has ended"}, many=30, children=0.9),
     under_simulation(PrunesWhatIsOpen, {"what is open is never pruned"}),
     under_simulation(PrunesTooMuch, {AGREE, "a journal never changes"}),
     under_simulation(PrunesHalf, {"what was pruned is gone"}),

@@ -46,6 +46,12 @@ def test_importing_the_library_loads_no_face_of_it():
     ]
 
 
+def test_the_command_line_loads_what_only_some_commands_need_with_them():
+    """No command pays for the solver or the database driver of another one."""
+    modules = roots(loaded_by("import fsm.cli.app"))
+    assert not modules & {"z3", "psycopg", "hypothesis", "pytest"}
+
+
 def test_a_run_in_memory_loads_no_database():
     """A tracker in memory needs no SQLite."""
     code = (

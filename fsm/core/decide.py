@@ -324,7 +324,7 @@ def _take(machine: Machine, snapshot: Snapshot, arrow: Arrow, facts: Request) ->
         # A wall clock that jumped back must not make a journal run backwards, nor cut a wait short.
         facts = facts.but(at=snapshot.updated_at)
     at = facts.at
-    now = at if facts.now is None else facts.now
+    now = at if facts.now is None else facts.now  # as `_now`, written out: every event takes this way
     ends = state in machine.terminal
     (
         version, attempt, fence, model_attempt, tools, owner, not_before, breaker, limit_s, suspended,

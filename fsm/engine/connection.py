@@ -24,7 +24,7 @@ from fsm.engine.stages import MOVES, Stage
 from fsm.errors import FsmError, Refused
 from fsm.machine.grammar import Category
 from fsm.machine.machine import Machine
-from fsm.registry.command import Command
+from fsm.registry.command import Command, make_up
 
 logger = logging.getLogger(__name__)
 
@@ -305,7 +305,7 @@ class Connection:
                 await asyncio.shield(future)
         except BaseException:
             for command, future in sent:
-                future.add_done_callback(partial(_make_up, command))
+                future.add_done_callback(partial(make_up, [command]))
             raise
         if any(command.effects for command in commands):
             await self.runtime.through(self._carry_out(commands), "fsm-effects")
@@ -410,9 +410,3 @@ class Connection:
         except Exception:
             logger.exception("%s: its deadline could not be recorded, will try again", self.id)
             self._arm(in_s=RETRY_S)
-
-
-def _make_up(command: Command, _: object) -> None:
-    """Carry out the effects of a command whose caller was cancelled during its commit."""
-    if command.unheard is not None and isinstance(command.outcome, Receipt):
-        command.unheard(command)

@@ -118,9 +118,7 @@ class Prover:
 
     def __init__(self, machine: Machine, vocabulary: Vocabulary) -> None:
         self.world = World(machine, vocabulary)
-        import z3  # noqa: PLC0415 - the world has said what to do where it is missing
-
-        self.z3 = z3
+        self.z3 = self.world.z3
 
     def solver(self) -> Any:
         """Return a solver that knows the bounds of the machine's constants."""

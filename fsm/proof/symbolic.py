@@ -16,12 +16,6 @@ from fsm.machine.expressions import NoExpression, Sort, Vocabulary, said
 from fsm.machine.grammar import Arrow, Literals
 from fsm.machine.machine import Machine
 
-z3: Any
-try:
-    z3 = import_module("z3")
-except ImportError:  # pragma: no cover - the extra is not installed
-    z3 = None
-
 STAYS = "(beside the table)"
 """What stands for the event of a change that no row makes (`Vocabulary.beside`)."""
 
@@ -94,12 +88,14 @@ class World:
             ConfigurationError: z3 is not installed.
             UnknownWord: A row assigns what the vocabulary does not have.
         """
-        if z3 is None:
-            raise ConfigurationError("a proof needs z3: pip install 'agent-fsm[prove]'")
+        try:
+            self.z3: Any = import_module("z3")  # here, since no other command has a use for it
+        except ImportError:
+            raise ConfigurationError("a proof needs z3: pip install 'agent-fsm[prove]'") from None
         self.machine = machine
         self.vocabulary = vocabulary
         self.index = {state.name: number for number, state in enumerate(machine.states)}
-        self.constants = {name: z3.Int(name) for name in vocabulary.constants}
+        self.constants = {name: self.z3.Int(name) for name in vocabulary.constants}
         self.bounds = [self.constants[name] >= least for name, least in vocabulary.constants.items()]
         self.moves = tuple(self._moves())
         self._made = 0
@@ -142,8 +138,8 @@ class World:
         """Return a new symbol of a sort, and what holds of it."""
         self._made += 1
         if sort == "flag":
-            return z3.Bool(f"{name}!{self._made}"), []
-        symbol = z3.Int(f"{name}!{self._made}")
+            return self.z3.Bool(f"{name}!{self._made}"), []
+        symbol = self.z3.Int(f"{name}!{self._made}")
         return symbol, [symbol >= (1 if sort == "present" else 0)]
 
     def record(self, state: str | None = None) -> tuple[Record, list[Any]]:
@@ -226,24 +222,24 @@ class World:
             when += self._assumed(record, given)
             if number == 0:
                 when.append(self.say(move.condition, record, inputs=given))
-                when += [z3.Not(self._guard(guard, record, given)) for guard in guards[:-1]]
+                when += [self.z3.Not(self._guard(guard, record, given)) for guard in guards[:-1]]
                 when.append(self._guard(guards[-1], record, given))
                 inputs = given
             changed = {name: self.say(text, record, inputs=given) for name, text in stage.items()}
             changed = {name: value for name, value in changed.items() if name in self.vocabulary.words}
             record = record._replace(words={**record.words, **changed})
         after = record if move.target is None else record._replace(state=move.target)
-        return Taken(z3.And(when), after, inputs)
+        return Taken(self.z3.And(when), after, inputs)
 
     def _guard(self, guard: Literals, record: Record, inputs: Mapping[str, Any]) -> Any:
         parts = [(self.say(fact, record, inputs=inputs), wanted) for fact, wanted in guard]
-        return z3.And([part if wanted else z3.Not(part) for part, wanted in parts])
+        return self.z3.And([part if wanted else self.z3.Not(part) for part, wanted in parts])
 
     def at(self, record: Record, states: Iterable[str]) -> Any:
         """Return that a record is in one of some states."""
         if isinstance(record.state, str):
-            return z3.BoolVal(record.state in states)
-        return z3.Or([record.state == self.index[state] for state in states])
+            return self.z3.BoolVal(record.state in states)
+        return self.z3.Or([record.state == self.index[state] for state in states])
 
     def any_move(self, record: Record, number: Any) -> tuple[Any, Record, list[Mapping[str, Any]]]:
         """Return that some move, whose number is a symbol, leads from a record to a new one."""
@@ -255,8 +251,8 @@ class World:
             inputs.append(taken.inputs)
             same = [after.words[name] == value for name, value in taken.after.words.items()]
             target = record.state if move.target is None else self.index[move.target]
-            ways.append(z3.And(number == index, after.state == target, taken.when, *same))
-        return z3.And(z3.Or(ways), *known), after, inputs
+            ways.append(self.z3.And(number == index, after.state == target, taken.when, *same))
+        return self.z3.And(self.z3.Or(ways), *known), after, inputs
 
 
 class _Lacking(Exception):
@@ -318,17 +314,19 @@ class _Solver:
 
     def constant(self, value: int | tuple[()] | None) -> Any:
         if isinstance(value, bool):
-            return z3.BoolVal(value)
-        return z3.IntVal(value or 0)
+            return self._world.z3.BoolVal(value)
+        return self._world.z3.IntVal(value or 0)
 
     def negated(self, part: Any) -> Any:
-        return z3.Not(part)
+        return self._world.z3.Not(part)
 
     def joined(self, how: Literal["and", "or", "implies"], parts: Sequence[Any]) -> Any:
-        return {"and": z3.And, "or": z3.Or, "implies": z3.Implies}[how](*parts)
+        return {"and": self._world.z3.And, "or": self._world.z3.Or, "implies": self._world.z3.Implies}[how](
+            *parts
+        )
 
     def compared(self, sign: str, left: Any, right: Any) -> Any:
         return _SIGNS[sign](left, right)
 
     def chosen(self, condition: Any, one: Any, other: Any) -> Any:
-        return z3.If(condition, one, other)
+        return self._world.z3.If(condition, one, other)

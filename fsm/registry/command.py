@@ -130,10 +130,10 @@ def _resolve(commands: Sequence[Command]) -> None:
     make_up(left)
 
 
-def make_up(commands: Sequence[Command]) -> None:
+def make_up(commands: Sequence[Command], _done: object = None) -> None:
     """Do what the callers would have done, had they not been cancelled: the effects are due all the same.
 
-    What another thread has begun to do may be done twice, which changes nothing.
+    What another thread has begun to do may be done twice, which changes nothing. A future may call it when it is done.
     """
     for command in commands:
         if command.unheard is None or not isinstance(command.outcome, Receipt):

@@ -373,12 +373,9 @@ class Committer:
                     return True
                 step = decided
             (outcome,) = self._store.append((step,))
-            if isinstance(outcome, Receipt):
-                self._committed(command, step, outcome)
-            elif isinstance(outcome, Barred) or command.born is not None:
-                command.error = self._barred(outcome)  # a round would meet the same
-            else:
-                return False
+            if not isinstance(outcome, Receipt):
+                return not self._once_more(command, outcome)
+            self._committed(command, step, outcome)
         except BaseException as error:
             if command.outcome is None:
                 command.error = _own(error, command)
@@ -446,10 +443,8 @@ class Committer:
         for command, step, outcome in zip(this.commands, this.steps, outcomes, strict=True):
             if not isinstance(outcome, Receipt):
                 lost.add(outcome.execution_id)
-                if isinstance(outcome, Conflict) and command.born is None:
+                if self._once_more(command, outcome):
                     this.again.append(command)
-                else:  # another round would meet the same
-                    command.error = self._barred(outcome)
                 continue
             self._committed(command, step, outcome)
         for execution_id in lost:
@@ -458,6 +453,13 @@ class Committer:
             if command.request.execution_id in lost:
                 command.outcome = None
                 this.again.append(command)
+
+    def _once_more(self, command: Command, outcome: Conflict | Barred) -> bool:
+        """Return whether a step that the store kept out is decided again; otherwise the command gets its error."""
+        if isinstance(outcome, Conflict) and command.born is None:
+            return True
+        command.error = self._barred(outcome)  # another round would meet the same
+        return False
 
     def _barred(self, outcome: Conflict | Barred) -> FsmError:
         if isinstance(outcome, Conflict):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from fsm import Engine, Tracker
 from fsm.errors import FsmError, Refused
 from fsm.stores.base import Store
+from tests.support.cancelled import HangsUp
 from tests.support.engine_tools import _ours, legal
 from tests.support.inside import registry_of, store_of
 
@@ -20,47 +21,6 @@ REST_S = 900.0
 """How long an engine may take to come to rest: an end is handed in for minutes while the store is away."""
 _looked_at: WeakKeyDictionary[Tracker, set[str]] = WeakKeyDictionary()
 HOW = {"once": 1, "twice": 2, "four times": 4, "for ever": 1_000_000}
-
-
-class HangsUp(Coroutine[Any, Any, Any]):
-    """A coroutine whose task is cancelled at its n-th wait, and at so many of the following ones.
-
-    Attributes:
-        waits: How many waits there were.
-    """
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], at: int, times: int) -> None:
-        self._coroutine = coroutine
-        self._at = at
-        self._left = times
-        self.waits = 0
-
-    def __await__(self):
-        return self
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        return self.send(None)
-
-    def send(self, value):
-        return self._waiting(self._coroutine.send(value))
-
-    def throw(self, *error):
-        return self._waiting(self._coroutine.throw(*error))
-
-    def close(self):
-        self._coroutine.close()
-
-    def _waiting(self, future):
-        self.waits += 1
-        if self.waits >= self._at and self._left:
-            self._left -= 1
-            task = asyncio.current_task()
-            assert task is not None
-            asyncio.get_running_loop().call_soon(task.cancel)
-        return future
 
 
 async def rest(engine: Engine) -> None:

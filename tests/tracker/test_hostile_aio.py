@@ -19,6 +19,7 @@ from fsm.registry.reader import MAX_READERS
 from fsm.testing import ManualClock, fresh_tracker
 from fsm.tracker.tracker import AsyncTracker, AsyncUserTracker
 from fsm.tracker.verify import verify
+from tests.support.cancelled import WHEN, HangsUp
 
 USER: dict[str, Any] = {"user_id": "ada", "thread_id": "t"}
 MAX_WAITS = 100
@@ -26,9 +27,6 @@ MAX_WAITS = 100
 SETTLED_S = 60.0
 """How long the library's threads may take to complete what a cancelled caller has left, in seconds."""
 TIMES = {"once": 1, "twice": 2, "for ever": MAX_WAITS * 10}
-WHEN = ("at the wait", "before the wait", "when it is over")
-"""A cancel meets what is waited for, or comes before the loop has seen it, or after it and before anybody goes on."""
-
 Call = Callable[[Any, "Stage"], Coroutine[Any, Any, Any]]
 
 injected: Counter[str] = Counter()
@@ -39,59 +37,6 @@ injected: Counter[str] = Counter()
 def _summary():
     yield
     print(f"\npoints injected: {sum(injected.values())} in {len(injected)} scenarios")
-
-
-class Struck(Coroutine[Any, Any, Any]):
-    """A coroutine that is cancelled at its n-th wait, and at so many of the following ones.
-
-    Attributes:
-        waits: How many waits there were.
-    """
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], at: int, times: int, when: str) -> None:
-        self._coroutine = coroutine
-        self._at = at
-        self._left = times
-        self._when = when
-        self._due = at == 0  # before the coroutine has begun
-        self.waits = 0
-
-    def __await__(self):
-        return self
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        return self.send(None)
-
-    def send(self, value):
-        if self._due:
-            self._due = False
-            return self.throw(asyncio.CancelledError())
-        return self._waiting(self._coroutine.send(value))
-
-    def throw(self, *error):
-        self._due = False
-        return self._waiting(self._coroutine.throw(*error))
-
-    def close(self):
-        self._coroutine.close()
-
-    def _waiting(self, future):
-        self.waits += 1
-        if self.waits < self._at or not self._left:
-            return future
-        self._left -= 1
-        if self._when == "before the wait":
-            return self.throw(asyncio.CancelledError())
-        if self._when == "when it is over":
-            self._due = True
-        else:
-            task = asyncio.current_task()
-            assert task is not None
-            asyncio.get_running_loop().call_soon(task.cancel)
-        return future
 
 
 class Stage:
@@ -212,7 +157,7 @@ async def at_every_wait(tracker: Tracker, narrowed: bool, call: Call, times: int
     stage = Stage(tracker)
     for at in range(MAX_WAITS):
         aio = tracker.aio.for_user("ada") if narrowed else tracker.aio
-        struck = Struck(call(aio, stage), at, times, when)
+        struck = HangsUp(call(aio, stage), at, times, when)
         task = asyncio.create_task(struck)  # type: ignore[arg-type]
         await asyncio.wait({task})
         over = struck.waits < at

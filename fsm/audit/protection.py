@@ -78,7 +78,7 @@ class Protection:
     def _judge(self, symbol: str, near: Module) -> ClassInfo | str | None:
         if symbol.startswith(UNKNOWN):
             name = symbol.rpartition(".")[2]
-            # What hangs on an object that nobody knows is believed by a telling name that one class only has.
+            # An attribute of an unknown object is believed if its name is telling and belongs to one class alone.
             return self._telling.get(name) or (name if self._named(symbol) else None)
         resolved = self.linker.resolve(symbol, near)
         if resolved.info is not None:

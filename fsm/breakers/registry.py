@@ -433,7 +433,7 @@ class Breakers:
         return thread
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: the parent's threads and probes are not here."""
+        """Start over in a forked child: the parent's threads and probes are not here."""
         for breaker in self._every():
             breaker.after_fork()
         self._thread = None

@@ -23,7 +23,7 @@ from fsm.stores.base import Conflict
 from fsm.stores.breakers import LAST, BreakerEntry, BreakerRow, BreakerStore
 
 PAGE = 500
-"""So many rows of the journal are copied in one transaction."""
+"""Number of rows of the journal that are copied in one transaction."""
 STAND_IN = "fsm copy: a parent that was deleted"
 """The agent of what stands in for a deleted parent until its children are there."""
 MAX_SHOWN = 20
@@ -41,8 +41,8 @@ def copy_command(
 ) -> None:
     """Copy a registry to another store, and compare both: every record, every journal, folded on either side.
 
-    Nothing is changed in the source; let nobody write to either of them. It may be repeated: what is there is passed
-    over. Workers and their leases are not copied. Ends with 1 if the stores differ.
+    Nothing is changed in the source; no process may write to either of them. It may be repeated: what is
+    there is passed over. Workers and their leases are not copied. Ends with 1 if the stores differ.
     """
     url = store_url(source)
     if url == to:
@@ -265,7 +265,7 @@ def _between(before: Snapshot | None, receipt: Receipt, final: Snapshot) -> Snap
         owner=receipt.owner,
         fence=receipt.fence,
         tools=(),
-        # It rises one by one, and the last record has what it came to.
+        # It rises one by one, and the last record has its final value.
         model_attempt=0 if before is None else min(final.model_attempt, before.model_attempt + 1),
         not_before=None,
         breaker=None,

@@ -43,7 +43,7 @@ from fsm.replay.trajectory import MalformedLine, Trajectory, read_line
 from fsm.tracker.process import configure
 
 MAX_AGENTS = 10_000
-"""So many recordings at most are played by agents at once; the same as `fsm.replay.agents.MAX_AT_ONCE`."""
+"""Maximum number of recordings that agents play at once; the same as `fsm.replay.agents.MAX_AT_ONCE`."""
 SHOWN = 10
 """So many malformed lines, refusals and open executions are listed on a terminal; the JSON has more."""
 

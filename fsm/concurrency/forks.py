@@ -42,9 +42,9 @@ def at_fork(
 
 
 def first_in_child(function: Callable[[], None]) -> None:
-    """Call a function in every forked child before any object begins anew.
+    """Call a function in every forked child before any object starts over.
 
-    An object may start a thread when it begins anew, and that thread has to find every lock usable.
+    An object may start a thread when it starts over, and that thread has to find every lock usable.
     """
     _first.append(function)
 

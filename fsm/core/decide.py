@@ -111,7 +111,7 @@ CHANGES: dict[str, Mapping[str, str]] = {
     "next_call": {"model_attempt": "model_attempt + 1"},
     "open_tool": {"tools": "tools_and_this"},
     "close_tool": {"tools": "tools_without"},
-    "drop_tools": {"tools": "()"},  # nobody waits for them any more: what opened them was given up
+    "drop_tools": {"tools": "()"},  # what opened them was cancelled: no code waits for them
     "ask": {"limit_s": "said_expiry"},
 }  # fmt: skip
 """What a row's `assign` can name in a machine whose instances are executions."""

@@ -25,7 +25,7 @@ class Block:
     A driver drives it as any other. Its agent hands its run to the block, and waits for the end of the body.
 
     Attributes:
-        result: What the body came to; set it, and the record has it.
+        result: The result of the body; set it, and the record has it.
     """
 
     def __init__(

@@ -148,7 +148,7 @@ class Connection:
         self.look()
 
     async def refresh(self) -> None:
-        """Read the record: a commit of which nobody can tell whether it happened is told by nobody."""
+        """Read the record: no listener is told of a commit whose outcome is unknown."""
         snapshot = await self.runtime.read(self.runtime.registry.store.load, self.id)
         if snapshot is not None:
             self._note(snapshot)
@@ -176,7 +176,7 @@ class Connection:
                 future.set_result(None)
 
     async def why_cancelled(self) -> None:
-        """Look in the journal for the cancel that nobody has told us of."""
+        """Look in the journal for a cancel that no listener was told of."""
         for row in await self.runtime.read(self.runtime.registry.store.history, self.id):
             self.heard(row.target, row.payload_json)
 

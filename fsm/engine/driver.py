@@ -219,7 +219,7 @@ class Driver:
 
         async def claim() -> None:
             nonlocal unsure
-            if unsure:  # perhaps it was committed, and nobody was told
+            if unsure:  # perhaps it was committed, and no caller was told
                 self.runtime.register_again()
                 await connection.refresh()
                 snapshot = connection.snapshot
@@ -369,7 +369,7 @@ class Driver:
         task.cancel()
 
     def _late(self, result: Any, error: BaseException | None, late_s: float = 0.0) -> None:
-        """Remember what an agent came to after the end; its record is closed."""
+        """Remember the result or error of an agent that ended after its record was closed."""
         if isinstance(error, asyncio.CancelledError):
             return
         said = None if error is None else why(error)

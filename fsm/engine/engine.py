@@ -415,7 +415,7 @@ class Engine:
         """Return an execution to drive by hand: ``async with`` yields its `Run`, ``with`` its `SyncRun`.
 
         The body is the agent: its end is the execution's, its exception the reason of a failure. Set ``result`` to
-        what it came to. The options are those of `submit` without ``retry``, since a body cannot be run twice.
+        its result. The options are those of `submit` without ``retry``, since a body cannot be run twice.
         """
         return Block(agent_name, options, self._submit, self.portal)
 

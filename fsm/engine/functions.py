@@ -15,7 +15,7 @@ from fsm.errors import BadPayload
 
 Emit = Callable[[Any], Awaitable[None]]
 KEEP_ITEMS = 10_000
-"""Number of items above which an agent that yields them, and that nobody streams from, keeps the last ones only."""
+"""Number of items above which an agent that yields them, and that no caller streams from, keeps the last ones only."""
 
 
 class Agent:

@@ -58,7 +58,7 @@ async def _create(runtime: Runtime, seat: Seat, agent: str, options: dict[str, A
         try:
             await runtime.read(registry.created, birth)
         except StoreUnavailable as error:
-            # Nobody can tell whether it was created? The store can; nothing else would drive it.
+            # Was it created? Only the store can say, and nothing else would drive it.
             known = registry.store.load
             if error.committed is not None or await runtime.read(known, birth.request.execution_id) is None:
                 raise

@@ -11,7 +11,7 @@ from fsm.machine.grammar import OutcomeKind
 
 
 class Late(NamedTuple):
-    """What an agent came to after its execution had ended without it.
+    """The result or error of an agent whose execution had ended without it.
 
     Attributes:
         execution_id: The execution.

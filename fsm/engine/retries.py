@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MANY_TRIES = 40
-"""Maximum number of tries to record what an agent came to, some five minutes in all; then a deadline ends it."""
+"""Maximum number of tries to record an agent's outcome, some five minutes in all; then a deadline ends it."""
 FEW_TRIES = 6
 """Maximum number of tries, some six seconds in all, where an attempt, a sweep or another process can follow."""
 WAIT_S = 0.1

@@ -358,7 +358,7 @@ class Run:
             child = await self._start_child(agent, *args, agent_name=name, **options)
             self._children.add(child)
             if self.inflight.ended:
-                self.end()  # the agent came to its end while the child was being created
+                self.end()  # the agent ended while the child was being created
             try:
                 call.result = result = await child.attended()
             finally:

@@ -36,7 +36,7 @@ class Runtime:
 
     Attributes:
         tasks: Every task of the engine that is not done.
-        late: What agents came to after their execution had ended without them.
+        late: Results and errors of agents whose execution had ended without them.
         stragglers: Agents that go on although their execution has ended: their names by the execution's id.
         open: What was released and has not ended: the state in which it was left, by the execution's id.
         threads: Threads of agents that no caller waits for any more, with the agent's name, by the execution's id.

@@ -6,7 +6,7 @@
 - The interpreter exits with a loop that was left standing still: `atexit` ends the executions.
 - The process forks: the child drives nothing of its parent's and ends nothing of it, whatever signal it gets and
   however it ends (`tests/concurrency/test_forks.py`). It may run agents of its own.
-- ``kill -9``, ``os._exit`` and power loss are announced to nobody: the lease runs out, and the sweeper finds it.
+- ``kill -9``, ``os._exit`` and power loss are not announced: the lease runs out, and the sweeper finds it.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def end_all(connections: Iterable[Connection]) -> None:
             left += 1
             continue
         try:
-            # What was committed after the loop stood still was noted by nobody.
+            # No listener noted what was committed after the loop stood still.
             connection.snapshot = registry.store.load(connection.id) or connection.snapshot
             if not connection.ended:
                 registry.carry_all(connection.parting("the process ended", resumable=False))

@@ -33,7 +33,7 @@ def on_loop(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 def came_to(task: asyncio.Task[Any]) -> tuple[Any, BaseException | None]:
-    """Return what a task came to: its result, or its error."""
+    """Return the outcome of a task: its result, or its error."""
     if task.cancelled():
         return None, asyncio.CancelledError("the agent was cancelled from inside")
     error = task.exception()

@@ -136,7 +136,7 @@ INVARIANTS = (
               "awaiting_input and not owned implies suspended"),
     invariant("suspended_where", "Only what waits for a person, for a worker or has ended is suspended",
               "suspended implies awaiting_input or @pending or @terminal"),
-    invariant("tools_have_owner", "Whoever opened a tool is still there", "tools_open implies owned"),
+    invariant("tools_have_owner", "The worker that opened a tool still owns the execution", "tools_open implies owned"),
     invariant("tools_bounded", "No more tools are open than may be at once", "open_tools <= tools_max"),
     invariant("no_tools_while_pending", "What waits for a worker has no tool open", "@pending implies not tools_open"),
     invariant("no_tools_after_the_end", "What has ended has no tool open", "@terminal implies not tools_open"),

@@ -153,7 +153,7 @@ class Machine(Declaration):
     @cached_property
     def executor(self) -> Executor:
         """The table, ready to run; built at the first use and then kept."""
-        from fsm.machine.executor import Executor  # noqa: PLC0415 - a declaration that nobody runs needs no executor
+        from fsm.machine.executor import Executor  # noqa: PLC0415 - a declaration that is not run needs no executor
 
         return Executor(self.table)
 

@@ -106,7 +106,7 @@ class Table:
 
     @cached_property
     def fact_defaults(self) -> Mapping[str, bool]:
-        """The answer to each fact when nobody knows better."""
+        """The answer to each fact that neither the record nor the payload knows."""
         return MappingProxyType({fact.name: fact.default for fact in self.declared.facts})
 
     def of(self, *categories: str) -> frozenset[str]:

@@ -22,7 +22,7 @@ MAX_PATH = 16
 FEW = 3
 """Maximum number of attempts and the like on a path that refutes an invariant: a short one needs few."""
 PATIENCE_MS = 20_000
-"""Maximum time of one question to the solver, in milliseconds; then the answer is that nobody knows."""
+"""Maximum time of one question to the solver, in milliseconds; then the answer is unknown."""
 
 
 class Leg(NamedTuple):
@@ -81,7 +81,7 @@ def prove_invariants(
     Args:
         machine: The machine.
         vocabulary: What its words mean.
-        invariants: What to prove; the machine's own if nothing is said.
+        invariants: What to prove; defaults to the machine's own.
 
     Raises:
         ConfigurationError: z3 is not installed.

@@ -198,7 +198,7 @@ class Committer:
         try:
             await future
         except BaseException:
-            # A cancel may come when the future is done and before its caller has gone on: then nobody has made up.
+            # A cancel may come when the future is done and before its caller has gone on, unnoticed.
             if not future.cancel() and not future.cancelled():
                 make_up([command])
             raise

@@ -77,7 +77,7 @@ GUARANTEES: Mapping[str, str] = MappingProxyType(
             "A child that its agent does not wait for is cancelled when the agent comes to its end."
         ),
         "an outcome survives an outage": (
-            "What an agent came to is recorded although the store is away for minutes at that moment."
+            "The result or error of an agent is recorded although the store is away for minutes at that moment."
         ),
         "a fork leaves its parent alone": "A forked child leaves its parent's executions alone, however it ends.",
         "nothing stays open for ever": (

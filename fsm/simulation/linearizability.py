@@ -5,7 +5,7 @@ order in which each operation takes effect at one instant between its call and i
 alone would answer it (linearizability, Herlihy and Wing 1990). The search is that of Wing and Gong, with the memo of
 Lowe; it goes through each execution by itself, as operations on one say nothing about another.
 
-An operation whose answer nobody heard (its process was killed, the store did not answer) took effect at any instant
+An operation whose answer was not heard (its process was killed, the store did not answer) took effect at any instant
 after its call, or never.
 """
 
@@ -25,7 +25,7 @@ from fsm.machine.grammar import CREATE
 from fsm.machine.machine import Machine
 
 MAX_CONFIGURATIONS = 1_000_000
-"""Maximum number of situations that the search looks at for one execution; past it nobody knows."""
+"""Maximum number of situations that the search looks at for one execution; past it the answer is unknown."""
 FIRE, GET = "fire", "get"
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ class History:
             raise
         except FsmError as error:
             if getattr(error, "committed", None) is not False:
-                self._note(begun, number)  # nobody can tell whether it happened
+                self._note(begun, number)  # it is unknown whether it happened
             raise
         self._note(begun._replace(returned=self._clock(), **told(answer)), number)
         return answer

@@ -136,7 +136,7 @@ class World:
         error = context.get("exception")
         process = getattr(context.get("future"), "process", None)
         if self.over or (process is not None and process.state == "dead"):
-            return  # nobody is left who could have looked at it
+            return  # no worker is left that could have looked at it
         if "handle" in context and error is not None:
             self.fail(error)
         else:

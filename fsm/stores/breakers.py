@@ -79,7 +79,7 @@ class BreakerStore(Protocol):
     def breaker_swap(
         self, machine: str, expected_version: int, row: BreakerRow, entry: BreakerEntry | None
     ) -> bool:
-        """Write a row if nobody was faster, and its line of the journal with it: both or neither.
+        """Write a row if no other writer was faster, and its line of the journal with it: both or neither.
 
         Args:
             machine: The content hash of the breakers' machine, which was registered before.

@@ -1,4 +1,4 @@
-"""What callers may give by keyword: each option is named once, for every face and for whoever passes them on.
+"""What callers may give by keyword: each option is named once, for every face and for all code that passes them on.
 
 Type checkers and editors read the options from the typed dictionaries here; `spelled` shows them to `help` and to
 `inspect.signature`, and `known` refuses any other name.

@@ -1,6 +1,6 @@
 """The tracker: one per process, and every execution goes through it.
 
-`get_tracker()` returns it (`fsm.tracker.process`), and nobody builds one of their own: two trackers are two truths.
+`get_tracker()` returns it (`fsm.tracker.process`), and nothing else constructs one: two trackers are two truths.
 ``tracker.for_user(user_id)`` is what one user may see of it, ``tracker.aio`` the same for asyncio.
 """
 

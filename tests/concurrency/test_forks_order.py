@@ -14,7 +14,7 @@ from fsm.concurrency.locks import Lock
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_every_lock_is_usable_when_an_object_begins_anew():
-    """An object that begins anew in a forked child may take a lock that another thread of the parent held."""
+    """An object that starts over in a forked child may take a lock that another thread of the parent held."""
     lock, inside, done = Lock("a test"), threading.Event(), threading.Event()
 
     class Object:

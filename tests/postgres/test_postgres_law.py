@@ -1,4 +1,4 @@
-"""The database refuses what the table refuses, whoever writes, and shows a user no more than is the user's."""
+"""The database refuses to every writer what the table refuses, and shows a user no more than is the user's."""
 
 from __future__ import annotations
 

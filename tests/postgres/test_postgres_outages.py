@@ -235,7 +235,7 @@ def test_what_a_server_refuses_is_said(store, own, schema_name, code, said):
 
 @pytest.mark.parametrize("code", ["40001", "40P01"])
 def test_a_race_between_transactions_is_tried_again(store, own, schema_name, code):
-    """A serialization failure and a deadlock are tried again, and nobody hears of them."""
+    """A serialization failure and a deadlock are tried again, and no caller hears of them."""
     with psycopg.connect(own.conninfo, autocommit=True) as other:
         other.execute(f'CREATE SEQUENCE "{schema_name}".tries')
         other.execute(

@@ -287,7 +287,7 @@ def test_a_batch_notifies_once(store, server):
 
 
 def test_an_ear_that_was_cut_off_listens_again(pg_url, server, schema):
-    """A connection for listening that is cut is replaced; what was committed meanwhile is looked for."""
+    """A connection for listening that is cut is replaced; what was committed in between is looked for."""
     store = open_store(pg_url)
     assert store.heard(0.0) is True, "there may be commits from before"
     with psycopg.connect(server.conninfo, autocommit=True) as other:

@@ -1,4 +1,4 @@
-"""What is proved, what is refuted and by which path, and what is said where nobody knows."""
+"""What is proved, what is refuted and by which path, and what is said where the answer is unknown."""
 
 from __future__ import annotations
 

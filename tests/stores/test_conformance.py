@@ -39,7 +39,7 @@ def asked(change: Callable[..., tuple[Any, ...]]) -> Callable[[str], dict[str, A
 
 
 def does(method: Any) -> Callable[[str], dict[str, Any]]:
-    """A method, or an attribute, that is written anew."""
+    """A method, or an attribute, that is replaced."""
     return lambda name: {name: method}
 
 
@@ -159,7 +159,7 @@ MUTANTS: dict[str, dict[str, Callable[[str], dict[str, Any]]]] = {
     "schema_version": {"is none": answers(lambda _: -1)},
     "orders": {
         "are forgotten": answers(lambda _: []),
-        "begin anew": asked(lambda after, limit: ("", limit)),
+        "start over": asked(lambda after, limit: ("", limit)),
         "have no end": asked(lambda after, limit: (after, 100)),
     },
     "carried": {
@@ -199,9 +199,9 @@ MUTANTS: dict[str, dict[str, Callable[[str], dict[str, Any]]]] = {
         "are never lost": answers(lambda out: [one._replace(lost=False) for one in out]),
     },
     "lose": {
-        "loses nobody": answers(lambda _: []),
+        "loses no worker": answers(lambda _: []),
         "loses early": does(lambda self, now, spare=False: MemoryStore.lose(self, now + 5.0, spare=spare)),
-        "spares nobody": does(lambda self, now, spare=False: MemoryStore.lose(self, now)),
+        "spares no worker": does(lambda self, now, spare=False: MemoryStore.lose(self, now)),
         "spares for ever": does(
             lambda self, now, spare=False: MemoryStore.lose(self, now) if not spare else []
         ),

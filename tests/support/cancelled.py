@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 WHEN = ("at the wait", "before the wait", "when it is over")
-"""When a cancel comes: it meets what is waited for, or the loop has not seen that yet, or the coroutine has not gone on."""
+"""When a cancel comes: during the wait, before the loop has seen it, or after it and before the coroutine goes on."""
 
 
 class HangsUp(Coroutine[Any, Any, Any]):

@@ -698,7 +698,7 @@ PATCHES = (
         "tracker/test_worker.py::test_a_lost_worker_stays_lost",
     ),
     patch(
-        "a lapse takes work from whoever owns it now",
+        "a lapse takes work from its present owner",
         "a healthy execution is never declared dead",
         "tracker/worker.py",
         "holder=worker_id",

@@ -37,7 +37,7 @@ CREATE TABLE fsm.law (
 -- A position is a subscriber's cursor. Positions do not ascend in the order of the commits: see `fsm.sample`.
 CREATE SEQUENCE fsm.positions;
 
--- What its columns hold beyond their types is checked by triggers (0002_law.sql): a constraint is prepared anew by each
+-- What its columns hold beyond their types is checked by triggers (0002_law.sql): a constraint is prepared again by each
 -- statement, which cost more than the transition itself (measured).
 --
 -- What an execution is born with, and keeps. It stands apart, so that a transition writes to none of its indexes.

@@ -1,4 +1,4 @@
--- The table is law here too: whoever writes, with whatever program, is held to it. What the law refuses has an SQLSTATE
+-- The table is law here too: every writer, with any program, is held to it. What the law refuses has an SQLSTATE
 -- of its own: FS001 what breaks it, FS002 a claim by a worker that is gone, FS003 a birth under a parent
 -- that is over.
 -- `pg_trigger_depth()` is 0 in a condition of a trigger when a statement of a session's own fires it. What writes journals
@@ -210,7 +210,7 @@ CREATE TRIGGER tombstone_follows BEFORE INSERT OR UPDATE OR DELETE ON fsm.tombst
 CREATE TRIGGER bygone_follows BEFORE INSERT OR UPDATE OR DELETE ON fsm.bygone
     FOR EACH ROW WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION fsm.refuse('what was deleted stays so');
 
--- --- the journal: written by two of the triggers above and by nobody else -----------------------------------------
+-- --- the journal: written by two of the triggers above and by nothing else -----------------------------------------
 
 CREATE TRIGGER journal_follows BEFORE INSERT OR DELETE ON fsm.journal
     FOR EACH ROW WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION fsm.refuse('the journal follows the execution');

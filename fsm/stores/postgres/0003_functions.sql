@@ -120,8 +120,8 @@ BEGIN
 END $$;
 
 -- What a reader that tails the journal must know, since a transaction may commit a lower position after a higher one:
--- the last position that was given out, and then, in this order, the transactions that write executions. Whoever takes a
--- position holds such a lock before that, and until its commit can be seen. A standby sees no locks of the others.
+-- the last position that was given out, and then, in this order, the transactions that write executions. A writer that
+-- takes a position holds such a lock before that, and until its commit can be seen. A standby sees no locks of the others.
 CREATE FUNCTION fsm.sample(OUT last bigint, OUT writers text[]) LANGUAGE plpgsql AS $$
 BEGIN
     IF pg_is_in_recovery() THEN

@@ -3,7 +3,7 @@
 --     SELECT fsm.grant_reader('dashboard');    reads everything, writes nothing
 --     SELECT fsm.grant_user('ada_role', 'ada') reads the executions of one user, whatever SQL it writes
 --     SELECT fsm.grant_user('chat')            the same, of the user that each session names: ?user_id=ada in the URL,
---                                              or SET agent_fsm.user_id = 'ada'; of nobody while none is named
+--                                              or SET agent_fsm.user_id = 'ada'; no rows while none is named
 -- A role that is bound to a user by name keeps to it: what its sessions set changes nothing.
 
 CREATE TABLE fsm.bound (

@@ -72,7 +72,7 @@ class Connections:
 
         Args:
             work: Asks one statement, which is a transaction of its own and may be repeated.
-            limit_s: How long to go on, in seconds; the place's `wait_s` if nothing is said.
+            limit_s: How long to go on, in seconds; defaults to the place's `wait_s`.
             lost: Called when a connection was lost in the middle: the statement may have been committed.
 
         Raises:

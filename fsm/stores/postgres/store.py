@@ -1,7 +1,7 @@
 """Executions in PostgreSQL, for any number of machines.
 
 A call is one statement, and a statement is one transaction. What must be decided between reading and writing is
-decided in the database (``0003_functions.sql``), so that a batch costs one round trip; what must hold, whoever writes,
+decided in the database (``0003_functions.sql``), so that a batch costs one round trip; what must hold for every writer,
 is its law (``0002_law.sql``).
 """
 
@@ -289,7 +289,7 @@ class PostgresStore:
     def _resolved(
         self, steps: Sequence[Step], outcomes: list[Receipt | Conflict | Barred]
     ) -> list[Receipt | Conflict | Barred]:
-        """Say of a batch that was sent twice what the first time came to.
+        """Return the outcome of the first time for a batch that was sent twice.
 
         A connection was lost before the answer came, and the batch was sent again. If the first one was committed,
         the second one met its own steps: each of those is in the journal, at its version, exactly as it was sent.
@@ -585,7 +585,7 @@ class PostgresStore:
     def breaker_swap(
         self, machine: str, expected_version: int, row: BreakerRow, entry: BreakerEntry | None
     ) -> bool:
-        """Write a row if nobody was faster."""
+        """Write a row if no other writer was faster."""
         probes = json.dumps(row.probes) if row.probes else None
         event, by, why = (None, None, None) if entry is None else (entry.event, entry.by, entry.why)
         at = row.changed_at if entry is None else entry.at

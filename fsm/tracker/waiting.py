@@ -7,7 +7,7 @@ of the same methods: `awaited` runs one that reads on a thread, and one that wri
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 from fsm.registry.command import Command, make_up, own
@@ -24,16 +24,16 @@ class Waiting(NamedTuple):
     """How one face waits.
 
     Attributes:
-        write: Commits a command, or what a function that reads the store makes of its arguments, and returns what
-            its last argument makes of the committed command.
+        write: Commits a command, or the one that a function returns which reads the store, and returns what its last
+            argument makes of the committed command.
         follow: Yields receipts as they are committed.
     """
 
-    write: Callable[[Registry, Command | Callable[[], Command], Finish], Any]
+    write: Callable[[Registry, Command | partial[Command], Finish], Any]
     follow: Callable[..., Any]
 
 
-def _write(registry: Registry, command: Command | Callable[[], Command], finish: Finish) -> Any:
+def _write(registry: Registry, command: Command | partial[Command], finish: Finish) -> Any:
     if not isinstance(command, Command):
         command = command()
     registry.committer.commit(command)
@@ -43,9 +43,9 @@ def _write(registry: Registry, command: Command | Callable[[], Command], finish:
     return made
 
 
-async def _write_on_loop(registry: Registry, command: Command | Callable[[], Command], finish: Finish) -> Any:
+async def _write_on_loop(registry: Registry, command: Command | partial[Command], finish: Finish) -> Any:
     if not isinstance(command, Command):
-        command = await registry.reader.call(command)
+        command = await _on_thread(registry, command.func, *command.args, **command.keywords)
     await registry.committer.commit_async(command)
     if command.error is not None:  # to say what it was the store may be asked
         return await registry.reader.call(finish, command)
@@ -57,6 +57,12 @@ async def _write_on_loop(registry: Registry, command: Command | Callable[[], Com
             make_up([command])
             raise
     return made
+
+
+async def _on_thread(registry: Registry, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function on a thread that may wait, with arguments that the caller can no longer change."""
+    owned: Any = {name: own(value) for name, value in kwargs.items()}
+    return await registry.reader.call(function, *args, **owned)
 
 
 ON_THREAD = Waiting(_write, stream.follow)
@@ -86,9 +92,8 @@ def awaited(
 
         @wraps(method)
         async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            given = {name: own(value) for name, value in kwargs.items()}  # they are read on another thread
             scope = self._scope
-            return cast("T", await scope._registry.reader.call(plain, scope, *args, **given))
+            return cast("T", await _on_thread(scope._registry, plain, scope, *args, **kwargs))
 
     return call
 

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ import fsm.stores.sqlite.pool as pool_module
 from fsm import BadPayload, FsmError, Reentered, StoreUnavailable, ids
 from fsm.concurrency.locks import Bell, Lock
 from fsm.registry.committer import Committer
+from fsm.registry.reader import Reader
 from fsm.stores.memory import MemoryStore
 from fsm.testing import ManualClock, fresh_tracker
 from fsm.tracker import process
@@ -704,8 +706,18 @@ def test_a_read_without_a_thread_says_so_at_once(url, monkeypatch):
 # --- payloads ---------------------------------------------------------------------------------------------------
 
 
-def test_a_payload_is_taken_when_it_is_handed_in(tracker):
-    """What a caller changes after its call has begun is neither in the journal nor in the record."""
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
+def test_a_payload_is_taken_when_it_is_handed_in(tracker, monkeypatch, late):
+    """A caller's change after its call has begun is not in the record, however late a thread reads the call."""
+    call = Reader.call
+
+    async def waits(self: Reader, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return await call(self, function, *args, **kwargs)
+
+    if late:
+        monkeypatch.setattr(Reader, "call", waits)
 
     async def main() -> None:
         data: dict[str, Any] = {"n": [1]}

@@ -14,8 +14,10 @@ import typer
 
 from fsm.cli.common import FOUND, fail, out, print_json, store_url, teaching
 from fsm.cli.options import JsonOption, located
+from fsm.core.decide import create, decide
 from fsm.core.journal import fold, record_of
 from fsm.core.records import CANCEL_CHILDREN, Identity, Receipt, Snapshot, Step
+from fsm.core.request import Request
 from fsm.lifecycles.execution import EXECUTION
 from fsm.machine.machine import Machine
 from fsm.stores import Order, Query, Store, open_store
@@ -161,21 +163,18 @@ class Copy:
             born = identity._replace(
                 id=parent_id, parent_id=None, key=None, machine=EXECUTION.content_hash, agent=STAND_IN
             )
-            initial = Snapshot(
-                born, EXECUTION.initial, 0, born.created_at, born.created_at, None, None, 0, None, 0, (), 0, None,
-                None, None, None, born.born_at,
-            )  # fmt: skip
-            self._target.append([Step(initial, None, "create", None, None, ())])
+            step = create(EXECUTION, born)
+            # It waits for its children's copies, and for no deadline.
+            self._target.append([step._replace(after=step.after._replace(due_at=None, due_kind=None))])
 
     def _dismiss(self) -> None:
         """Delete what stood in, as its original was: its id is not born again there either."""
         while page := self._target.find(Query(agent=STAND_IN, limit=PAGE)):
-            steps = [
-                Step(one._replace(state="cancelled", version=1), one.state, "cancel", None, None, (), one)
-                for one in page
-                if one.version == 0
+            ends = [
+                decide(EXECUTION, one, Request("cancel", one.updated_at)) for one in page if one.version == 0
             ]
-            self._target.append(steps)
+            # Its children are copies, and stay as they are: nothing cancels them.
+            self._target.append([end._replace(effects=()) for end in ends if isinstance(end, Step)])
             if not self._target.forget([one.identity.id for one in page]):
                 fail(f"{page[0].identity.id} cannot be deleted in the target")
 

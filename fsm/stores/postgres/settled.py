@@ -1,9 +1,9 @@
 """Up to where the journal is settled: no transaction under way can still put a row before that position.
 
 Positions are taken from a sequence and do not ascend in the order of the commits, so a reader that goes on after the
-highest position it has seen would lose rows. A writer that takes a position holds a lock on the table that it writes to,
-from before that until its commit can be seen. So all positions that were given out by some moment are settled once every
-transaction that held such a lock at that moment is over (``fsm.sample`` in 0003_functions.sql).
+highest position it has seen would lose rows. A writer that takes a position holds a lock on the table that it writes
+to, from before that until its commit can be seen. So all positions that were given out by some moment are settled
+once every transaction that held such a lock at that moment is over (``fsm.sample`` in 0003_functions.sql).
 
 The transaction ids of snapshots would not do: a snapshot's `xmax` is one more than the last id that is over, so that a
 writer under way may have a greater one, and any transaction of any database on the server holds `xmin` back

@@ -64,11 +64,13 @@ def demo_command(
     tracker = open_tracker(store)
     begin, first = tracker.position(), ids_made.execution_id()
     from fsm.cli.show import Show  # noqa: PLC0415 - it brings the engine along
+    from fsm.cli.terminated import ended_by_sigterm  # noqa: PLC0415 - as above
 
     logging.getLogger("fsm").addHandler(logging.NullHandler())
     show = Show(tracker, seconds, seed)
     try:
-        asyncio.run(_with_picture(show) if out.is_terminal else show.run())
+        work = _with_picture(show) if out.is_terminal else show.run()
+        asyncio.run(ended_by_sigterm(show.engine, work))
     except KeyboardInterrupt:
         call_off(tracker, _mine(show, first))
         say_stopped(_mine(show, first))

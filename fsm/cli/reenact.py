@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, cast
 
+from fsm.cli.terminated import ended_by_sigterm
 from fsm.clock import Clock, SystemClock
 from fsm.engine import Engine, Slots
 from fsm.replay.agents import MAX_AT_ONCE, Pace, Played, play
@@ -95,4 +96,5 @@ class Stage:
             sweep_every_s=None,
         )
         with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
-            return runner.run(play(engine, trajectories, at_once=at_once, pace=pace, **options))
+            work = play(engine, trajectories, at_once=at_once, pace=pace, **options)
+            return runner.run(ended_by_sigterm(engine, work))

@@ -430,6 +430,20 @@ def test_a_replay_that_is_stopped_says_what_became_of_it(way, started, tmp_path)
     check_stopped(err, tmp_path)
 
 
+def test_a_demo_that_is_terminated_leaves_nothing_open(started, tmp_path):
+    """SIGTERM in the middle of a demo ends its agents through the table; then it ends the process as it always does."""
+    process = started("demo", "--seconds", "8")
+    path = tmp_path / "fsm.db"
+    until(path.exists)
+    with fresh_tracker(f"sqlite:///{path}") as tracker:
+        until(lambda: tracker.position() > 60)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert "Traceback" not in err
+        assert process.returncode == -signal.SIGTERM
+        assert [one.state for one in tracker.find(limit=1000) if not one.ended] == []
+
+
 def test_watch_and_sweep_leave_with_ctrl_c(started, tmp_path):
     """Ctrl-C is how a person leaves fsm watch and fsm sweep: exit code 0, nothing in the way."""
     with fresh_tracker(f"sqlite:///{tmp_path}/fsm.db") as tracker:

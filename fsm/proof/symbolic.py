@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 from fsm.errors import ConfigurationError, FsmError
@@ -89,9 +88,10 @@ class World:
             UnknownWord: A row assigns what the vocabulary does not have.
         """
         try:
-            self.z3: Any = import_module("z3")  # here, since no other command has a use for it
+            import z3  # noqa: PLC0415 - here, since no other command has a use for it
         except ImportError:
             raise ConfigurationError("a proof needs z3: pip install 'agent-fsm[prove]'") from None
+        self.z3: Any = z3
         self.machine = machine
         self.vocabulary = vocabulary
         self.index = {state.name: number for number, state in enumerate(machine.states)}

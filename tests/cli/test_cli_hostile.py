@@ -442,7 +442,7 @@ def test_a_demo_that_is_terminated_leaves_nothing_running(started, tmp_path):
         assert "Traceback" not in err
         assert process.returncode == -signal.SIGTERM
         left = [one for one in tracker.find(limit=1000) if not one.ended]
-        assert [one for one in left if one.owner is not None or one.category != "pending"] == []
+        assert [one for one in left if one.owner is not None] == []
 
 
 def test_watch_and_sweep_leave_with_ctrl_c(started, tmp_path):
